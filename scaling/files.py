@@ -1,0 +1,39 @@
+"""Files that are whole or not there."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from scaling.errors import UserError
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Writes a temporary neighbour, then renames it: readers see the old file or the new one.
+
+    Raises:
+        UserError: if the file cannot be written (a full disk, a folder without permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.replace(path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({e.strerror}); free space or choose another folder"
+        ) from e
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The file's value, or None if there is no such file; raises UserError if it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        raise UserError(f"{path}: is not JSON ({e}); delete it or choose another folder") from None
