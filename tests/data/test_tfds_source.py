@@ -1,0 +1,150 @@
+"""TFDS sets: mocks of cifar10 and imagenet2012, and a small set written to and read from disk."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
+
+from scaling.data import Data, eval_batches, info, open_source, train_batches
+from scaling.errors import UserError
+
+CIFAR = Data(name="tfds", builder="cifar10", batch_size=8, augment=("pad_crop", "flip"))
+IMAGENET = Data(
+    name="tfds",
+    builder="imagenet2012",
+    batch_size=8,
+    image_size=16,
+    augment=("random_resized_crop", "flip"),
+    eval_transforms=("center_crop",),
+)
+
+
+def sharding() -> NamedSharding:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+@pytest.mark.parametrize(
+    ("data", "classes", "shape"), [(CIFAR, 10, (32, 32, 3)), (IMAGENET, 1000, (16, 16, 3))]
+)
+def test_mocked_sets_train_and_evaluate(data: Data, classes: int, shape: tuple[int, int, int]) -> None:
+    with tfds.testing.mock_data(num_examples=11):
+        found = info(data)
+        assert (found.name, found.num_classes) == (data.builder, classes)
+        assert (found.image_shape, found.train_examples) == (shape, 11)
+        stream = train_batches(data, 0, 0, sharding())
+        for _ in range(2):
+            batch = next(stream)
+            assert batch["image"].shape == (8, *shape)
+            assert batch["image"].dtype == np.uint8
+            assert batch["label"].dtype == np.int32
+        batches = list(eval_batches(data, "validation", 8, sharding()))
+    assert [batch["image"].shape for batch in batches] == [(8, *shape)] * 2
+    assert sum(float(batch["mask"].sum()) for batch in batches) == 11
+
+
+def test_no_tensorflow() -> None:
+    code = (
+        "import sys, numpy as np, tensorflow_datasets as tfds\n"
+        "from scaling.data import Data, open_source\n"
+        "with tfds.testing.mock_data(num_examples=2):\n"
+        "    source = open_source(Data(name='tfds', builder='cifar10'), 'train')\n"
+        "    source.read(np.array([1, 0])), source[0]\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_images_of_many_sizes_need_a_size() -> None:
+    data = Data(name="tfds", builder="imagenet2012", batch_size=8)
+    with tfds.testing.mock_data(num_examples=3):
+        for use in (
+            lambda: info(data),
+            lambda: train_batches(data, 0, 0, sharding()),
+            lambda: eval_batches(data, "validation", 8, sharding()),
+        ):
+            with pytest.raises(UserError, match="image_size=None: images of imagenet2012 differ in size"):
+                use()
+
+
+class ScalingTestSquares(tfds.core.GeneratorBasedBuilder):
+    """Squares of one shade, which is the index; PNG bytes, which TFDS stores without TensorFlow."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> Any:
+        features = {
+            "image": tfds.features.Image(shape=(8, 8, 3)),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: Any) -> Any:
+        return {"train": self._generate_examples(7)}
+
+    def _generate_examples(self, count: int) -> Iterator[Any]:
+        for index in range(count):
+            file = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(file, "PNG")
+            yield index, {"image": file.getvalue(), "label": index % 3}
+
+
+class ScalingTestNoLabel(ScalingTestSquares):
+    def _info(self) -> Any:
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(8, 8, 3))})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    tfds.builder("scaling_test_squares", data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_a_set_on_disk(prepared: str) -> None:
+    data = Data(name="tfds", builder="scaling_test_squares", data_dir=prepared)
+    assert info(data).train_examples == 7
+    source = open_source(data, "train")
+    images, labels = source.read(np.array([5, 0, 6]))
+    shades = [int(image[0, 0, 0]) for image in images]
+    assert [shade % 3 for shade in shades] == labels.tolist()
+    assert source[5]["image"][0, 0, 0] == shades[0]
+    assert len(open_source(data, "train[:3]")) == 3
+    with pytest.raises(UserError, match=r"split 'test' of scaling_test_squares: .*'train'"):
+        open_source(data, "test")
+    with pytest.raises(UserError, match=r"split 'train\[:0\]' of scaling_test_squares: "):
+        open_source(data, "train[:0]")
+
+
+def test_a_set_that_is_not_prepared(tmp_path: Path) -> None:
+    data = Data(name="tfds", builder="cifar10", data_dir=str(tmp_path))
+    command = f"`tfds build cifar10 --file_format=array_record --data_dir={tmp_path}`"
+    with pytest.raises(UserError) as error:
+        info(data)
+    assert command in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        ("cifra10", "builder='cifra10': TFDS cannot make it"),
+        ("cifar10/none", "builder='cifar10/none': TFDS cannot make it"),
+        ("scaling_test_no_label", "feature `label`"),
+        ("anli", "feature `image`"),
+    ],
+)
+def test_sets_that_will_not_do(builder: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        info(Data(name="tfds", builder=builder, data_dir=str(tmp_path)))
+    assert "\n" not in str(error.value)
