@@ -1,0 +1,67 @@
+"""What an objective is: a loss with exact metrics, and nothing about devices, data or optimisers."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Params = Any  # a pytree of float32 arrays
+Batch = Mapping[str, jax.Array]  # arrays [B, ...]; evaluation adds "mask" [B], 1 for a real example
+
+
+@flax.struct.dataclass
+class Extras:
+    """Everything a loss may read that the optimiser does not train."""
+
+    collections: Mapping[str, Any] = flax.struct.field(default_factory=dict)  # BatchNorm statistics
+    frozen: Mapping[str, Any] = flax.struct.field(default_factory=dict)  # helper networks' variables
+    ema: Mapping[str, Any] = flax.struct.field(default_factory=dict)
+    scalars: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)  # what sweeps vary
+
+
+@flax.struct.dataclass
+class Loss:
+    """A value to minimise, and metrics as sums with counts so that masks and shards stay exact."""
+
+    value: jax.Array  # []
+    sums: Mapping[str, jax.Array]
+    counts: Mapping[str, jax.Array]
+    collections: Mapping[str, Any] = flax.struct.field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """A task: how to make the variables, and what to minimise."""
+
+    def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
+        """Variables ({"params": ..., other collections}) for a batch of these shapes."""
+        ...
+
+    def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss: ...
+
+
+def stream(rng: jax.Array, purpose: str) -> jax.Array:
+    """The key for one purpose: every draw is a function of (seed, step, what it is for)."""
+    return jax.random.fold_in(rng, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+
+
+def scaled(image: jax.Array) -> jax.Array:
+    """Model input [B, H, W, C] float32: uint8 pixels as image / 127.5 - 1; floats (latents) unchanged."""
+    if image.dtype == jnp.uint8:
+        return image.astype(jnp.float32) / 127.5 - 1.0
+    return image.astype(jnp.float32)
+
+
+def summarise(values: Mapping[str, jax.Array], batch: Batch, collections: Mapping[str, Any]) -> Loss:
+    """A `Loss` from values [B] for each example, one of them "loss"; masked examples weigh nothing.
+
+    The value is the mean of "loss" over the real examples, 0 if there are none.
+    """
+    mask = batch.get("mask")
+    real = jnp.ones(values["loss"].shape, bool) if mask is None else mask > 0
+    count = real.sum().astype(jnp.float32)
+    sums = {name: jnp.where(real, value, 0.0).sum() for name, value in values.items()}
+    counts = dict.fromkeys(sums, count)
+    return Loss(sums["loss"] / jnp.maximum(count, 1.0), sums, counts, collections)

@@ -1,0 +1,189 @@
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.sharding import NamedSharding, PartitionSpec
+
+from scaling.errors import UserError
+from scaling.objectives import make
+from scaling.objectives.base import Extras, Loss
+from scaling.objectives.classification import Classification
+
+
+class Linear(nn.Module):
+    num_classes: int = 10
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.stem = nn.Dense(6, dtype=self.dtype)
+        self.head = nn.Dense(self.num_classes, dtype=self.dtype)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return self.head(self.features(x))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(self.stem(x.reshape(x.shape[0], -1)))
+
+
+class Normed(nn.Module):
+    """With a collection that training updates, and dropout."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=not train, use_fast_variance=False)(x.reshape(x.shape[0], -1))
+        return nn.Dense(10)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def _batch(size: int = 16, classes: int = 10) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, size=(size, 4, 4, 1)), jnp.uint8),
+        "label": jnp.asarray(rng.integers(0, classes, size=size), jnp.int32),
+    }
+
+
+KEY = jax.random.key(7)
+
+
+def _loss(
+    task: Classification, batch: dict[str, jax.Array], train: bool = True, rng: jax.Array = KEY
+) -> Loss:
+    params = task.init(jax.random.key(0), batch)["params"]
+    return task.loss(params, Extras(), batch, rng, train)
+
+
+def _logits(batch: dict[str, jax.Array], image: np.ndarray | None = None) -> np.ndarray:
+    params = Classification(Linear()).init(jax.random.key(0), batch)["params"]
+    x = np.asarray(batch["image"], np.float32) / 127.5 - 1.0 if image is None else image
+    return np.asarray(Linear().apply({"params": params}, jnp.asarray(x, jnp.float32)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_torchs_cross_entropy(smoothing: float) -> None:
+    batch = _batch()
+    logits, labels = (
+        torch.from_numpy(_logits(batch).copy()),
+        torch.from_numpy(np.array(batch["label"])).long(),
+    )
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing).item()
+    found = _loss(Classification(Linear(), label_smoothing=smoothing), batch)
+    assert found.value == pytest.approx(expected, rel=1e-5)
+    assert found.sums["loss"] / found.counts["loss"] == pytest.approx(expected, rel=1e-5)
+    top5 = (torch.topk(logits, 5).indices == labels[:, None]).any(dim=1).sum().item()
+    assert found.sums["top5"] == top5
+    assert found.sums["top1"] == (logits.argmax(dim=1) == labels).sum().item()
+    assert set(found.sums) == set(found.counts) == {"loss", "top1", "top5"}
+
+
+def test_evaluation_has_neither_smoothing_nor_mixup() -> None:
+    batch = _batch()
+    plain = _loss(Classification(Linear()), batch, train=False)
+    task = Classification(Linear(), label_smoothing=0.3, mixup=1.0)
+    assert _loss(task, batch, train=False).value == plain.value
+    assert _loss(task, batch, train=True).value != plain.value
+
+
+def test_mixup_mixes_images_and_labels_by_one_share() -> None:
+    batch = _batch()
+    found = float(_loss(Classification(Linear(), mixup=0.5), batch).value)
+    x, onehot = np.asarray(batch["image"], np.float64) / 127.5 - 1.0, np.eye(10)[np.asarray(batch["label"])]
+
+    def mixed(share: float) -> float:
+        logits = _logits(batch, share * x + (1 - share) * np.roll(x, 1, axis=0)).astype(np.float64)
+        targets = share * onehot + (1 - share) * np.roll(onehot, 1, axis=0)
+        return float(
+            -(targets * (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))).sum(axis=1).mean()
+        )
+
+    shares = np.linspace(0.0, 1.0, 201)
+    assert np.abs(np.array([mixed(share) for share in shares]) - found).min() < 2e-3
+    assert found != _loss(Classification(Linear(), mixup=0.5), batch, rng=jax.random.key(8)).value
+
+
+def test_a_padded_and_masked_batch_counts_as_the_real_examples() -> None:
+    batch = _batch(12)
+    padded = {
+        "image": jnp.concatenate([batch["image"], jnp.full((4, 4, 4, 1), 255, jnp.uint8)]),
+        "label": jnp.concatenate([batch["label"], jnp.zeros((4,), jnp.int32)]),
+        "mask": jnp.array([1.0] * 12 + [0.0] * 4),
+    }
+    whole, masked = (_loss(Classification(Linear()), b, train=False) for b in (batch, padded))
+    assert masked.value == pytest.approx(float(whole.value), rel=1e-6)
+    for name in whole.sums:
+        assert masked.sums[name] == pytest.approx(float(whole.sums[name]), rel=1e-6)
+        assert masked.counts[name] == 12.0
+    nothing = _loss(Classification(Linear()), {**padded, "mask": jnp.zeros((16,))}, train=False)
+    assert nothing.value == 0.0 and nothing.counts["loss"] == 0.0
+
+
+def test_collections_are_updated_in_training_only() -> None:
+    task, batch = Classification(Normed()), _batch()
+    variables = dict(task.init(jax.random.key(0), batch))
+    params = variables.pop("params")
+    assert set(variables) == {"batch_stats"}
+    extras = Extras(collections=variables)
+    before = variables["batch_stats"]["BatchNorm_0"]["mean"]
+    trained = task.loss(params, extras, batch, KEY, train=True)
+    assert jnp.abs(trained.collections["batch_stats"]["BatchNorm_0"]["mean"] - before).max() > 0.0
+    evaluated = task.loss(params, extras, batch, KEY, train=False)
+    assert (evaluated.collections["batch_stats"]["BatchNorm_0"]["mean"] == before).all()
+    assert trained.value == task.loss(params, extras, batch, KEY, train=True).value
+    assert trained.value != task.loss(params, extras, batch, jax.random.key(8), train=True).value  # dropout
+
+
+def test_eight_devices_give_the_loss_and_the_gradient_of_one() -> None:
+    task, batch = Classification(Normed()), _batch()
+    variables = dict(task.init(jax.random.key(0), batch))
+    params, extras = variables.pop("params"), Extras(collections=variables)
+
+    @jax.jit
+    def value_and_grad(params: Any, batch: dict[str, jax.Array]) -> Any:
+        return jax.value_and_grad(lambda p: task.loss(p, extras, batch, KEY, True).value)(params)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    one = value_and_grad(params, batch)
+    eight = value_and_grad(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), sharded)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, eight)
+
+
+def test_bfloat16_logits_give_a_float32_loss() -> None:
+    found = _loss(Classification(Linear(dtype=jnp.bfloat16)), _batch())
+    assert found.value.dtype == jnp.float32
+    assert found.value == pytest.approx(float(_loss(Classification(Linear()), _batch()).value), rel=0.02)
+
+
+def test_features_are_the_models_of_scaled_images() -> None:
+    task, batch = Classification(Linear()), _batch(3)
+    params = task.init(jax.random.key(0), batch)["params"]
+    found = task.features(params, Extras(), batch)
+    scaled = {"image": jnp.asarray(np.asarray(batch["image"], np.float32) / 127.5 - 1.0)}
+    assert found.shape == (3, 6) and found.dtype == jnp.float32
+    np.testing.assert_allclose(found, task.features(params, Extras(), scaled), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 1.0}, r"^label_smoothing=1.0: must be in \[0, 1\)$"),
+        ({"mixup": -0.1}, r"^mixup=-0.1: "),
+        (
+            {"smoothing": 0.1},
+            r"^smoothing=0.1: not an option of classification, which has label_smoothing, mixup$",
+        ),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make("classification", Linear(), **options)
+
+
+def test_unknown_objectives_are_named() -> None:
+    with pytest.raises(
+        UserError, match=r"^objective='regression': must be one of classification, diffusion$"
+    ):
+        make("regression", Linear())
