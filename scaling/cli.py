@@ -1,0 +1,178 @@
+"""The `scaling` command: verbs, and nothing else. Heavy imports wait until a verb runs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scaling import __version__
+from scaling.errors import UserError
+
+OVERRIDES = "--config.KEY=VALUE overrides any key of the config, e.g. --config.optimizer.learning_rate=3e-4"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code: 0 done, 1 some runs failed, 2 bad input, 128 + n on signal n."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, overrides = _split(arguments)
+    options = _parser().parse_args(arguments)
+    if overrides and "config" not in vars(options):
+        _parser().error(f"--config.{overrides[0]}: {options.verb} takes no config")
+    try:
+        return options.run(options, overrides) or 0
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments, and the overrides ("a.b=1") among them, given as --config.a.b=1 or --config.a.b 1."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    waiting = iter(arguments)
+    for word in waiting:
+        if not word.startswith("--config."):
+            rest.append(word)
+        elif "=" in word:
+            overrides.append(word.removeprefix("--config."))
+        else:
+            overrides.append(f"{word.removeprefix('--config.')}={next(waiting, '')}")
+    return rest, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scaling",
+        description="Scaling studies of vision models: train, sample, measure, sweep, and fit laws.",
+        epilog="Each verb has its own --help. To begin: scaling sweep experiments/mnist_dit --workdir runs/a",
+    )
+    parser.add_argument("--version", action="version", version=f"scaling {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, words: str, example: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name, help=words, description=words, epilog=f"Example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        added.set_defaults(run=run)
+        return added
+
+    one = verb(
+        "train", _train, "Train one run, or resume it: the same command goes on from the newest checkpoint.",
+        f"scaling train --config=configs/mnist_dit.py:F/7 --workdir=runs/f7\n\n{OVERRIDES}",
+    )  # fmt: skip
+    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="the run's config file")
+    one.add_argument("--workdir", required=True, type=Path, help="the run folder: made, or resumed")
+
+    one = verb(
+        "evaluate", _evaluate, "Measure a trained run with its config's evaluators.",
+        "scaling evaluate --run=runs/f7",
+    )  # fmt: skip
+    one.add_argument("--run", dest="folder", required=True, type=Path, help="the run folder")
+    one.add_argument("--json", action="store_true", help="print one JSON object")
+
+    one = verb(
+        "sample", _sample, "Generate images from a trained run. Fixed seeds give fixed images.",
+        "scaling sample --run=runs/f7 --out=grid.png --npz=samples.npz --samples=64",
+    )  # fmt: skip
+    one.add_argument("--run", dest="folder", required=True, type=Path, help="the run folder")
+    one.add_argument("--out", required=True, type=Path, help="the picture to write (PNG)")
+    one.add_argument("--npz", type=Path, help="also write the uint8 images [N, H, W, C] and their labels [N]")
+    one.add_argument("--samples", type=int, default=64, metavar="N", help="how many (default: 64)")
+    one.add_argument(
+        "--batch-size", type=int, default=64, help="images a call; changes no image (default: 64)"
+    )
+    one.add_argument("--seed", type=int, help="of the noise (default: the config's)")
+    one.add_argument("--steps", type=int, help="integration steps (default: the config's)")
+    one.add_argument("--guidance", type=float, help="scale; 1 is none (default: the config's)")
+
+    one = verb(
+        "sweep", _sweep, "Run a study: every run of its sweep, then the table, laws, charts and report.",
+        "scaling sweep experiments/mnist_dit --workdir=runs/mnist_dit --workers=2\n\n"
+        "Done runs are kept, broken ones resumed, failed ones listed (and the exit code is 1).\n" + OVERRIDES,
+    )  # fmt: skip
+    one.add_argument("study", type=Path, help="a folder with study.py, or the file")
+    one.add_argument("--workdir", required=True, type=Path, help="the study folder: made, or resumed")
+    one.add_argument("--workers", type=int, default=1, help="runs at a time on this machine (default: 1)")
+    one.set_defaults(config=None)
+
+    one = verb(
+        "report", _report, "Fit the laws and draw the charts and the page of a study, from its run folders.",
+        "scaling report runs/mnist_dit",
+    )  # fmt: skip
+    one.add_argument("workdir", type=Path, help="the study folder")
+
+    one = verb(
+        "models", _models, "List every registered model: tokens, params, gmacs, gflops, published figures.",
+        "scaling models --family=dit --json",
+    )  # fmt: skip
+    one.add_argument("--family", help="only this family")
+    one.add_argument("--json", action="store_true", help="print a list of objects")
+    return parser
+
+
+def _processes() -> None:
+    """Joins the other processes of the run, where the environment names them."""
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        import jax
+
+        jax.distributed.initialize(
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+        )
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from scaling.engine import config, train
+
+    cfg = config.load(options.config, overrides)
+    _processes()
+    try:
+        train.run(cfg, options.workdir)
+    except train.Interrupted as e:
+        print(f"interrupted by {e}: saved; the same command resumes", file=sys.stderr)
+        return 128 + e.signum
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
+    import json
+
+    from scaling.engine import measure
+
+    values = measure.evaluate(options.folder)
+    print(json.dumps(values) if options.json else "\n".join(f"{k} {v:.6g}" for k, v in values.items()))
+
+
+def _sample(options: argparse.Namespace, overrides: list[str]) -> None:
+    from scaling.engine import measure
+
+    chosen = {k: v for k in ("seed", "steps", "guidance") if (v := getattr(options, k)) is not None}
+    measure.sample(options.folder, options.out, options.npz, options.samples, options.batch_size, chosen)
+
+
+def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:
+    from scaling.study import launch
+
+    return launch.sweep(options.study, options.workdir, options.workers, overrides)
+
+
+def _report(options: argparse.Namespace, overrides: list[str]) -> None:
+    from scaling.study import report
+
+    page = report.report(options.workdir)
+    print(report.summary_table(options.workdir))
+    print(f"report: {page}")
+
+
+def _models(options: argparse.Namespace, overrides: list[str]) -> None:
+    import json
+
+    from scaling.models import table
+
+    rows = table.rows(options.family)
+    print(json.dumps(rows, indent=1) if options.json else table.text(rows))

@@ -1,0 +1,136 @@
+"""From a checked config to the things a run is made of, before any array exists."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scaling import data, flops, models, objectives
+from scaling.engine import sharding
+from scaling.engine.config import Config, duration
+from scaling.errors import UserError
+from scaling.objectives.base import Extras, Objective
+
+
+@dataclass(frozen=True)
+class Built:
+    """A run, ready to be initialised: what to train, on what, over which devices, for how long."""
+
+    config: Config
+    mesh: jax.sharding.Mesh
+    info: data.Info
+    task: Objective
+
+    @property
+    def model(self) -> Any:
+        return self.task.model  # type: ignore[attr-defined]
+
+    def steps_of(self, text: str, key: str) -> int:
+        """A duration of this run in steps; percents are of the whole run."""
+        batch, epoch = self.config.data.batch_size, self.info.train_examples
+        return duration(text, key, batch, epoch, self.steps)
+
+    def due(self, text: str, key: str) -> Callable[[int], bool]:
+        """Whether a step is a multiple of the duration, or the last; "25 %" is four steps of any run."""
+        if text.strip().endswith("%"):
+            percent = float(text.strip().rstrip("% "))
+            times = int(100 / percent) if percent else 0
+            marks = {round(self.steps * percent / 100 * (i + 1)) for i in range(times)} | {self.steps}
+            return lambda step: step in marks
+        every = max(1, self.steps_of(text, key))
+        return lambda step: step == self.steps or (step > 0 and step % every == 0)
+
+    @cached_property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        config = self.config
+        steps = duration(config.train.duration, "duration", config.data.batch_size, self.info.train_examples)
+        if steps < 1:
+            raise UserError(f"train.duration={config.train.duration!r}: is less than one step")
+        return steps
+
+    def batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a batch of `size` examples: image uint8 [B, H, W, C], label int32 [B]."""
+        return {
+            "image": jax.ShapeDtypeStruct((size, *self.image_shape), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        }
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.info.image_shape
+
+
+def build(config: Config, devices: list[jax.Device] | None = None) -> Built:
+    """Builds and checks everything that can be checked before compilation.
+
+    Raises:
+        UserError: for a model that does not fit its data, a batch the mesh does not divide, and the like.
+    """
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.batch_sharding(mesh, config.data.batch_size, "data.batch_size")
+    info = data.info(config.data)
+    model = _model(config, info)
+    try:
+        task = objectives.make(config.objective.name, model, **config.objective.options)
+    except UserError as e:
+        raise UserError(f"objective.{e}") from None
+    built = Built(config, mesh, info, task)
+    jax.eval_shape(lambda: task.init(jax.random.key(0), _zeros(built.batch(1))))  # shapes that do not fit
+    built.steps_of(config.optimizer.warmup, "optimizer.warmup")
+    return built
+
+
+def _model(config: Config, info: data.Info) -> Any:
+    """The model, with the data's classes and resolution where the config leaves them open."""
+    family, options = models.MODELS[config.model.name], dict(config.model.options)
+    known = {f.name for f in dataclasses.fields(family.MODULE)}
+    for key, value in (("num_classes", info.num_classes), ("resolution", info.image_shape[:2])):
+        if key in known and key not in options:
+            options[key] = value
+    return models.make(config.model.name, config.model.variant, **options)
+
+
+def _zeros(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    return {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
+
+
+def init_variables(built: Built, key: jax.Array) -> Any:
+    """{"params": ..., other collections} of the task's model."""
+    return built.task.init(key, _zeros(built.batch(1)))
+
+
+def cost(built: Built) -> dict[str, float]:
+    """What one example and one step cost, counted on the plain form (no remat, scanned, float32).
+
+    `gmacs` is the forward pass of one example, counted from the objective's own loss; `train_flops_per_step`
+    is twice the multiply-adds of the gradient of the loss for one global batch.
+    """
+    plain = built.model.clone(remat="none", unroll=False, dtype="float32")
+    task: Any = dataclasses.replace(built.task, model=plain)  # type: ignore[type-var]
+    variables = jax.eval_shape(lambda: init_variables(built, jax.random.key(0)))
+    params = variables["params"]
+    extras = Extras(collections={k: v for k, v in variables.items() if k != "params"})
+
+    def loss(params: Any, extras: Extras, batch: Any, train: bool) -> jax.Array:
+        return task.loss(params, extras, batch, jax.random.key(0), train).value
+
+    forward = flops.macs(lambda p, b: loss(p, extras_zeros(extras), b, False), params, built.batch(1))
+    gradient = jax.grad(lambda p, b: loss(p, extras_zeros(extras), b, True))
+    step = flops.macs(gradient, params, built.batch(built.config.data.batch_size))
+    return {
+        "params": sum(int(x.size) for x in jax.tree.leaves(params)),
+        "gmacs": forward / 1e9,
+        "gflops": 2 * forward / 1e9,
+        "tokens": plain.tokens(built.image_shape),
+        "train_flops_per_step": 2 * step,
+    }
+
+
+def extras_zeros(extras: Extras) -> Extras:
+    """Concrete stand-ins, for tracing only."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), extras)

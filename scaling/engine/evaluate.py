@@ -1,0 +1,172 @@
+"""What a run measures: named evaluators, each exact, each with its own data and sampling."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from scaling import data
+from scaling.engine import features, sharding
+from scaling.engine.build import Built
+from scaling.engine.images import write_grid
+from scaling.errors import UserError
+from scaling.metrics import frechet
+from scaling.objectives.base import Extras, stream
+from scaling.objectives.diffusion import Diffusion
+from scaling.sampling import Sampling, make_sampler, to_uint8
+
+Pulse = Callable[[], None]  # called between batches; raises if the run was told to stop
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The objective's own metrics over every example of a split, each counted once."""
+
+    every: str = "25 %"
+    split: str = "test"
+    batch_size: int = 256
+
+    def needs(self) -> list[tuple[str, str]]:
+        return []
+
+    def check(self, name: str, built: Built) -> None:
+        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+
+    def run(
+        self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
+    ) -> dict[str, float]:
+        """{name_metric: value}, such as `val_top1`."""
+        place = sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        extras = Extras(collections=weights["collections"])
+        key = stream(jax.random.key(built.config.train.seed), "evaluate")
+
+        def one(params: Any, extras: Extras, batch: Any, index: jax.Array) -> tuple[Any, Any]:
+            result = built.task.loss(params, extras, batch, jax.random.fold_in(key, index), train=False)
+            return result.sums, result.counts
+
+        jitted = jax.jit(sharding.on(built.mesh, one))
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, float] = defaultdict(float)
+        batches = data.eval_batches(built.config.data, self.split, self.batch_size, place)
+        for i, batch in enumerate(batches):
+            pulse()
+            found = jax.device_get(jitted(weights["params"], extras, batch, jnp.asarray(i)))
+            for metric in found[0]:
+                sums[metric] += float(found[0][metric])
+                counts[metric] += float(found[1][metric])
+        return {f"{name}_{metric}": sums[metric] / counts[metric] for metric in sums}
+
+
+@dataclass(frozen=True)
+class Frechet:
+    """Fréchet distance between generated and real images, on features of a classifier trained here.
+
+    Named for the data (`fd_mnist`), beside the distance between two halves of the real split
+    (`fd_mnist_floor`). Classes are balanced: image i has label i modulo the number of classes.
+    """
+
+    classifier: str  # a run folder
+    classifier_config: str  # what to train there if it is empty
+    every: str = "25 %"
+    split: str = "train"
+    samples: int = 1000
+    batch_size: int = 250
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def needs(self) -> list[tuple[str, str]]:
+        return [(self.classifier_config, self.classifier)]
+
+    def check(self, name: str, built: Built) -> None:
+        task = _diffusion(name, built)
+        try:
+            frechet.require_samples(self.samples, features.load(self.classifier).dim)
+        except UserError as e:
+            raise UserError(f"evaluate.{name}.{e}") from None
+        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        _sampler(self.sampling, task, built)
+
+    def run(
+        self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
+    ) -> dict[str, float]:
+        """{"fd_<data>": distance, "fd_<data>_floor": distance}."""
+        classifier = features.load(self.classifier)
+        real = classifier.real(self.split)
+        made = frechet.GaussianStatistics(classifier.dim)
+        for batch in generate(built, weights, self.sampling, self.samples, self.batch_size):
+            pulse()
+            made.update(classifier(batch)[: self.samples - made.count])
+        metric = f"fd_{built.info.name}"
+        distance = frechet.frechet_distance(made.mean, made.covariance, real.mean, real.cov)
+        return {metric: distance, f"{metric}_floor": real.floor}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A picture of samples from fixed noise: the same noise in every run, so that runs compare."""
+
+    every: str = "25 %"
+    samples: int = 64
+    batch_size: int = 64
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def needs(self) -> list[tuple[str, str]]:
+        return []
+
+    def check(self, name: str, built: Built) -> None:
+        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        _sampler(self.sampling, _diffusion(name, built), built)
+
+    def run(
+        self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
+    ) -> dict[str, float]:
+        """Writes `samples/step_<step>.png`; measures nothing."""
+        made = []
+        for batch in generate(built, weights, self.sampling, self.samples, self.batch_size):
+            pulse()
+            made.append(np.asarray(batch))
+        if jax.process_index() == 0:
+            write_grid(folder / "samples" / f"step_{step:08d}.png", np.concatenate(made)[: self.samples])
+        return {}
+
+
+EVALUATORS: dict[str, Any] = {"metrics": Metrics, "frechet": Frechet, "grid": Grid}
+
+
+def _diffusion(name: str, built: Built) -> Diffusion:
+    if not isinstance(built.task, Diffusion):
+        raise UserError(
+            f"evaluate.{name}: generates images, which objective {built.config.objective.name} cannot"
+        )
+    return built.task
+
+
+def _sampler(options: Sampling, task: Diffusion, built: Built) -> Any:
+    return make_sampler(options, task, built.image_shape)
+
+
+def generate(
+    built: Built, weights: Mapping[str, Any], options: Sampling, samples: int, batch_size: int
+) -> Iterator[jax.Array]:
+    """Batches of uint8 images [batch_size, H, W, C], on every process; the last one may run over.
+
+    Image i depends only on (sampling seed, i), not on the batch size or the devices.
+    """
+    sampler = _sampler(options, _diffusion("sampling", built), built)
+    place = sharding.batch_sharding(built.mesh, batch_size, "batch_size")
+    whole = NamedSharding(built.mesh, PartitionSpec())
+    classes = built.info.num_classes
+
+    def one(params: Any, start: jax.Array) -> jax.Array:
+        indices = jax.lax.with_sharding_constraint(start + jnp.arange(batch_size, dtype=jnp.int32), place)
+        images = to_uint8(sampler(params, indices, indices % classes))
+        return jax.lax.with_sharding_constraint(images, whole)
+
+    jitted = jax.jit(sharding.on(built.mesh, one))
+    for start in range(0, samples, batch_size):
+        yield jitted(weights["params"], jnp.asarray(start, jnp.int32))

@@ -1,0 +1,112 @@
+"""Finished runs as tools: a classifier that the package trained, as the feature space of a distance."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from scaling import data
+from scaling.engine import build, config, sharding, state
+from scaling.engine.checkpoint import Checkpoints
+from scaling.errors import UserError
+from scaling.files import read_json, write_atomic
+from scaling.metrics import frechet
+from scaling.objectives.base import Extras
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run read back: what it was built from, and the weights to evaluate with."""
+
+    built: build.Built
+    weights: dict[str, Any]  # {"params", "collections"}
+    step: int
+
+
+def restore(folder: Path | str) -> Trained:
+    """The newest whole checkpoint of a run folder; raises UserError if there is none."""
+    described = read_json(Path(folder) / "config.json")
+    if described is None:
+        raise UserError(
+            f"run={folder}: no config.json there; give the folder of a run made by `scaling train`"
+        )
+    built = build.build(config.from_dict(described["config"]))
+    with Checkpoints(Path(folder) / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore(state.abstract(built))
+    if restored is None:
+        raise UserError(f"run={folder}: has no checkpoint yet; train it first")
+    return Trained(built, state.inference(restored[0]), restored[1])
+
+
+@dataclass(frozen=True)
+class Real:
+    """Gaussian statistics of real images' features, and the distance between two halves of them."""
+
+    mean: np.ndarray  # [D]
+    cov: np.ndarray  # [D, D]
+    floor: float
+
+
+class Features:
+    """The pooled features of a classifier, and what real data looks like through them."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.trained = restore(folder)
+        built = self.trained.built
+        if not hasattr(built.model, "features"):
+            raise UserError(
+                f"classifier={folder}: is a run of {built.config.model.name}, which has no features"
+            )
+        self.dim = int(built.model.width)
+        whole = NamedSharding(built.mesh, PartitionSpec())  # every process sees every row
+        self._apply = jax.jit(self._forward, out_shardings=whole)
+        self._gather = jax.jit(lambda x: x, out_shardings=whole)
+
+    def _forward(self, images: jax.Array) -> jax.Array:
+        weights, task = self.trained.weights, self.trained.built.task
+        extras = Extras(collections=weights["collections"])
+        return task.features(weights["params"], extras, {"image": images})  # type: ignore[attr-defined]
+
+    def __call__(self, images: jax.Array) -> np.ndarray:
+        """uint8 [N, H, W, C] -> float64 [N, D], the same on every process."""
+        return np.asarray(self._apply(images), np.float64)
+
+    def real(self, split: str) -> Real:
+        """Statistics of every example of a split; measured once and kept in the classifier's folder."""
+        path = self.folder / f"features_{split}.npz"
+        if path.exists():
+            with np.load(path) as kept:
+                return Real(kept["mean"], kept["cov"], float(kept["floor"]))
+        whole, *halves = (frechet.GaussianStatistics(self.dim) for _ in range(3))
+        coin = np.random.default_rng(0)  # splits may be in order of class, or take the classes in turn
+        for rows in self._split(split):
+            first = coin.random(len(rows)) < 0.5
+            for statistics, chosen in ((whole, rows), (halves[0], rows[first]), (halves[1], rows[~first])):
+                statistics.update(chosen)
+        floor = frechet.frechet_distance(*(x for h in halves for x in (h.mean, h.covariance)))
+        real = Real(whole.mean, whole.covariance, floor)
+        if jax.process_index() == 0:
+            buffer = io.BytesIO()
+            np.savez(buffer, mean=real.mean, cov=real.cov, floor=real.floor)
+            write_atomic(path, buffer.getvalue())
+        return real
+
+    def _split(self, split: str) -> Iterator[np.ndarray]:
+        built = self.trained.built
+        size = 256 * built.mesh.size
+        place = sharding.batch_sharding(built.mesh, size, "batch_size")
+        for batch in data.eval_batches(built.config.data, split, size, place):
+            yield self(batch["image"])[np.asarray(self._gather(batch["mask"])) > 0]
+
+
+@cache
+def load(folder: str) -> Features:
+    """The same classifier serves every evaluation of a process."""
+    return Features(folder)

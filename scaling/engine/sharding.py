@@ -1,0 +1,151 @@
+"""Where arrays live: one mesh, and path rules that cut parameters over it.
+
+A rule names, for a parameter path, which dimensions (counted from the end, so that the stacked layer
+dimension does not shift them) each mesh axis may cut, in order of preference. The first rule whose
+pattern matches wins. Axes that divide none of their dimensions leave the array whole along them.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from optax.tree_utils import tree_map_params
+
+from scaling.engine import config as configs
+from scaling.errors import UserError
+
+R = TypeVar("R")
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+SMALL = 64 * 1024  # bytes; an array below this is replicated
+
+# What a model calls its activations' dimensions -> mesh axes.
+ACTIVATIONS: tuple[tuple[str, Any], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("token", None),
+    ("embed", None),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Parameters whose path matches `pattern` may be cut along these dimensions."""
+
+    pattern: str
+    fsdp: tuple[int, ...] = ()
+    tensor: tuple[int, ...] = ()
+
+
+# A dense kernel is [..., in, out], an attention kernel [..., D, heads, width] or [..., heads, width, D].
+RULES: tuple[Rule, ...] = (
+    Rule(r"attention/(query|key|value)/kernel$", fsdp=(-3,), tensor=(-2,)),
+    Rule(r"attention/(query|key|value)/bias$", tensor=(-2,)),
+    Rule(r"attention/out/kernel$", fsdp=(-1,), tensor=(-3,)),
+    Rule(r"mlp/up/kernel$", fsdp=(-2,), tensor=(-1,)),
+    Rule(r"mlp/up/bias$", tensor=(-1,)),
+    Rule(r"mlp/down/kernel$", fsdp=(-1,), tensor=(-2,)),
+    Rule(r"embedding$", fsdp=(-2, -1), tensor=(-1,)),
+    Rule(r"kernel$", fsdp=(-1, -2), tensor=()),
+    Rule(r"(positions|token)$", fsdp=(-1,)),
+    Rule(r"(bias|scale)$"),
+)
+
+
+def make_mesh(options: configs.Mesh, devices: Iterable[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The (data, fsdp, tensor) mesh over all devices; one device is the 1 x 1 x 1 mesh."""
+    found = list(devices) if devices is not None else jax.devices()
+    sizes = [options.data, options.fsdp, options.tensor]
+    named = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and len(found) % named == 0:
+        sizes[sizes.index(-1)] = len(found) // named
+    if math.prod(sizes) != len(found):
+        raise UserError(
+            f"mesh.data={options.data}, mesh.fsdp={options.fsdp}, mesh.tensor={options.tensor}: "
+            f"must multiply to the {len(found)} devices (one may be -1)"
+        )
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=found)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int, key: str) -> NamedSharding:
+    """Batches are cut over data x fsdp; raises UserError (naming `key`) where that does not divide."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % ways:
+        raise UserError(f"{key}={batch_size}: must be a multiple of mesh data x fsdp = {ways}")
+    return NamedSharding(mesh, BATCH)
+
+
+def spec(path: str, shape: tuple[int, ...], itemsize: int, mesh: Mapping[str, int]) -> PartitionSpec:
+    """How the parameter at `path` is cut; `mesh` maps axis to size.
+
+    Raises:
+        UserError: if no rule matches the path.
+    """
+    rule = next((r for r in RULES if re.search(r.pattern, path)), None)
+    if rule is None:
+        raise UserError(f"parameter {path}: no sharding rule matches; add one to engine.sharding.RULES")
+    cut: list[str | None] = [None] * len(shape)
+    if math.prod(shape) * itemsize < SMALL:
+        return PartitionSpec()
+    for axis, dims in (("tensor", rule.tensor), ("fsdp", rule.fsdp)):
+        free = (d for d in dims if -d <= len(shape) and cut[d] is None and shape[d] % mesh[axis] == 0)
+        dim = next(free, None)
+        if dim is not None and mesh[axis] > 1:
+            cut[dim] = axis
+    return PartitionSpec(*cut)
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """A tree path as "blocks/attention/query/kernel"."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
+
+
+def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The same tree with a NamedSharding for each array (or ShapeDtypeStruct)."""
+    sizes = dict(mesh.shape)
+
+    def one(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec(path_of(keys), leaf.shape, leaf.dtype.itemsize, sizes))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def optimizer_shardings(tx: Any, opt_state: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The optimiser's state is cut as the parameters that it belongs to; counters are replicated."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return tree_map_params(tx, lambda _, s: s, opt_state, shardings, transform_non_params=lambda _: whole)
+
+
+def replicated(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
+
+
+def whole_arrays(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
+    """Large parameters that the mesh's fsdp or tensor axis should have cut and could not: for the log."""
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return []
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    large = [(path_of(k), v) for k, v in leaves if np.prod(v.shape) * v.dtype.itemsize >= SMALL]
+    sizes = dict(mesh.shape)
+    return [p for p, v in large if not any(spec(p, v.shape, v.dtype.itemsize, sizes))]
+
+
+def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
+    """`fn`, for `jax.jit`: traced where the models' logical names mean this mesh."""
+
+    @functools.wraps(fn)
+    def traced(*args: Any) -> R:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
+            return fn(*args)
+
+    return traced

@@ -1,0 +1,124 @@
+"""The training state, born sharded, and the one jitted step that moves it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax.core import unfreeze
+from jax.sharding import NamedSharding, PartitionSpec
+
+from scaling.engine import optimizer, sharding
+from scaling.engine.build import Built, init_variables
+from scaling.objectives.base import Extras, stream
+
+Step = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that training changes; all arrays float32 but the step and the optimiser's counter."""
+
+    step: jax.Array  # [] int32, updates taken
+    params: Any
+    collections: Any  # what is not trained, such as BatchNorm's statistics
+    opt_state: Any
+    ema: dict[str, Any]  # name -> {"params": ..., "collections": ...}, averaged alike
+
+
+def scalars(built: Built) -> dict[str, jax.Array]:
+    """The numbers that sweeps vary, as arguments of the step: runs that differ only here share its code."""
+    config = built.config
+    values: dict[str, jax.Array] = {
+        "seed": jnp.asarray(config.train.seed, jnp.int32),
+        "learning_rate": jnp.asarray(config.optimizer.learning_rate, jnp.float32),
+        "weight_decay": jnp.asarray(config.optimizer.weight_decay, jnp.float32),
+    }
+    if "label_dropout" in config.objective.options:
+        dropout = config.objective.options["label_dropout"]
+        values["label_dropout"] = jnp.asarray(dropout, jnp.float32)
+    return jax.device_put(values, NamedSharding(built.mesh, PartitionSpec()))
+
+
+def _init(built: Built, seed: jax.Array) -> State:
+    variables = unfreeze(init_variables(built, stream(jax.random.key(seed), "init")))
+    params = variables.pop("params")
+    averaged = {"params": params, "collections": variables}
+    options = built.config.optimizer
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        collections=variables,
+        opt_state=optimizer.transform(options).init(params),
+        ema={name: jax.tree.map(jnp.copy, averaged) for name in optimizer.ema_names(options)},
+    )
+
+
+def abstract(built: Built) -> State:
+    """The state's shapes, each with its sharding: what initialising and restoring fill in."""
+    shapes = jax.eval_shape(lambda: _init(built, jnp.zeros((), jnp.int32)))
+    placed = shardings(built, shapes)
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
+
+
+def shardings(built: Built, shapes: State) -> State:
+    """Where each array of the state lives: optimiser and averages as the parameters they belong to."""
+    mesh = built.mesh
+    params = sharding.param_shardings(shapes.params, mesh)
+    collections = sharding.replicated(shapes.collections, mesh)
+    tx = optimizer.transform(built.config.optimizer)
+    return State(
+        step=NamedSharding(mesh, PartitionSpec()),
+        params=params,
+        collections=collections,
+        opt_state=sharding.optimizer_shardings(tx, shapes.opt_state, params, mesh),
+        ema={name: {"params": params, "collections": collections} for name in shapes.ema},
+    )
+
+
+def init(built: Built) -> State:
+    """A fresh state, each device making only its own shards."""
+    placed = jax.tree.map(lambda s: s.sharding, abstract(built))
+    return jax.jit(lambda seed: _init(built, seed), out_shardings=placed)(scalars(built)["seed"])
+
+
+def make_step(built: Built) -> Step:
+    """`step(state, batch, scalars) -> (state, metrics)`: jitted, the state donated, averages inside.
+
+    Metrics are the objective's, over the global batch, with `loss`, `grad_norm` and `learning_rate`.
+    """
+    options, task = built.config.optimizer, built.task
+    warmup = built.steps_of(options.warmup, "optimizer.warmup")
+    update = optimizer.make_update(options, warmup, built.steps)
+    decays = optimizer.ema_names(options)
+
+    def step(
+        state: State, batch: Any, scalars: Mapping[str, jax.Array]
+    ) -> tuple[State, dict[str, jax.Array]]:
+        rng = jax.random.fold_in(stream(jax.random.key(scalars["seed"]), "step"), state.step)
+        extras = Extras(collections=state.collections, ema=state.ema, scalars=scalars)
+
+        def loss(params: Any) -> Any:
+            result = task.loss(params, extras, batch, rng, train=True)
+            return result.value, result
+
+        grads, result = jax.grad(loss, has_aux=True)(state.params)
+        params, opt_state, norm = update(grads, state.opt_state, state.params, state.step, scalars)
+        collections = {**state.collections, **result.collections}
+        new = {"params": params, "collections": collections}
+        ema = {name: optimizer.ema_update(state.ema[name], new, decay) for name, decay in decays.items()}
+        metrics = {name: result.sums[name] / result.counts[name] for name in result.sums}
+        metrics |= {"loss": result.value, "grad_norm": norm}
+        return State(state.step + 1, params, collections, opt_state, ema), metrics
+
+    placed = jax.tree.map(lambda s: s.sharding, abstract(built))
+    whole = NamedSharding(built.mesh, PartitionSpec())
+    return jax.jit(sharding.on(built.mesh, step), donate_argnums=0, out_shardings=(placed, whole))
+
+
+def inference(state: State) -> dict[str, Any]:
+    """{"params", "collections"} to evaluate with: the first average where there is one."""
+    for average in state.ema.values():
+        return average
+    return {"params": state.params, "collections": state.collections}

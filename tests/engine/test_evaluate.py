@@ -1,0 +1,150 @@
+"""Measuring: every example once, distances by their own name, the same images whatever the batch."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from scaling import data
+from scaling.engine import build, config, evaluate, features, measure, state, train
+from scaling.errors import UserError
+from scaling.sampling import Sampling
+
+Tiny = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A classifier's folder, and that of a diffusion run measured with it."""
+    root = Path(__file__).parents[1]
+    home = tmp_path_factory.mktemp("runs")
+    classifier, run = home / "classifier", home / "run"
+    source = home / "config.py"
+    source.write_text(
+        (root / "tiny_dit.py").read_text().replace(
+            'checkpoint=dict(every="4 steps"),',
+            f"""checkpoint=dict(every="12 steps"),
+            evaluate=dict(
+                fd=dict(kind="frechet", classifier={str(classifier)!r},
+                        classifier_config={str(root / "tiny_vit.py")!r}, every="6 steps", samples=160,
+                        batch_size=80, sampling=dict(integrator="euler", steps=2)),
+                grid=dict(kind="grid", every="100 %", samples=9, batch_size=16,
+                          sampling=dict(integrator="euler", steps=2)),
+            ),""",
+        )
+    )  # fmt: skip
+    train.run(config.load(str(source)), run)
+    return classifier, run
+
+
+def test_the_classifier_is_trained_once_and_the_distance_bears_the_datas_name(
+    folders: tuple[Path, Path],
+) -> None:
+    classifier, run = folders
+    assert features.restore(classifier).step == 8
+    events = [e for e in train.read_events(run) if e["event"] == "evaluate" and e["evaluator"] == "fd"]
+    assert [e["step"] for e in events] == [6, 12]
+    for event in events:
+        assert event["values"].keys() == {"fd_digits", "fd_digits_floor"}
+        assert event["values"]["fd_digits"] > event["values"]["fd_digits_floor"] > 0
+
+
+def test_the_real_statistics_are_those_of_every_example(folders: tuple[Path, Path]) -> None:
+    classifier, _ = folders
+    found = features.Features(classifier)
+    source = data.open_source(found.trained.built.config.data, "train")
+    images, _ = source.read(np.arange(len(source)))
+    rows = np.concatenate([found(np.asarray(images)[i : i + 500]) for i in range(0, len(source), 500)])
+    (classifier / "features_train.npz").unlink(missing_ok=True)
+    real = found.real("train")
+    np.testing.assert_allclose(real.mean, rows.mean(0), atol=1e-4)
+    np.testing.assert_allclose(real.cov, np.cov(rows.T), atol=1e-4)
+    again = features.Features(classifier).real("train")  # from the file that the first call left
+    np.testing.assert_array_equal(again.cov, real.cov)
+
+
+def test_too_few_samples_for_the_features_is_an_error(folders: tuple[Path, Path]) -> None:
+    classifier, run = folders
+    built = features.restore(run).built
+    few = evaluate.Frechet(str(classifier), "", samples=159)
+    with pytest.raises(UserError, match=r"evaluate\.fd\.samples=159: .* at least 160"):
+        few.check("fd", built)
+    with pytest.raises(UserError, match=r"evaluate\.fd\.batch_size=81"):
+        evaluate.Frechet(str(classifier), "", samples=160, batch_size=81).check("fd", built)
+
+
+def test_a_classifier_cannot_be_sampled(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"objective classification"):
+        measure.sample(folders[0], tmp_path / "grid.png", None, 4, 8, {})
+
+
+def test_accuracy_counts_every_example_once(tiny: Tiny) -> None:
+    """359 test digits in batches of 128: against one pass over the whole split by hand."""
+    built = build.build(config.load(tiny["vit"]))
+    weights = state.inference(state.init(built))
+    weights["params"]["head"]["kernel"] = jnp.ones_like(weights["params"]["head"]["kernel"]) * jnp.arange(
+        10.0
+    )
+    source = data.open_source(built.config.data, "test")
+    images, labels = source.read(np.arange(len(source)))
+    x = jnp.asarray(images, jnp.float32) / 127.5 - 1
+    logits = built.model.apply({"params": weights["params"]}, x)
+    found = evaluate.Metrics(batch_size=128).run("val", built, weights, Path(), 0, lambda: None)
+    assert found["val_top1"] == pytest.approx(float(np.mean(np.argmax(logits, -1) == labels)), abs=1e-6)
+    order = np.argsort(-np.asarray(logits), axis=-1)[:, :5]
+    assert found["val_top5"] == pytest.approx(float(np.mean((order == labels[:, None]).any(-1))), abs=1e-6)
+    log_p = jax.nn.log_softmax(logits)[np.arange(len(labels)), labels]
+    assert found["val_loss"] == pytest.approx(float(-log_p.mean()), rel=1e-5)
+
+
+def test_samples_are_fixed_by_the_seed_whatever_the_batch(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run = folders
+    made = {}
+    for name, batch, options in (
+        ("a", 8, {}),
+        ("b", 24, {}),
+        ("c", 8, {"seed": 1}),
+        ("d", 8, {"guidance": 3.0}),
+    ):
+        measure.sample(run, tmp_path / f"{name}.png", tmp_path / f"{name}.npz", 20, batch, options)
+        with np.load(tmp_path / f"{name}.npz") as arrays:
+            made[name] = arrays["images"].astype(int)
+            assert arrays["images"].dtype == np.uint8 and arrays["images"].shape == (20, 8, 8, 1)
+            np.testing.assert_array_equal(arrays["labels"], np.arange(20) % 10)
+    assert abs(made["a"] - made["b"]).max() <= 1  # float sums may round to the next integer
+    assert (made["a"] != made["c"]).mean() > 0.5
+    assert (made["a"] != made["d"]).any()
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == "L" and picture.size == (2 + 5 * 10, 2 + 4 * 10)
+
+
+def test_the_grid_is_the_first_samples(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run = folders
+    measure.sample(run, tmp_path / "again.png", None, 9, 8, {})
+    with Image.open(run / "samples/step_00000012.png") as a, Image.open(tmp_path / "again.png") as b:
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+
+
+def test_evaluate_gives_what_training_logged(folders: tuple[Path, Path]) -> None:
+    _, run = folders
+    logged = {}
+    for event in train.read_events(run):
+        if event["event"] == "evaluate":
+            logged |= event["values"]
+    assert measure.evaluate(run) == pytest.approx(logged, rel=1e-3)
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run=.*: no config\.json there"):
+        measure.evaluate(tmp_path)
+
+
+def test_sampling_options_are_checked(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sampling\.steps=0"):
+        measure.sample(folders[1], tmp_path / "a.png", None, 4, 8, {"steps": 0})
+    with pytest.raises(UserError, match=r"samples=0"):
+        measure.sample(folders[1], tmp_path / "a.png", None, 0, 8, {})
+    assert Sampling(integrator="euler", steps=2) == features.restore(folders[1]).built.config.sampling

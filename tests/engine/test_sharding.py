@@ -1,0 +1,193 @@
+"""Arrays over a mesh: rules that cover everything, and the same numbers on any mesh."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from scaling import data, models
+from scaling.engine import build, config, sharding, state
+from scaling.errors import UserError
+
+Tiny = dict[str, str]
+MESHES = ["data=8", "fsdp=8", "fsdp=4 tensor=2", "data=2 fsdp=2 tensor=2"]
+
+
+def mesh_overrides(text: str) -> list[str]:
+    sizes = {"data": "1", "fsdp": "1", "tensor": "1"} | dict(pair.split("=") for pair in text.split())
+    return [f"mesh.{axis}={size}" for axis, size in sizes.items()]
+
+
+def params_of(family: str, variant: str, **options: Any) -> dict[str, Any]:
+    model = models.make(family, variant, **options)
+    inputs = models.inputs(family, variant, **options)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), **inputs)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes["params"])
+    return {sharding.path_of(keys): leaf for keys, leaf in leaves}
+
+
+REGISTERED = [(f, v, o) for f, m in models.MODELS.items() for v, o in m.VARIANTS]
+
+
+@pytest.fixture(scope="module")
+def every_parameter() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for family, variant, options in REGISTERED:
+        found |= {f"{family}:{p}": s for p, s in params_of(family, variant, **options).items()}
+    return found
+
+
+def test_every_parameter_has_a_rule_and_every_rule_a_parameter(every_parameter: dict[str, Any]) -> None:
+    used = set()
+    for path in every_parameter:
+        rule = next((r for r in sharding.RULES if re.search(r.pattern, path)), None)
+        assert rule is not None, path
+        used.add(rule.pattern)
+    assert used == {r.pattern for r in sharding.RULES}
+
+
+def test_a_parameter_without_a_rule_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"parameter mystery/weights: no sharding rule"):
+        sharding.spec("mystery/weights", (4096, 4096), 4, {"data": 1, "fsdp": 8, "tensor": 1})
+
+
+def test_how_large_parameters_are_cut() -> None:
+    mesh = {"data": 1, "fsdp": 4, "tensor": 2}
+
+    def spec(path: str, *shape: int) -> P:
+        return sharding.spec(path, shape, 4, mesh)
+
+    assert spec("blocks/attention/query/kernel", 28, 1152, 16, 72) == P(None, "fsdp", "tensor", None)
+    assert spec("blocks/attention/out/kernel", 28, 16, 72, 1152) == P(None, "tensor", None, "fsdp")
+    assert spec("blocks/mlp/up/kernel", 28, 1152, 4608) == P(None, "fsdp", "tensor")
+    assert spec("blocks/mlp/down/kernel", 28, 4608, 1152) == P(None, "tensor", "fsdp")
+    assert spec("blocks/attention/query/kernel", 28, 1152, 3, 384) == P(None, "fsdp", None, None)  # 3 heads
+    assert spec("label/embedding", 1001, 1152) == P(None, "tensor")  # 1001 rows; the width went to tensor
+    assert spec("head/kernel", 1024, 1001) == P("fsdp", None)  # falls to the next dimension
+    assert spec("blocks/mlp/up/kernel", 64, 64) == P()  # under 64 KiB
+
+
+def batch_of(built: build.Built, step: int) -> Any:
+    cfg = built.config.data
+    place = sharding.batch_sharding(built.mesh, cfg.batch_size, "data.batch_size")
+    return next(iter(data.train_batches(cfg, built.config.train.seed, step, place)))
+
+
+def three_steps(built: build.Built) -> tuple[state.State, list[dict[str, float]]]:
+    current, step, scalars = state.init(built), state.make_step(built), state.scalars(built)
+    seen = []
+    for i in range(3):
+        current, metrics = step(current, batch_of(built, i), scalars)
+        seen.append({k: float(v) for k, v in metrics.items()})
+    return current, seen
+
+
+@pytest.fixture(scope="module")
+def single() -> dict[str, Any]:
+    """Each family on one device: state and metrics after three steps."""
+    found = {}
+    root = Path(__file__).parents[1]
+    for family in ("dit", "vit"):
+        cfg = config.load(str(root / f"tiny_{family}.py"), [*WIDE, *mesh_overrides("")])
+        found[family] = three_steps(build.build(cfg, jax.devices()[:1]))
+    return found
+
+
+WIDE = ["model.width=192", "model.heads=2"]  # wide enough for the rules to cut
+
+
+@pytest.mark.parametrize(("family", "mesh"), [*(("dit", mesh) for mesh in MESHES), ("vit", MESHES[-1])])
+def test_any_mesh_gives_the_single_devices_numbers(
+    family: str, mesh: str, tiny: Tiny, single: dict[str, Any]
+) -> None:
+    built = build.build(config.load(tiny[family], [*WIDE, *mesh_overrides(mesh)]))
+    there, seen = three_steps(built)
+    expected, expected_metrics = single[family]
+    for a, b in zip(seen, expected_metrics, strict=True):
+        assert a == pytest.approx(b, rel=2e-4)
+    for a, b in zip(jax.tree.leaves(there.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_state_is_born_sharded_and_stays_so(mesh: str, tiny: Tiny) -> None:
+    built = build.build(config.load(tiny["dit"], [*WIDE, *mesh_overrides(mesh)]))
+    born = state.init(built)
+    like = state.abstract(built)
+    after, _ = state.make_step(built)(born, batch_of(built, 0), state.scalars(built))
+    for a, b in zip(jax.tree.leaves(like), jax.tree.leaves(after), strict=True):
+        assert b.sharding.is_equivalent_to(a.sharding, b.ndim)
+    kernel, ways = after.params["blocks"]["mlp"]["up"]["kernel"], built.mesh.shape
+    moments = after.opt_state[1].mu["blocks"]["mlp"]["up"]["kernel"]
+    averaged = after.ema["0.9"]["params"]["blocks"]["mlp"]["up"]["kernel"]
+    for array in (kernel, moments, averaged):
+        cut = ways["fsdp"] * ways["tensor"]
+        assert all(s.data.size == array.size // cut for s in array.addressable_shards)
+
+
+def test_what_no_axis_divides_is_listed(tiny: Tiny) -> None:
+    built = build.build(
+        config.load(tiny["dit"], ["model.width=172", "model.heads=1", "mesh.data=1", "mesh.fsdp=8"])
+    )
+    shapes = state.abstract(built).params
+    listed = sharding.whole_arrays(shapes, built.mesh)
+    assert "blocks/attention/query/kernel" in listed
+    assert sharding.whole_arrays(shapes, sharding.make_mesh(config.Mesh())) == []
+
+
+def test_a_frozen_parameter_stays_and_the_rest_moves(tiny: Tiny) -> None:
+    rules = "optimizer.rules=(('^blocks', 1.0, None, True), ('^patch', 0.0, 0.0, False))"
+    built = build.build(config.load(tiny["vit"], [rules, "optimizer.weight_decay=0.1"]))
+    before = jax.tree.map(np.asarray, state.init(built).params)
+    after, _ = state.make_step(built)(state.init(built), batch_of(built, 0), state.scalars(built))
+    changed = {
+        name: any(
+            bool(jnp.any(a != b))
+            for a, b in zip(jax.tree.leaves(after.params[name]), jax.tree.leaves(before[name]), strict=True)
+        )
+        for name in before
+    }
+    assert not changed["blocks"] and not changed["patch"] and changed["head"]
+
+
+def test_adamw_is_optax_adamw(tiny: Tiny) -> None:
+    """Three steps of clipping, warm-up and decoupled decay against optax's own composition."""
+    import optax
+
+    from scaling.engine import optimizer
+
+    options = config.Optimizer(
+        learning_rate=0.1, weight_decay=0.3, clip=0.5, schedule="cosine", warmup="2 steps", rules=()
+    )
+    update = optimizer.make_update(options, 2, 5)
+    with jax.numpy_dtype_promotion("standard"):
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 5)
+        reference = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(schedule, weight_decay=0.3))
+        params = theirs = {"w": jnp.asarray([1.0, -2.0, 3.0])}
+        ours_state, their_state = optimizer.transform(options).init(params), reference.init(params)
+        scalars = {"learning_rate": jnp.float32(0.1), "weight_decay": jnp.float32(0.3)}
+        for i in range(3):
+            grads = {"w": jnp.asarray([0.5, 1.0, -2.0]) * (i + 1)}
+            params, ours_state, _ = update(grads, ours_state, params, jnp.asarray(i), scalars)
+            moves, their_state = reference.update(grads, their_state, theirs)
+            theirs = optax.apply_updates(theirs, moves)
+    np.testing.assert_allclose(params["w"], theirs["w"], rtol=1e-6)
+
+
+def test_the_average_starts_as_a_copy_and_follows(tiny: Tiny) -> None:
+    built = build.build(config.load(tiny["dit"], ["optimizer.ema=(0.9, 0.0)"]))
+    born = state.init(built)
+    first = jax.tree.map(np.asarray, born.params)
+    np.testing.assert_array_equal(jax.tree.leaves(born.ema["0.9"]["params"])[0], jax.tree.leaves(first)[0])
+    after, _ = state.make_step(built)(born, batch_of(built, 0), state.scalars(built))
+    for name, decay in (("0.9", 0.9), ("0", 0.0)):
+        for a, old, new in zip(
+            jax.tree.leaves(after.ema[name]["params"]), jax.tree.leaves(first), jax.tree.leaves(after.params),
+            strict=True,
+        ):  # fmt: skip
+            np.testing.assert_allclose(a, decay * old + (1 - decay) * np.asarray(new), atol=1e-6)
