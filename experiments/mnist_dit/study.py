@@ -1,0 +1,16 @@
+"""Diffusion transformers on MNIST digits: depth, width and patch against sample quality."""
+
+from scaling.study.sweep import Study, product
+
+VARIANTS = [f"{size}/{patch}" for size in ("A", "F", "P", "N") for patch in (14, 7, 4)]
+
+STUDY = Study(
+    name="mnist_dit",
+    config="configs/mnist_dit.py:F/7",
+    # More seeds at the end of the list keep the runs that are done.
+    sweep=product({"train.seed": [0]}, {"model.variant": VARIANTS}),
+    metric="fd_mnist",
+    title="Diffusion transformers on MNIST digits",
+    question="Does compute buy more sample quality in smaller patches, in depth or in width, "
+    "and what would the next size reach?",
+)

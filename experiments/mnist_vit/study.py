@@ -1,0 +1,17 @@
+"""Vision transformers on MNIST digits: depth, width and patch against accuracy."""
+
+from scaling.study.sweep import Study, product
+
+VARIANTS = [f"{size}/{patch}" for size in ("A", "F", "P", "N") for patch in (14, 7, 4)]
+
+STUDY = Study(
+    name="mnist_vit",
+    config="configs/mnist_vit.py:F/7",
+    # More seeds at the end of the list keep the runs that are done.
+    sweep=product({"train.seed": [0]}, {"model.variant": VARIANTS}),
+    metric="val_top1",
+    lower_is_better=False,
+    title="Vision transformers on MNIST digits",
+    question="Does compute buy more accuracy in smaller patches, in depth or in width, "
+    "and what would the next size reach?",
+)

@@ -1,0 +1,164 @@
+"""`scaling report W`: results.csv, laws.json, charts, and one page that a colleague can open anywhere."""
+
+import shlex
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scaling.files import read_json, write_atomic, write_json
+from scaling.study import results
+from scaling.study.charts import draw, gallery
+from scaling.study.hover import hover_charts
+from scaling.study.laws import PERCENT, RESAMPLES, WIDEST, describe, fit_laws
+from scaling.study.page import chart_place, data_uri, key, page, paragraphs, table
+from scaling.study.results import FACTS, StudyFolder
+from scaling.study.summary import answers, caveats, reason, text_table
+from scaling.study.view import VARIED, View, view
+
+GMACS_NOTE = (
+    "Each mark is a configuration at its last step. gmacs: 1e9 multiply-adds of one forward pass of one "
+    "image (gflops are twice that). The line is the law, dashed where its exponent is not identified; the "
+    f"band is its {PERCENT} interval. Point at a mark, or tap it, for its numbers."
+)
+COMPUTE_NOTE = (
+    "Each line is a configuration as it trains, in FLOPs without recomputation. Dotted: the frontier, the "
+    "best that any reaches with so much compute; the law is fitted to it."
+)
+METHOD = (
+    "Laws: y = E + A·x^−α, fitted to log y with a Huber loss from many starts (Hoffmann et al. 2022, "
+    f"section 3.3). Intervals ({PERCENT}) come from {RESAMPLES} resamples of configurations and of seeds "
+    "within them. The largest fifth is left out of a second fit and predicted. An exponent whose interval "
+    f"includes 0, or is wider than a factor of {WIDEST:g}, is not identified."
+)
+
+
+def report(workdir: Path | str) -> Path:
+    """Writes `results.csv`, `laws.json`, `charts/` and `report.html` from whatever runs there are.
+
+    Returns:
+        The path of the page: one file, readable without a network.
+
+    Raises:
+        UserError: if the folder is not a study's, or cannot be written.
+    """
+    folder = results.read(workdir)
+    if (folder.path / "runs").is_dir():
+        results.write(folder)
+    laws, shown = fit_laws(folder), view(folder)
+    write_json(folder.path / "laws.json", laws)
+    stills, hover = draw(folder, laws), hover_charts(shown, laws)
+    parts = [*_top(folder, laws, shown), *_charts(hover, stills, shown)]
+    body = "\n".join([*parts, *_samples(folder), *_runs(folder), *_how(folder)])
+    file = folder.path / "report.html"
+    write_atomic(file, page(_title(folder), body, hover))
+    return file
+
+
+def summary_table(workdir: Path | str) -> str:
+    """The configurations by gmacs, the laws in a line each, and the runs that are not done, as plain text."""
+    folder = results.read(workdir)
+    laws = read_json(folder.path / "laws.json") or fit_laws(folder)
+    lines = [text_table(folder, view(folder)), ""]
+    if laws["spearman"] is not None:
+        lines.append(f"rank correlation of log gmacs and log {laws['fitted']}: {laws['spearman']:.3f}")
+    lines.append(f"against gmacs: {describe(laws['gmacs'])}")
+    lines.append(f"against training compute: {describe(laws['train_flops'])}")
+    lines += [f"{run.status}: {run.name}{reason(run)}" for run in folder.runs if run.status != "done"]
+    return "\n".join(lines)
+
+
+def _title(folder: StudyFolder) -> str:
+    return folder.study.get("title") or folder.study["name"]
+
+
+def _top(folder: StudyFolder, laws: Mapping[str, Any], shown: View) -> list[str]:
+    found = answers(folder, laws, shown) or ["No run is done yet, so there is no answer yet."]
+    items = "".join(f"<li>{escape(text)}</li>" for text in caveats(folder, laws, shown))
+    return [
+        f"<h1>{escape(_title(folder))}</h1>",
+        f'<p class="question">{escape(folder.study.get("question", ""))}</p>',
+        f'<div class="answer">{paragraphs(found)}</div>',
+        f'<ul class="caveats">{items}</ul>' if items else "",
+    ]
+
+
+def _charts(hover: Mapping[str, Any], stills: Mapping[str, Path], shown: View) -> list[str]:
+    parts: list[str] = []
+    for name, x, note in (
+        ("metric_gmacs", "gmacs", GMACS_NOTE),
+        ("metric_compute", "training compute", COMPUTE_NOTE),
+    ):
+        if name in hover:
+            words = f"{shown.name} against {x}"
+            parts += [f"<h2>{escape(words)}</h2>", chart_place(name, stills[name], words), key(shown)]
+            parts.append(f'<p class="note">{note}</p>')
+    places = [
+        f"<div><h3>{varied.capitalize()} alone</h3>"
+        + chart_place(f"slice_{varied}", stills["slices"], f"{shown.name} when only the {varied} varies")
+        + "</div>"
+        for varied in VARIED
+        if f"slice_{varied}" in hover
+    ]
+    if places:
+        parts += ["<h2>One thing at a time</h2>", f'<div class="slices">{"".join(places)}</div>', key(shown)]
+    return parts
+
+
+def _samples(folder: StudyFolder) -> list[str]:
+    figures = [
+        f'<figure><img src="{data_uri(image)}" alt="samples of {escape(caption)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, image in _captioned(folder)
+    ]
+    if not figures:
+        return []
+    note = '<p class="note">All from one noise and the same labels, by gmacs.</p>'
+    return ["<h2>Samples</h2>", note, f'<div class="grids">{"".join(figures)}</div>']
+
+
+def _captioned(folder: StudyFolder) -> list[tuple[str, Path]]:
+    return [(caption.replace("\n", ", "), image) for caption, image in gallery(folder)]
+
+
+def _runs(folder: StudyFolder) -> list[str]:
+    """Every run, done or not; the caveats at the top say why not."""
+    last = folder.table.groupby("run").last() if len(folder.table) else folder.table.set_index("run")
+    first = [folder.study["metric"]] if folder.study["metric"] in folder.metrics else []
+    others = [m for m in folder.metrics if not m.endswith("_floor") and m not in first]
+    columns = [*first, *(f for f in FACTS if f in last), "tokens", "params", "gmacs", "train_flops", *others]
+    order = {name: i for i, name in enumerate(last.sort_values(["gmacs", "run"]).index)}
+    rows = []
+    for run in sorted(folder.runs, key=lambda r: order.get(r.name, len(order))):
+        values = [_cell(last.loc[run.name, c]) if run.name in last.index else "" for c in columns]
+        steps = f"{run.step}/{run.steps}" if run.steps else ""
+        rows.append([run.name, run.status, steps, *values])
+    bad = [row[1] not in ("done", "running") for row in rows]
+    return ["<h2>Runs</h2>", table(["run", "status", "steps", *columns], rows, bad)]
+
+
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _how(folder: StudyFolder) -> list[str]:
+    study = folder.study
+    flags = [f"--config.{key}={value}" for key, value in study["overrides"].items()]
+    command = shlex.join(["scaling", "sweep", study["study"], "--workdir", "W", *flags])
+    configs = [run.config for run in folder.runs if run.config]
+    versions = sorted({f"{c['version']} ({c.get('commit') or 'no commit'})" for c in configs})
+    source = (
+        f"Base config {study['config']}; package version and commit: {', '.join(versions) or 'unknown'}. "
+        "Each run's folder holds its whole config; the numbers are in results.csv and laws.json."
+    )
+    return [
+        "<h2>How to repeat it</h2>",
+        f"<pre>{escape(command)}\nscaling report W</pre>",
+        *(f'<p class="note">{escape(text)}</p>' for text in (source, METHOD)),
+    ]

@@ -1,0 +1,226 @@
+"""What a study varies: lists of overrides, made by `product`, `zip_` and `chain` over dotted config names.
+
+STUDY = Study(
+    name="mnist_dit",
+    config="configs/mnist_dit.py:F/7",
+    sweep=product({"model.variant": ["F/14", "F/7"]}, {"train.seed": [0, 1, 2]}),
+    metric="fd_mnist",
+)
+"""
+
+import hashlib
+import importlib.util
+import itertools
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling.errors import UserError
+
+Overrides = dict[str, Any]  # dotted config name -> value, for one run
+Part = Mapping[str, Sequence[Any]] | Sequence[Overrides]  # axes, or a sweep that is already made
+
+LONGEST_NAME = 120  # characters; file systems allow 255 bytes, and files inside need some of the path
+
+
+def product(*parts: Part) -> list[Overrides]:
+    """Every combination; the last name varies fastest.
+
+    Args:
+        parts: `{name: values, ...}` (each name is an axis) or a sweep made by another combinator.
+
+    Raises:
+        UserError: if two parts set the same name, or a combination comes twice.
+    """
+    factors = [factor for part in parts for factor in _factors(part)]
+    return _unique([_merged(choice) for choice in itertools.product(*factors)])
+
+
+def zip_(*parts: Part) -> list[Overrides]:
+    """Values taken side by side: the first of each, the second of each, ...
+
+    Raises:
+        UserError: if the lengths differ, two parts set the same name, or a combination comes twice.
+    """
+    factors = [factor for part in parts for factor in _factors(part)]
+    lengths = [len(factor) for factor in factors]
+    if len(set(lengths)) > 1:
+        described = ", ".join(f"{_keys(f)} has {len(f)}" for f in factors)
+        raise UserError(f"zip_: the lists must be equally long, but {described}")
+    return _unique([_merged(choice) for choice in zip(*factors, strict=True)])
+
+
+def chain(*parts: Part) -> list[Overrides]:
+    """One sweep after the other. A mapping stands for its `product`.
+
+    Raises:
+        UserError: if a combination comes twice.
+    """
+    return _unique([run for part in parts for run in (product(part) if isinstance(part, Mapping) else part)])
+
+
+def _factors(part: Part) -> Iterator[list[Overrides]]:
+    if not isinstance(part, Mapping):
+        yield list(part)
+        return
+    for key, values in part.items():
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise UserError(f"sweep {key}={values!r}: must be a list of values")
+        yield [{key: value} for value in values]
+
+
+def _merged(choice: Sequence[Overrides]) -> Overrides:
+    merged: Overrides = {}
+    for part in choice:
+        for key, value in part.items():
+            if key in merged:
+                raise UserError(f"sweep {key}: is set twice in one run; name it in one part only")
+            merged[key] = value
+    return merged
+
+
+def _keys(factor: Sequence[Overrides]) -> str:
+    return "+".join(factor[0]) if factor else "an empty list"
+
+
+def _unique(runs: list[Overrides]) -> list[Overrides]:
+    seen: set[str] = set()
+    for run in runs:
+        identity = repr(sorted(run.items()))
+        if identity in seen:
+            raise UserError(f"sweep {_described(run)}: comes twice; remove one")
+        seen.add(identity)
+    return runs
+
+
+def _described(run: Overrides) -> str:
+    return ", ".join(f"{k}={v!r}" for k, v in run.items()) or "{} (no overrides)"
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def run_names(runs: Sequence[Overrides]) -> list[str]:
+    """A folder name for each run, such as `variant=F-7_seed=0`.
+
+    A name depends on the run's own overrides (and, where two would be equal, on those before it), so a
+    sweep that grows at its end keeps the folders that it has.
+
+    Raises:
+        UserError: if two runs cannot be told apart by name.
+    """
+    names: list[str] = []
+    for run in runs:
+        name = next((n for n in (_name(run, False), _name(run, True)) if n not in names), None)
+        if name is None:
+            raise UserError(
+                f"sweep {_described(run)}: has the same folder name as another run; change a value"
+            )
+        names.append(name)
+    return names
+
+
+def is_seed(key: str) -> bool:
+    """Whether a swept key only repeats a run: its last part is `seed`."""
+    return key.rsplit(".", 1)[-1] == "seed"
+
+
+def _name(run: Overrides, dotted: bool) -> str:
+    run = {key: run[key] for key in sorted(run, key=is_seed)}  # seeds last
+    short = [key.rsplit(".", 1)[-1] for key in run]
+    whole = dotted or len(set(short)) < len(short)
+    text = "_".join(f"{k if whole else s}={_safe(v)}" for (k, v), s in zip(run.items(), short, strict=True))
+    if len(text) > LONGEST_NAME:
+        digest = hashlib.sha256(repr(sorted(run.items())).encode()).hexdigest()[:8]
+        text = f"{text[: LONGEST_NAME - 9]}-{digest}"
+    return text or "base"
+
+
+def _safe(value: Any) -> str:
+    text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text) or "empty"
+
+
+# --- studies -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Study:
+    """A base config, the overrides of each run, and the metric in question.
+
+    Args:
+        name: of the study and its charts; letters, digits, `_` and `-`.
+        config: of every run, `PATH.py` or `PATH.py:ARGUMENT`.
+        sweep: one dict of dotted config names for each run.
+        metric: a name among the evaluation's values, such as `fd_mnist`.
+        lower_is_better: if not, the metric is an accuracy in [0, 1] and laws are fitted to 1 - metric.
+        title, question: printed at the top of the report.
+
+    Raises:
+        UserError: naming the field that is wrong.
+    """
+
+    name: str
+    config: str
+    sweep: list[Overrides]
+    metric: str
+    lower_is_better: bool = True
+    title: str = ""
+    question: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise UserError(f"study name={self.name!r}: use letters, digits, _ and - only")
+        if not self.sweep:
+            raise UserError(
+                f"study {self.name}: sweep is empty; give at least one run ([{{}}] is the base config)"
+            )
+        for run in self.sweep:
+            for key, value in run.items():
+                _check(key, value)
+        _unique(self.sweep)
+        run_names(self.sweep)
+
+    def runs(self) -> dict[str, Overrides]:
+        """The overrides of each run by its folder name, in the order of the sweep."""
+        return dict(zip(run_names(self.sweep), self.sweep, strict=True))
+
+
+def _check(key: str, value: Any) -> None:
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", key):
+        raise UserError(f"sweep {key!r}: must be a dotted config name, such as 'model.variant'")
+    parts = value if isinstance(value, tuple) else (value,)
+    if not all(part is None or type(part) in (bool, int, float, str) for part in parts):
+        raise UserError(f"sweep {key}={value!r}: must be a number, a string, a bool, None or a tuple of them")
+
+
+def load(path: Path | str) -> Study:
+    """The `STUDY` of a Python file, or of `study.py` in a folder.
+
+    Raises:
+        UserError: if there is no such file, it fails, or it holds no `Study` of that name.
+    """
+    given = Path(path)
+    file = given / "study.py" if given.is_dir() else given
+    if not file.is_file() or file.suffix != ".py":
+        raise UserError(f"study={path}: no such study; give a folder with a study.py, or a Python file")
+    spec = importlib.util.spec_from_file_location(f"scaling_study_{file.parent.name}_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError as e:
+        raise UserError(f"{file}: {e}") from e
+    except Exception as e:
+        line = next(
+            (f.lineno for f in reversed(traceback.extract_tb(e.__traceback__)) if f.filename == str(file)), 0
+        )
+        line = getattr(e, "lineno", None) or line
+        raise UserError(f"{file}, line {line}: {type(e).__name__}: {e}") from e
+    study = getattr(module, "STUDY", None)
+    if not isinstance(study, Study):
+        raise UserError(f"{file}: must define STUDY = scaling.study.sweep.Study(...)")
+    return study

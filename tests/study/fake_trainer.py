@@ -1,0 +1,80 @@
+"""Stands in for `python -m scaling train`: the same arguments, run folder and manners, no training.
+
+`train.seed` 13 ends in a NaN loss, 14 dies by SIGKILL at its first start, 15 ends before it has a status.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+STEPS = int(os.environ.get("FAKE_STEPS", "4"))
+SECONDS = float(os.environ.get("FAKE_SECONDS", "0.01"))  # a step
+
+
+def main() -> int:
+    config = next(a.partition("=")[2] for a in sys.argv if a.startswith("--config="))
+    pairs = dict(a.removeprefix("--config.").split("=", 1) for a in sys.argv if a.startswith("--config."))
+    folder = Path(sys.argv[sys.argv.index("--workdir") + 1])
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = int(pairs.get("train.seed", "0"))
+    if seed == 15:
+        print("error: no such data", file=sys.stderr)
+        return 2
+    status = folder / "status.json"
+    step = json.loads(status.read_text())["step"] if status.exists() else 0
+    with (folder / "starts.jsonl").open("a") as file:
+        start = {"step": step, "cores": sorted(os.sched_getaffinity(0)), "pairs": pairs, "config": config}
+        start["cache"] = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        file.write(json.dumps({**start, "time": time.time()}) + "\n")
+    first = len((folder / "starts.jsonl").read_text().splitlines()) == 1
+
+    def write(state: str, reason: str | None = None) -> None:
+        value = {"status": state, "step": step, "steps": STEPS, "reason": reason, "pid": os.getpid()}
+        value |= {"host": socket.gethostname(), "heartbeat": time.time()}
+        (folder / ".status").write_text(json.dumps(value))
+        (folder / ".status").replace(status)
+
+    stop: list[int] = []
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda s, _: stop.append(s))
+    cost = {
+        "params": 100 + seed,
+        "gmacs": 0.001 * (1 + seed),
+        "gflops": 0.002,
+        "tokens": 4,
+        "train_flops_per_step": 6e9,
+    }
+    whole = {"config": {"train": {"seed": seed}}, "version": "0", "commit": None, "cost": cost, "model": {}}
+    (folder / "config.json").write_text(json.dumps(whole))
+    write("running")
+    while step < STEPS:
+        time.sleep(SECONDS)
+        if stop:
+            (folder / "signal.txt").write_text(signal.Signals(stop[0]).name)
+            write("interrupted")
+            return 1
+        step += 1
+        write("running")
+        if seed == 13 and step == 2:
+            write("failed", "loss is NaN at step 2")
+            return 1
+        if seed == 14 and step == 2 and first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        line = {
+            "event": "evaluate",
+            "step": step,
+            "examples": step,
+            "wall": step,
+            "values": {"fd": 10.0 / step},
+        }
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    write("done")
+    return 0
+
+
+sys.exit(main())

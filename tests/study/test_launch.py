@@ -1,0 +1,274 @@
+"""Launching a study: done runs are kept, broken ones resumed, failed ones told, Ctrl-C is passed on."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.errors import UserError
+from scaling.study import launch, workers
+
+TRAINER = (sys.executable, str(Path(__file__).with_name("fake_trainer.py")))
+WRITE_REPORT = launch.write_report
+BASE: dict[str, Any] = {
+    "model": {"variant": "F/7"},
+    "train": {"seed": 0, "duration": "4 steps"},
+    "mesh": {"data": -1},
+    "evaluate": {},
+}
+CLASSIFIED = {**BASE, "evaluate": {"fd": {"classifier": "runs/c", "classifier_config": "configs/c.py"}}}
+
+
+def load_dict(source: str, overrides: Mapping[str, Any], base: Mapping[str, Any] = BASE) -> dict[str, Any]:
+    """The engine's contract: the whole config, or a UserError that names the key."""
+    config = json.loads(json.dumps(base))
+    for key, value in overrides.items():
+        *sections, name = key.split(".")
+        place = config
+        for section in sections:
+            place = place.get(section, {})
+        if name not in place:
+            raise UserError(f"{key}: no such key")
+        place[name] = value
+    return config
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a study over `train.seed`; the trainer is the fake one, and reports are left out."""
+    monkeypatch.setattr(workers, "TRAIN", TRAINER)
+    monkeypatch.setattr(launch, "write_report", lambda root: None)
+    monkeypatch.setattr(launch, "load_config", load_dict)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+
+    def write(seeds: list[int], metric: str = "fd", sweep: str = "") -> Path:
+        file = tmp_path / "study.py"
+        sweep = sweep or f"product({{'train.seed': {seeds}}})"
+        file.write_text(
+            "from scaling.study.sweep import Study, product\n"
+            f"STUDY = Study(name='s', config='c.py', sweep={sweep}, metric={metric!r})\n"
+        )
+        return file
+
+    return write
+
+
+def starts(root: Path, run: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / run / "starts.jsonl").read_text().splitlines()]
+
+
+def test_done_runs_are_kept_when_the_sweep_grows(study: Callable[..., Path], tmp_path: Path) -> None:
+    root = tmp_path / "w"
+    assert launch.sweep(study([0, 1]), root) == 0
+    assert launch.sweep(study([0, 1, 2]), root) == 0
+    assert [len(starts(root, f"runs/seed={s}")) for s in (0, 1, 2)] == [1, 1, 1]
+
+
+def test_commands_carry_overrides_workdir_and_cache(study: Callable[..., Path], tmp_path: Path) -> None:
+    root = tmp_path / "w"
+    assert launch.sweep(study([1]), root, extra_overrides=["--config.train.duration=8 steps"]) == 0
+    (start,) = starts(root, "runs/seed=1")
+    assert start["pairs"] == {"train.duration": "8 steps", "train.seed": "1"}
+    assert start["config"] == "c.py"
+    assert start["cache"] == str(root / ".cache")
+    assert "--config.train.seed=1" in (root / "runs/seed=1/log.txt").read_text()
+
+
+def test_failed_runs_are_listed_and_others_go_on(
+    study: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = tmp_path / "w"
+    monkeypatch.setattr(launch, "write_report", WRITE_REPORT)
+    assert launch.sweep(study([13, 15, 0]), root) == 1
+    out = capsys.readouterr().out
+    assert "failed: seed=13: loss is NaN at step 2" in out
+    assert "failed: seed=15: no such data (exit code 2" in out
+    assert "2 failed" in out
+    assert "scaling sweep" in out
+    assert json.loads((root / "runs/seed=0/status.json").read_text())["status"] == "done"
+    page = (root / "report.html").read_text()
+    assert "seed=13 failed: loss is NaN at step 2" in page
+    table = (root / "results.csv").read_text().splitlines()
+    assert table[0] == "run,step,train.seed,params,gmacs,tokens,train_flops,fd"
+    assert sum(line.startswith("seed=0,") for line in table) == 4
+
+
+def test_killed_run_fails_and_is_resumed_by_the_same_command(
+    study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "w"
+    assert launch.sweep(study([14]), root) == 1
+    assert "ended by SIGKILL" in capsys.readouterr().out
+    assert launch.sweep(study([14]), root) == 0
+    assert [start["step"] for start in starts(root, "runs/seed=14")] == [0, 2]
+
+
+def test_workers_share_the_cores(
+    study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("one core cannot be split")
+    monkeypatch.setenv("FAKE_SECONDS", "0.15")
+    root = tmp_path / "w"
+    assert launch.sweep(study([0, 1]), root, workers=2) == 0
+    first, second = (starts(root, f"runs/seed={s}")[0] for s in (0, 1))
+    assert not set(first["cores"]) & set(second["cores"])
+    assert set(first["cores"]) | set(second["cores"]) == before
+    assert abs(first["time"] - second["time"]) < 0.6  # side by side: each takes that long alone
+    assert os.sched_getaffinity(0) == before
+
+
+def test_feature_classifiers_come_first_and_once(
+    study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "load_config", lambda s, o: load_dict(s, o, CLASSIFIED))
+    root = tmp_path / "w"
+    assert launch.sweep(study([0, 1]), root) == 0
+    assert launch.sweep(study([0, 1, 2]), root) == 0
+    (classifier,) = starts(root, "features/fd")
+    assert classifier["config"] == "configs/c.py"
+    assert classifier["pairs"] == {}
+    for seed in (0, 1, 2):
+        (run,) = starts(root, f"runs/seed={seed}")
+        assert run["pairs"]["evaluate.fd.classifier"] == str(root / "features/fd")
+        assert run["time"] > classifier["time"]
+
+
+def test_a_given_classifier_is_used(
+    study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "load_config", lambda s, o: load_dict(s, o, CLASSIFIED))
+    root = tmp_path / "w"
+    assert launch.sweep(study([0]), root, extra_overrides=["evaluate.fd.classifier=mine"]) == 0
+    assert not (root / "features").exists()
+    assert starts(root, "runs/seed=0")[0]["pairs"]["evaluate.fd.classifier"] == "mine"
+
+
+def test_bad_overrides_stop_everything_before_it_starts(study: Callable[..., Path], tmp_path: Path) -> None:
+    root = tmp_path / "w"
+    bad = study([], sweep="[{'train.seed': 0}, {'train.sead': 1}]")
+    with pytest.raises(UserError, match=r"run sead=1: train\.sead: no such key"):
+        launch.sweep(bad, root)
+    with pytest.raises(UserError, match=r"--config\.train\.seed: is swept by study s"):
+        launch.sweep(study([0]), root, extra_overrides=["train.seed=3"])
+    with pytest.raises(UserError, match="workers=0"):
+        launch.sweep(study([0]), root, workers=0)
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("again", "extra", "message"),
+    [
+        ({"metric": "other"}, [], "holds another study (metric='fd', not 'other')"),
+        ({}, ["train.duration=9 steps"], "holds another study (train.duration='4 steps', not '9 steps')"),
+    ],
+)
+def test_another_study_is_refused(
+    study: Callable[..., Path], tmp_path: Path, again: dict[str, str], extra: list[str], message: str
+) -> None:
+    root = tmp_path / "w"
+    assert launch.sweep(study([0]), root) == 0
+    before = (root / "study.json").read_bytes()
+    with pytest.raises(UserError) as caught:
+        launch.sweep(study([0], **again), root, extra_overrides=extra)
+    assert message in str(caught.value)
+    assert (root / "study.json").read_bytes() == before
+
+
+def test_another_mesh_is_the_same_study(study: Callable[..., Path], tmp_path: Path) -> None:
+    root = tmp_path / "w"
+    assert launch.sweep(study([0]), root) == 0
+    assert launch.sweep(study([0, 1]), root, extra_overrides=["mesh.data=1"]) == 0
+
+
+def test_a_run_of_other_overrides_is_not_passed_off(study: Callable[..., Path], tmp_path: Path) -> None:
+    root = tmp_path / "w"
+    assert launch.sweep(study([0]), root) == 0
+    config = root / "runs/seed=0/config.json"
+    config.write_text(config.read_text().replace('"seed": 0', '"seed": 7'))
+    with pytest.raises(UserError, match=r"was run with train\.seed=7, not 0"):
+        launch.sweep(study([0]), root)
+
+
+def test_unwritable_folder(study: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        launch.sweep(study([0]), tmp_path / "file" / "w")
+
+
+# --- a sweep in a process of its own -------------------------------------------------------------
+
+DRIVER = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_launch import TRAINER, load_dict
+from scaling.study import launch, workers
+workers.TRAIN, launch.load_config, launch.write_report = TRAINER, load_dict, print
+sys.exit(launch.sweep({study!r}, {root!r}, workers={workers}))
+"""
+
+
+def start(study: Path, root: Path, seconds: str, workers: int = 1) -> subprocess.Popen[str]:
+    code = DRIVER.format(tests=str(Path(__file__).parent), study=str(study), root=str(root), workers=workers)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "FAKE_SECONDS": seconds, "FAKE_STEPS": "6"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(folder: Path, step: int) -> None:
+    for _ in range(600):
+        with contextlib.suppress(FileNotFoundError):
+            if json.loads((folder / "status.json").read_text())["step"] >= step:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"{folder} did not reach step {step}")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_passed_on_and_the_same_command_resumes(
+    study: Callable[..., Path], tmp_path: Path, signum: signal.Signals
+) -> None:
+    root, file = tmp_path / "w", study([0, 1, 2])
+    process = start(file, root, "0.3", workers=2)
+    for seed in (0, 1):
+        wait_for(root / f"runs/seed={seed}", 1)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, err
+    assert f"stopped by {signum.name}; resume with: scaling sweep {file} --workdir {root} --workers 2" in out
+    for seed in (0, 1):
+        assert (root / f"runs/seed={seed}/signal.txt").read_text() == signum.name
+        assert json.loads((root / f"runs/seed={seed}/status.json").read_text())["status"] == "interrupted"
+    assert not (root / "runs/seed=2").exists()
+
+    reached = json.loads((root / "runs/seed=0/status.json").read_text())["step"]
+    assert launch.sweep(file, root) == 0
+    assert starts(root, "runs/seed=0")[1]["step"] == reached > 0
+
+
+def test_after_a_killed_sweep_its_runs_are_waited_for_and_kept(
+    study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, file = tmp_path / "w", study([0, 1])
+    process = start(file, root, "0.5")
+    wait_for(root / "runs/seed=0", 1)
+    with pytest.raises(UserError, match=rf"another sweep \(process {process.pid}\) writes here"):
+        launch.sweep(file, root)
+    process.kill()  # leaves its run behind, still training
+    process.communicate()
+    assert launch.sweep(file, root) == 0
+    assert "an earlier sweep's process" in capsys.readouterr().out
+    assert len(starts(root, "runs/seed=0")) == 1
