@@ -1,0 +1,222 @@
+"""Diffusion transformers, DiT (Peebles & Xie 2023, "Scalable Diffusion Models with Transformers").
+
+x is a noisy image or latent [B, H, W, C], t a time [B], y a class [B]; D is the width, N the number of
+patches.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling.models import variants
+from scaling.models.layers import (
+    Attention,
+    Dense,
+    EncoderBlock,
+    Mlp,
+    Remat,
+    constrain,
+    layer_norm,
+    patch_grid,
+    patchify,
+    sincos_embedding,
+    sincos_positions,
+    stack,
+    unpatchify,
+)
+from scaling.models.variants import Size
+
+Block = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
+
+LATENT = (32, 32, 4)  # the SD-VAE's, of a 256x256 image
+SIZES = {  # table 1 of the paper, and the ladder for small data
+    "S": Size(depth=12, width=384, heads=6, shape=LATENT),
+    "B": Size(depth=12, width=768, heads=12, shape=LATENT),
+    "L": Size(depth=24, width=1024, heads=16, shape=LATENT),
+    "XL": Size(depth=28, width=1152, heads=16, shape=LATENT),
+    **variants.LADDER,
+}
+VARIANTS: tuple[variants.Variant, ...] = (
+    *((f"{size}/{patch}", {}) for size in ("S", "B", "L", "XL") for patch in (8, 4, 2)),
+    *(("XL/2", {"block": block}) for block in ("in-context", "cross-attention", "adaln")),
+    *variants.LADDER_VARIANTS,
+)
+
+normal = nn.initializers.normal(0.02)
+zeros = nn.initializers.zeros_init()
+
+
+class TimeEmbedding(nn.Module):
+    """Times [B] -> [B, width]: 256 sines and cosines, then an MLP."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        t = sincos_embedding(t, 256)  # [B, 256]
+        t = Dense(self.width, kernel_init=normal, dtype=self.dtype, name="up")(t)  # [B, D]
+        return Dense(self.width, kernel_init=normal, dtype=self.dtype, name="down")(nn.silu(t))  # [B, D]
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """x [B, N, D] scaled and shifted by one vector [B, D] an example."""
+    return x * (1 + scale[:, None, :]) + shift[:, None, :]
+
+
+class AdaLNBlock(nn.Module):
+    """adaLN: c gives both norms a shift and a scale. adaLN-Zero (`gated`): and both residuals a gate.
+
+    x [B, N, D], c [B, D] -> [B, N, D] (section 3.2). All of them start at 0.
+    """
+
+    heads: int
+    mlp_ratio: float = 4.0
+    gated: bool = True
+    qk_norm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        width, count = x.shape[-1], 6 if self.gated else 4
+        m = Dense(count * width, kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(c))
+        m = jnp.split(m, count, axis=-1)  # [B, D] each
+        if self.gated:
+            shift1, scale1, gate1, shift2, scale2, gate2 = m
+        else:
+            shift1, scale1, shift2, scale2 = m
+            gate1 = gate2 = jnp.ones_like(shift1)
+
+        h = layer_norm(x, "norm_attention", scale=False, bias=False)  # [B, N, D]
+        h = Attention(self.heads, self.qk_norm, self.dtype, name="attention")(modulate(h, shift1, scale1))
+        x = x + gate1[:, None, :] * h
+        h = layer_norm(x, "norm_mlp", scale=False, bias=False)
+        h = Mlp(self.mlp_ratio, "gelu_tanh", self.dtype, name="mlp")(modulate(h, shift2, scale2))
+        x = x + gate2[:, None, :] * h
+        return constrain(x, "batch", "token", "embed")
+
+
+class CrossAttentionBlock(nn.Module):
+    """The standard block with attention to the conditioning after self-attention.
+
+    x [B, N, D], tokens [B, 2, D] -> [B, N, D] (section 3.2).
+    """
+
+    heads: int
+    mlp_ratio: float = 4.0
+    qk_norm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
+        h = layer_norm(x, "norm_attention")  # [B, N, D]
+        x = x + Attention(self.heads, self.qk_norm, self.dtype, name="attention")(h)
+        h = layer_norm(x, "norm_cross_attention")
+        x = x + Attention(self.heads, self.qk_norm, self.dtype, name="cross_attention")(h, tokens)
+        h = layer_norm(x, "norm_mlp")
+        x = x + Mlp(self.mlp_ratio, "gelu_tanh", self.dtype, name="mlp")(h)
+        return constrain(x, "batch", "token", "embed")
+
+
+class FinalLayer(nn.Module):
+    """LayerNorm, modulated by c where the blocks are, and a linear layer that starts at 0.
+
+    x [B, N, D], c [B, D] -> [B, N, features].
+    """
+
+    features: int
+    adaln: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        x = layer_norm(x, "norm", scale=not self.adaln, bias=not self.adaln)  # [B, N, D]
+        if self.adaln:
+            m = Dense(2 * x.shape[-1], kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(c))
+            shift, scale = jnp.split(m, 2, axis=-1)  # [B, D] each
+            x = modulate(x, shift, scale)
+        return Dense(self.features, kernel_init=zeros, dtype=self.dtype, name="linear")(x)
+
+
+class DiT(nn.Module):
+    """x [B, H, W, C], t [B] float32, y [B] int32 -> [B, H, W, 2C], or C without `learn_sigma`; float32.
+
+    Label `num_classes` is the null label of classifier-free guidance: who trains drops labels, not the model.
+    With `learn_sigma` the second C channels parametrise the variance. Positions are fixed, computed for the
+    input's own grid, so that any H and W which `patch` divides will do.
+
+    Raises: UserError where `patch` does not divide H and W, or `heads` the width.
+    """
+
+    patch: int = 2
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    block: Block = "adaln-zero"
+    learn_sigma: bool = True
+    qk_norm: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    unroll: bool = False
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """The number of patches of an input of `shape` [..., H, W, C], without conditioning tokens."""
+        return math.prod(patch_grid(shape, self.patch))
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+        dtype, channels, grid = jnp.dtype(self.dtype), x.shape[-1], patch_grid(x.shape, self.patch)
+        label = nn.Embed(self.num_classes + 1, self.width, embedding_init=normal, dtype=dtype, name="label")
+        x = Dense(self.width, dtype=dtype, name="patch")(patchify(x, self.patch))  # [B, N, D]
+        x = x + jnp.asarray(sincos_positions(grid, self.width), dtype)[None]
+        x = constrain(x, "batch", "token", "embed")
+        t = TimeEmbedding(self.width, dtype, name="time")(t)  # [B, D]
+        y = label(y)  # [B, D]
+        c = t + y  # [B, D]
+
+        block: dict[str, Any] = dict(heads=self.heads, mlp_ratio=self.mlp_ratio, qk_norm=self.qk_norm)
+        block |= dict(dtype=dtype, name="blocks")
+        repeat: dict[str, Any] = dict(remat=self.remat, unroll=self.unroll)
+        if self.block == "in-context":
+            x = jnp.concatenate([x, t[:, None], y[:, None]], axis=1)  # [B, N + 2, D]
+            x = stack(EncoderBlock(activation="gelu_tanh", **block), self.depth, x, **repeat)
+            x = x[:, :-2]  # [B, N, D]
+        elif self.block == "cross-attention":
+            tokens = jnp.stack([t, y], axis=1)  # [B, 2, D]
+            x = stack(CrossAttentionBlock(**block), self.depth, x, tokens, **repeat)  # [B, N, D]
+        else:
+            gated = self.block == "adaln-zero"
+            x = stack(AdaLNBlock(gated=gated, **block), self.depth, x, c, **repeat)  # [B, N, D]
+
+        features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
+        final = FinalLayer(features, self.block.startswith("adaln"), dtype, name="final")
+        x = final(x, c)  # [B, N, features]
+        return unpatchify(x, grid, self.patch).astype(jnp.float32)  # [B, H, W, C or 2C]
+
+
+MODULE = DiT
+
+
+def make(variant: str, **options: Any) -> DiT:
+    """The DiT that `variant` names, e.g. "XL/2"; `options` override its fields.
+
+    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    """
+    size, patch = variants.parse(variant, SIZES)
+    return variants.build(DiT, size.fields(patch), options)
+
+
+def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example of what `variant` is for: x [1, H, W, C], t [1], y [1]. No option changes it."""
+    size, _ = variants.parse(variant, SIZES)
+    return {
+        "x": jax.ShapeDtypeStruct((1, *size.shape), jnp.float32),
+        "t": jax.ShapeDtypeStruct((1,), jnp.float32),
+        "y": jax.ShapeDtypeStruct((1,), jnp.int32),
+    }

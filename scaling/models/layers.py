@@ -1,0 +1,240 @@
+"""Layers shared by the transformer families: patches, positions, attention, MLP, and a stack of blocks.
+
+Activations are [B, N, D]: examples, tokens, width. Parameters are float32; a module's `dtype` is that of its
+arithmetic. Softmax and the statistics of LayerNorm are always float32.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling.errors import UserError
+
+Remat = Literal["none", "full", "dots"]
+REMAT: dict[str, Any] = {  # what the backward pass finds in memory; it recomputes the rest
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers, but not q k^T
+}
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # exact, by erf
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+xavier = nn.initializers.xavier_uniform()
+Dense = functools.partial(nn.Dense, kernel_init=xavier)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Names the axes of an activation for the sharding rules in force; without rules, nothing."""
+    return nn.with_logical_constraint(x, names)
+
+
+# Patches and positions
+
+
+def patch_grid(shape: Sequence[int], patch: int) -> tuple[int, int]:
+    """Patches down and across an image of `shape` [..., H, W, C].
+
+    Raises: UserError where `patch` does not divide H and W.
+    """
+    height, width = shape[-3:-1]
+    if height % patch or width % patch:
+        raise UserError(
+            f"patch={patch}: must divide the input's height and width, which are {height}x{width}"
+        )
+    return height // patch, width // patch
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] -> [B, N, patch * patch * C], patches and the pixels within them in reading order."""
+    batch, _, _, channels = x.shape
+    rows, columns = patch_grid(x.shape, patch)
+    x = x.reshape(batch, rows, patch, columns, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch * patch * channels)
+
+
+def unpatchify(x: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
+    """[B, N, patch * patch * C] -> [B, H, W, C], the inverse of `patchify`."""
+    rows, columns = grid
+    x = x.reshape(x.shape[0], rows, columns, patch, patch, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * patch, columns * patch, -1)
+
+
+def sincos_positions(grid: Sequence[int], width: int) -> np.ndarray:
+    """Fixed sine and cosine positions of an n-d grid: [N, width] float32, the grid's last axis fastest.
+
+    Each axis has width / n channels, the last axis first, as DiT and MAE order them: for a [H, W] grid the
+    first half encodes the column, the second half the row. Within an axis, all sines and then all cosines of
+    `position * 10000^(-2i / (width / n))` (Vaswani et al. 2017, section 3.5).
+
+    Raises: UserError where `width` is not a multiple of 2n.
+    """
+    if width % (2 * len(grid)):
+        raise UserError(f"width={width}: must be a multiple of {2 * len(grid)} for positions on this grid")
+    half = width // (2 * len(grid))
+    frequencies = 10000.0 ** (-np.arange(half) / half)
+    parts = []
+    for coordinate in reversed(np.indices(tuple(grid)).reshape(len(grid), -1)):  # [N]
+        angles = np.outer(coordinate, frequencies)  # [N, half]
+        parts += [np.sin(angles), np.cos(angles)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def resize_positions(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
+    """A learned table [h * w, D] for an `old` (h, w) grid, resampled bicubically for a `new` one.
+
+    Half-pixel centres, and antialiasing when the grid shrinks, as in timm's `resample_abs_pos_embed`.
+    """
+    if old == new:
+        return table
+    width = table.shape[-1]
+    return jax.image.resize(table.reshape(*old, width), (*new, width), "bicubic").reshape(-1, width)
+
+
+def sincos_embedding(t: jax.Array, width: int) -> jax.Array:
+    """[B] -> [B, width] float32: cosines, then sines, of `t * 10000^(-i / (width / 2))`."""
+    half = width // 2
+    frequencies = jnp.asarray(np.exp(-math.log(10000) * np.arange(half) / half), jnp.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]  # [B, half]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+
+# Blocks
+
+
+def layer_norm(
+    x: jax.Array, name: str, *, epsilon: float = 1e-6, scale: bool = True, bias: bool = True
+) -> jax.Array:
+    """LayerNorm over the last axis, in float32; the result has the dtype of x."""
+    norm = nn.LayerNorm(
+        epsilon=epsilon,
+        use_scale=scale,
+        use_bias=bias,
+        use_fast_variance=False,  # E[x^2] - E[x]^2 cancels digits
+        dtype=jnp.float32,
+        name=name,
+    )
+    return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, equation 1), in each of h heads of width d.
+
+    q [B, N, h, d], k and v [B, M, h, d] -> [B, N, h, d]. Plain products and a float32 softmax, so that it can
+    be differentiated in both modes, and counted.
+    """
+    q = q * q.shape[-1] ** -0.5
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)  # [B, h, N, M]
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)  # [B, N, h, d]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B, N, D] to itself, or to a context [B, M, D]. Returns [B, N, D].
+
+    Query, key and value are separate kernels [D, heads, D / heads]. In self-attention they start as slices
+    of one fused [D, 3D] Xavier-uniform kernel would. With `qk_norm`, queries and keys pass through LayerNorm
+    with a scale and no bias (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters").
+
+    Raises: UserError where `heads` does not divide D.
+    """
+
+    heads: int
+    qk_norm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        width = x.shape[-1]
+        if width % self.heads:
+            raise UserError(f"heads={self.heads}: must divide the width, which is {width}")
+        # Half the variance: Xavier's bound is sqrt(6 / (D + 3D)) for the fused kernel, sqrt(6 / 2D) for each.
+        fused = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+        project = functools.partial(
+            nn.DenseGeneral,
+            features=(self.heads, width // self.heads),
+            kernel_init=fused if context is None else xavier,
+            dtype=self.dtype,
+        )
+        source = x if context is None else context
+        q = project(name="query")(x)  # [B, N, heads, D / heads]
+        k = project(name="key")(source)  # [B, M, heads, D / heads]
+        v = project(name="value")(source)  # [B, M, heads, D / heads]
+        if self.qk_norm:
+            q = layer_norm(q, "norm_query", bias=False)
+            k = layer_norm(k, "norm_key", bias=False)
+        q, k, v = (constrain(each, "batch", "token", "heads", None) for each in (q, k, v))
+        x = dot_product_attention(q, k, v)  # [B, N, heads, D / heads]
+        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out")(x)
+
+
+class Mlp(nn.Module):
+    """Two linear layers, [..., D] -> [..., ratio * D] -> [..., D], with an activation between them."""
+
+    ratio: float = 4.0
+    activation: str = "gelu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        x = Dense(int(width * self.ratio), dtype=self.dtype, name="up")(x)  # [B, N, ratio * D]
+        x = constrain(ACTIVATIONS[self.activation](x), "batch", "token", "mlp")
+        return Dense(width, dtype=self.dtype, name="down")(x)  # [B, N, D]
+
+
+class EncoderBlock(nn.Module):
+    """The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3): [B, N, D] -> [B, N, D]."""
+
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    qk_norm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = layer_norm(x, "norm_attention")  # [B, N, D]
+        x = x + Attention(self.heads, self.qk_norm, self.dtype, name="attention")(h)
+        h = layer_norm(x, "norm_mlp")
+        x = x + Mlp(self.mlp_ratio, self.activation, self.dtype, name="mlp")(h)
+        return constrain(x, "batch", "token", "embed")
+
+
+def stack(
+    block: nn.Module,
+    depth: int,
+    x: jax.Array,
+    *context: jax.Array,
+    remat: Remat = "none",
+    unroll: bool = False,
+) -> jax.Array:
+    """Applies `depth` copies of `block(x, *context)`, each with its own parameters, stacked [depth, ...].
+
+    The layout is the same whether the loop is compiled once (`nn.scan`) or unrolled. `remat` names what the
+    backward pass recomputes: nothing, each whole block, or all but the outputs of linear layers.
+    """
+
+    def step(block: nn.Module, x: jax.Array, *context: jax.Array) -> tuple[jax.Array, None]:
+        return block(x, *context), None  # type: ignore[operator]
+
+    if remat != "none":
+        # Inside a loop the compiler cannot merge the recomputation with the forward pass; unrolled, it could.
+        step = nn.remat(step, policy=REMAT[remat], prevent_cse=unroll)
+    loop = nn.scan(
+        step,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        check_constancy_invariants=False,  # the context is constant; checking it costs another trace
+        length=depth,
+        unroll=depth if unroll else 1,
+    )
+    return loop(block, x, *context)[0]

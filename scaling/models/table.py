@@ -1,0 +1,107 @@
+"""What models cost, counted without running them, beside the published figures."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from scaling import flops, models
+from scaling.models import published
+
+PLAIN: dict[str, Any] = {"remat": "none", "dtype": "float32"}  # the form that is counted
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model without remat, in float32: nothing recomputed, and no fast kernel that cannot be counted."""
+    fields = {field.name for field in dataclasses.fields(model)}
+    return model.clone(**{name: value for name, value in PLAIN.items() if name in fields})
+
+
+def cost(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The cost of one example's forward pass, without allocating weights.
+
+    `inputs` are the model's arguments by name: arrays or `jax.ShapeDtypeStruct`s with a leading batch of any
+    size. Returns `tokens` (patches of `inputs["x"]`; no class or conditioning tokens), `params` (trainable, a
+    count), `gmacs` (multiply-adds of matrix products and convolutions, in 1e9) and `gflops` (twice that).
+
+    Raises: UserError where the model does not fit the inputs.
+    """
+    model = plain(model)
+    one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in inputs.items()}
+    variables = jax.eval_shape(model.init, jax.random.key(0), **one)
+    gmacs = flops.macs(lambda variables, inputs: model.apply(variables, **inputs), variables, one) / 1e9
+    params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return {"tokens": model.tokens(one["x"].shape), "params": params, "gmacs": gmacs, "gflops": 2 * gmacs}
+
+
+def rows(family: str | None = None) -> list[dict[str, Any]]:
+    """A row for every registered variant, of one family or of all.
+
+    Keys: family, variant, input_shape [H, W, C], tokens, params, gmacs, gflops, and for DiT block; then
+    published_params_m (millions), published_gmacs and source, None where nothing is published.
+
+    Raises: UserError for an unknown family.
+    """
+    families = models.MODELS if family is None else {family: models.module(family)}
+    return [
+        _row(name, variant, options)
+        for name, module in families.items()
+        for variant, options in module.VARIANTS
+    ]
+
+
+def _row(family: str, variant: str, options: dict[str, Any]) -> dict[str, Any]:
+    model, inputs = models.make(family, variant, **options), models.inputs(family, variant, **options)
+    block = {"block": model.block} if hasattr(model, "block") else {}
+    figure = published.figure(family, variant, options)
+    return {
+        "family": family,
+        "variant": variant,
+        **block,
+        "input_shape": list(inputs["x"].shape[1:]),
+        **cost(model, inputs),
+        "published_params_m": figure and figure.params_m,
+        "published_gmacs": figure and figure.gmacs,
+        "source": figure and figure.source,
+    }
+
+
+def text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as an aligned table, parameters in millions, five digits."""
+    header = ["family", "variant", "block", "input", "tokens", "params (M)", "published (M)"]
+    header += ["gmacs (1e9)", "published", "gflops (1e9)", "source"]
+    cells = [header, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        left = [line[i].ljust(widths[i]) for i in range(4)]
+        right = [line[i].rjust(widths[i]) for i in range(4, 10)]
+        lines.append("  ".join([*left, *right, line[10]]).rstrip())
+    return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["family"],
+        row["variant"],
+        row.get("block", ""),
+        "x".join(map(str, row["input_shape"])),
+        str(row["tokens"]),
+        _digits(row["params"] / 1e6),
+        _printed(row["published_params_m"]),
+        _digits(row["gmacs"]),
+        _printed(row["published_gmacs"]),
+        _digits(row["gflops"]),
+        row["source"] or "",
+    ]
+
+
+def _digits(value: float) -> str:
+    return np.format_float_positional(value, precision=5, unique=False, fractional=False, trim="-")
+
+
+def _printed(value: float | None) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,106 @@
+"""What the families' variants have in common: a size's row, the string `SIZE/PATCH`, and checked options."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import flax.linen as nn
+
+from scaling.errors import UserError
+
+Variant = tuple[str, dict[str, Any]]  # what `make` takes: ("XL/2", {"block": "adaln"})
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A row of a size table, with the data that the size is meant for."""
+
+    depth: int
+    width: int
+    heads: int
+    shape: tuple[int, int, int]  # [H, W, C] of an input
+    num_classes: int = 1000
+
+    def fields(self, patch: int) -> dict[str, int]:
+        """What every family's module calls these."""
+        return {
+            "patch": patch,
+            "depth": self.depth,
+            "width": self.width,
+            "heads": self.heads,
+            "num_classes": self.num_classes,
+        }
+
+
+def small(depth: int, width: int, heads: int) -> Size:
+    return Size(depth, width, heads, shape=(28, 28, 1), num_classes=10)
+
+
+# Much smaller than any published size, for data such as MNIST on a laptop; the same for every family.
+LADDER = {
+    "A": small(depth=2, width=16, heads=1),
+    "F": small(depth=2, width=32, heads=2),
+    "P": small(depth=4, width=32, heads=2),
+    "N": small(depth=4, width=64, heads=4),
+    "U": small(depth=6, width=96, heads=6),
+}
+# Patch 2 makes 196 tokens, too many for the narrowest sizes to be worth their time.
+LADDER_VARIANTS: tuple[Variant, ...] = tuple(
+    (f"{size}/{patch}", {}) for size in LADDER for patch in ((14, 7, 4, 2) if size in "NU" else (14, 7, 4))
+)
+
+
+def parse(variant: str, sizes: Mapping[str, Size]) -> tuple[Size, int]:
+    """The size and the patch that `variant` names, e.g. "XL/2".
+
+    Raises: UserError where it is not SIZE/PATCH, or there is no such size.
+    """
+    name, _, patch = variant.partition("/")
+    if name not in sizes or not patch.isdecimal() or int(patch) == 0:
+        raise UserError(f"variant={variant!r}: must be SIZE/PATCH with a SIZE of {', '.join(sizes)}")
+    return sizes[name], int(patch)
+
+
+def build(module: type[M], defaults: Mapping[str, Any], options: Mapping[str, Any]) -> M:
+    """`module(**defaults, **options)`, the options taking precedence, after checking names and values.
+
+    Raises: UserError for an option that is no field of the module, or a value that its type does not allow.
+    """
+    hints = typing.get_type_hints(module)
+    allowed = [field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
+    for name, value in options.items():
+        if name not in allowed:
+            raise UserError(
+                f"{name}={value!r}: no such option of {module.__name__}; it has {', '.join(allowed)}"
+            )
+        if not _fits(value, hints[name]):
+            raise UserError(f"{name}={value!r}: must be {_words(hints[name])}")
+    return module(**{**defaults, **options})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin is types.UnionType:
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
+    if hint is bool:
+        return isinstance(value, bool)
+    number = int if hint is int else (int, float)
+    return isinstance(value, number) and not isinstance(value, bool) and value > 0
+
+
+def _words(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin is types.UnionType:
+        return " or ".join(map(_words, args))
+    if origin is tuple:
+        return f"{len(args)} values, each {_words(args[0])}"
+    return {bool: "True or False", int: "a positive integer"}.get(hint, "a positive number")

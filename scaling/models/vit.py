@@ -1,0 +1,126 @@
+"""Vision transformers, ViT (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words").
+
+x is an image [B, H, W, C]; D is the width, N the number of patches.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling.models import variants
+from scaling.models.layers import (
+    Dense,
+    EncoderBlock,
+    Remat,
+    constrain,
+    layer_norm,
+    patch_grid,
+    patchify,
+    resize_positions,
+    stack,
+)
+from scaling.models.variants import Size
+
+IMAGE = (224, 224, 3)
+SIZES = {  # B, L, H: table 1 of the paper; Ti, S: table 1 of DeiT (Touvron et al. 2021); the ladder
+    "Ti": Size(depth=12, width=192, heads=3, shape=IMAGE),
+    "S": Size(depth=12, width=384, heads=6, shape=IMAGE),
+    "B": Size(depth=12, width=768, heads=12, shape=IMAGE),
+    "L": Size(depth=24, width=1024, heads=16, shape=IMAGE),
+    "H": Size(depth=32, width=1280, heads=16, shape=IMAGE),
+    **variants.LADDER,
+}
+VARIANTS: tuple[variants.Variant, ...] = (
+    *((f"{size}/{patch}", {}) for size in ("Ti", "S", "B", "L", "H") for patch in (32, 16, 14, 8)),
+    ("B/16", {"resolution": 384}),
+    *variants.LADDER_VARIANTS,
+)
+
+normal = nn.initializers.normal(0.02)
+zeros = nn.initializers.zeros_init()
+
+
+class ViT(nn.Module):
+    """x [B, H, W, C] -> logits [B, num_classes] float32.
+
+    `pool` takes the class token or the mean of the patches, after the last norm. `resolution` is the side, or
+    (H, W), that the learned position table is for; for inputs of another size the table is resized. Kernels
+    start Xavier-uniform; biases, class token and head at 0; positions N(0, 0.02).
+
+    Raises: UserError where `patch` does not divide H and W, those of `resolution` too, or `heads` the width.
+    """
+
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    pool: Literal["token", "mean"] = "token"
+    resolution: int | tuple[int, int] = 224
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    unroll: bool = False
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """The number of patches of an input of `shape` [..., H, W, C]; the class token is not counted."""
+        return math.prod(patch_grid(shape, self.patch))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the head sees: [B, H, W, C] -> [B, width] float32."""
+        return self(x, head=False)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False, *, head: bool = True) -> jax.Array:
+        """`train` changes nothing here; classifiers with dropout or BatchNorm need it.
+
+        Shapes are those with a class token; with `pool="mean"` 1 + N is N.
+        """
+        dtype, grid = jnp.dtype(self.dtype), patch_grid(x.shape, self.patch)
+        extra = 1 if self.pool == "token" else 0
+        x = Dense(self.width, dtype=dtype, name="patch")(patchify(x, self.patch))  # [B, N, D]
+        if extra:
+            token = self.param("token", zeros, (1, self.width)).astype(dtype)
+            token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+            x = jnp.concatenate([token, x], axis=1)  # [B, 1 + N, D]
+
+        old = patch_grid((*side_lengths(self.resolution), 1), self.patch)
+        table = self.param("positions", normal, (extra + math.prod(old), self.width))
+        patches = resize_positions(table[extra:], old, grid)  # [N, D]
+        positions = jnp.concatenate([table[:extra], patches])  # [1 + N, D]
+        x = constrain(x + positions.astype(dtype)[None], "batch", "token", "embed")
+
+        block = EncoderBlock(self.heads, self.mlp_ratio, "gelu", dtype=dtype, name="blocks")
+        x = stack(block, self.depth, x, remat=self.remat, unroll=self.unroll)  # [B, 1 + N, D]
+        x = layer_norm(x.astype(jnp.float32), "norm")
+        x = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)  # [B, D]
+        if not head:
+            return x
+        return Dense(self.num_classes, kernel_init=zeros, name="head")(x)  # [B, num_classes]
+
+
+def side_lengths(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
+
+
+MODULE = ViT
+
+
+def make(variant: str, **options: Any) -> ViT:
+    """The ViT that `variant` names, e.g. "B/16"; `options` override its fields.
+
+    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    """
+    size, patch = variants.parse(variant, SIZES)
+    return variants.build(ViT, {**size.fields(patch), "resolution": size.shape[0]}, options)
+
+
+def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example of what `variant` is for: x [1, H, W, C], H and W from the option `resolution` if given."""
+    size, _ = variants.parse(variant, SIZES)
+    sides = side_lengths(options.get("resolution", size.shape[:2]))
+    return {"x": jax.ShapeDtypeStruct((1, *sides, size.shape[2]), jnp.float32)}
