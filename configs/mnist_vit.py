@@ -1,12 +1,12 @@
 """ViT on 4,000 MNIST digits: a scaling study of accuracy on two cores.
 
-scaling train --config=configs/mnist_vit.py:N/4 --workdir=runs/mnist_vit_n4
+scaling train --config=configs/mnist_vit.py:N/7 --workdir=runs/mnist_vit_n7
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config(variant: str = "N/4") -> ConfigDict:
+def get_config(variant: str = "N/7") -> ConfigDict:
     return ConfigDict(
         dict(
             model=dict(family="vit", variant=variant, pool="mean"),

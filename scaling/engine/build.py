@@ -13,10 +13,11 @@ from scaling import data, flops, models, objectives
 from scaling.engine import sharding
 from scaling.engine.config import Config, duration
 from scaling.errors import UserError
+from scaling.models import table
 from scaling.objectives.base import Extras, Objective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal only to itself: compiled functions are kept by it
 class Built:
     """A run, ready to be initialised: what to train, on what, over which devices, for how long."""
 
@@ -105,12 +106,12 @@ def init_variables(built: Built, key: jax.Array) -> Any:
 
 
 def cost(built: Built) -> dict[str, float]:
-    """What one example and one step cost, counted on the plain form (no remat, scanned, float32).
+    """What one example and one step cost, counted on the plain form (no remat, float32).
 
     `gmacs` is the forward pass of one example, counted from the objective's own loss; `train_flops_per_step`
     is twice the multiply-adds of the gradient of the loss for one global batch.
     """
-    plain = built.model.clone(remat="none", unroll=False, dtype="float32")
+    plain = table.plain(built.model)
     task: Any = dataclasses.replace(built.task, model=plain)  # type: ignore[type-var]
     variables = jax.eval_shape(lambda: init_variables(built, jax.random.key(0)))
     params = variables["params"]

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from scaling.engine.typed import checked, defaults_of, options_of, typed, typed_options, unknown
 from scaling.errors import UserError
+from scaling.typed import checked, defaults_of, options_of, typed, typed_options, unknown
 
 Rule = tuple[str, float, float | None, bool]  # (pattern, learning-rate multiple, weight decay, frozen)
 

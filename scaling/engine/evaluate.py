@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +45,13 @@ class Metrics:
         """{name_metric: value}, such as `val_top1`."""
         place = sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
         extras = Extras(collections=weights["collections"])
-        key = stream(jax.random.key(built.config.train.seed), "evaluate")
-
-        def one(params: Any, extras: Extras, batch: Any, index: jax.Array) -> tuple[Any, Any]:
-            result = built.task.loss(params, extras, batch, jax.random.fold_in(key, index), train=False)
-            return result.sums, result.counts
-
-        jitted = jax.jit(sharding.on(built.mesh, one))
+        measure = _metrics_step(built)
         sums: dict[str, float] = defaultdict(float)
         counts: dict[str, float] = defaultdict(float)
         batches = data.eval_batches(built.config.data, self.split, self.batch_size, place)
         for i, batch in enumerate(batches):
             pulse()
-            found = jax.device_get(jitted(weights["params"], extras, batch, jnp.asarray(i)))
+            found = jax.device_get(measure(weights["params"], extras, batch, jnp.asarray(i)))
             for metric in found[0]:
                 sums[metric] += float(found[0][metric])
                 counts[metric] += float(found[1][metric])
@@ -84,8 +79,9 @@ class Frechet:
 
     def check(self, name: str, built: Built) -> None:
         task = _diffusion(name, built)
+        dim = features.load(self.classifier).dim
         try:
-            frechet.require_samples(self.samples, features.load(self.classifier).dim)
+            frechet.require_samples(self.samples, dim)
         except UserError as e:
             raise UserError(f"evaluate.{name}.{e}") from None
         sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
@@ -150,6 +146,34 @@ def _sampler(options: Sampling, task: Diffusion, built: Built) -> Any:
     return make_sampler(options, task, built.image_shape)
 
 
+@lru_cache(maxsize=1)
+def _metrics_step(built: Built) -> Callable[..., Any]:
+    """(params, extras, batch, batch index) -> sums and counts of the objective's metrics."""
+    key = stream(jax.random.key(built.config.train.seed), "evaluate")
+
+    def step(params: Any, extras: Extras, batch: Any, index: jax.Array) -> tuple[Any, Any]:
+        result = built.task.loss(params, extras, batch, jax.random.fold_in(key, index), train=False)
+        return result.sums, result.counts
+
+    return jax.jit(sharding.on(built.mesh, step))
+
+
+@lru_cache(maxsize=4)
+def _generator(built: Built, options: Sampling, batch_size: int) -> Callable[[Any, jax.Array], jax.Array]:
+    """(params, first index) -> uint8 images [batch_size, H, W, C]; compiled once a run."""
+    sampler = _sampler(options, _diffusion("sampling", built), built)
+    place = sharding.batch_sharding(built.mesh, batch_size, "batch_size")
+    whole = NamedSharding(built.mesh, PartitionSpec())
+    classes = built.info.num_classes
+
+    def images(params: Any, start: jax.Array) -> jax.Array:
+        indices = jax.lax.with_sharding_constraint(start + jnp.arange(batch_size, dtype=jnp.int32), place)
+        made = to_uint8(sampler(params, indices, indices % classes))
+        return jax.lax.with_sharding_constraint(made, whole)
+
+    return jax.jit(sharding.on(built.mesh, images))
+
+
 def generate(
     built: Built, weights: Mapping[str, Any], options: Sampling, samples: int, batch_size: int
 ) -> Iterator[jax.Array]:
@@ -157,16 +181,6 @@ def generate(
 
     Image i depends only on (sampling seed, i), not on the batch size or the devices.
     """
-    sampler = _sampler(options, _diffusion("sampling", built), built)
-    place = sharding.batch_sharding(built.mesh, batch_size, "batch_size")
-    whole = NamedSharding(built.mesh, PartitionSpec())
-    classes = built.info.num_classes
-
-    def one(params: Any, start: jax.Array) -> jax.Array:
-        indices = jax.lax.with_sharding_constraint(start + jnp.arange(batch_size, dtype=jnp.int32), place)
-        images = to_uint8(sampler(params, indices, indices % classes))
-        return jax.lax.with_sharding_constraint(images, whole)
-
-    jitted = jax.jit(sharding.on(built.mesh, one))
+    images = _generator(built, options, batch_size)
     for start in range(0, samples, batch_size):
-        yield jitted(weights["params"], jnp.asarray(start, jnp.int32))
+        yield images(weights["params"], jnp.asarray(start, jnp.int32))

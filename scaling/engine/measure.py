@@ -12,10 +12,10 @@ from tqdm import tqdm
 from scaling.engine import evaluate as evaluators
 from scaling.engine import features, sharding
 from scaling.engine.images import write_grid
-from scaling.engine.typed import typed
 from scaling.errors import UserError
 from scaling.files import write_atomic
 from scaling.sampling import Sampling
+from scaling.typed import typed
 
 
 def evaluate(folder: Path) -> dict[str, float]:

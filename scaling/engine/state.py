@@ -20,7 +20,7 @@ Step = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
 class State:
     """Everything that training changes; all arrays float32 but the step and the optimiser's counter."""
 
-    step: jax.Array  # [] int32, updates taken
+    step: Any  # [] int32, updates taken (or, in a tree of shardings, where it lives; so for all)
     params: Any
     collections: Any  # what is not trained, such as BatchNorm's statistics
     opt_state: Any

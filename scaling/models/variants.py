@@ -1,14 +1,13 @@
 """What the families' variants have in common: a size's row, the string `SIZE/PATCH`, and checked options."""
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import flax.linen as nn
 
 from scaling.errors import UserError
+from scaling.typed import options_of, typed_options
 
 Variant = tuple[str, dict[str, Any]]  # what `make` takes: ("XL/2", {"block": "adaln"})
 M = TypeVar("M", bound=nn.Module)
@@ -42,10 +41,10 @@ def small(depth: int, width: int, heads: int) -> Size:
 # Much smaller than any published size, for data such as MNIST on a laptop; the same for every family.
 LADDER = {
     "A": small(depth=2, width=16, heads=1),
-    "F": small(depth=2, width=32, heads=2),
-    "P": small(depth=4, width=32, heads=2),
-    "N": small(depth=4, width=64, heads=4),
-    "U": small(depth=6, width=96, heads=6),
+    "F": small(depth=2, width=32, heads=1),
+    "P": small(depth=4, width=32, heads=1),
+    "N": small(depth=4, width=64, heads=2),
+    "U": small(depth=6, width=96, heads=3),
 }
 # Patch 2 makes 196 tokens, too many for the narrowest sizes to be worth their time.
 LADDER_VARIANTS: tuple[Variant, ...] = tuple(
@@ -69,38 +68,8 @@ def build(module: type[M], defaults: Mapping[str, Any], options: Mapping[str, An
 
     Raises: UserError for an option that is no field of the module, or a value that its type does not allow.
     """
-    hints = typing.get_type_hints(module)
-    allowed = [field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
-    for name, value in options.items():
-        if name not in allowed:
-            raise UserError(
-                f"{name}={value!r}: no such option of {module.__name__}; it has {', '.join(allowed)}"
-            )
-        if not _fits(value, hints[name]):
-            raise UserError(f"{name}={value!r}: must be {_words(hints[name])}")
-    return module(**{**defaults, **options})
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return value in args
-    if origin is types.UnionType:
-        return any(_fits(value, arg) for arg in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
-    if hint is bool:
-        return isinstance(value, bool)
-    number = int if hint is int else (int, float)
-    return isinstance(value, number) and not isinstance(value, bool) and value > 0
-
-
-def _words(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, args))
-    if origin is types.UnionType:
-        return " or ".join(map(_words, args))
-    if origin is tuple:
-        return f"{len(args)} values, each {_words(args[0])}"
-    return {bool: "True or False", int: "a positive integer"}.get(hint, "a positive number")
+    chosen = typed_options(options_of(module, skip=("parent", "name")), options, "model")
+    for name, value in chosen.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            raise UserError(f"model.{name}={value}: must be positive")
+    return module(**{**defaults, **chosen})
