@@ -4,9 +4,8 @@
 
 Straight path (SiT's), since few steps then suffice to sample, predicting the image itself: patches of raw
 pixels are much wider than what they hold, and noise or velocity would fill all of it (Li & He 2025,
-arXiv:2511.13720). The distance `fd_mnist` is
-measured on the features of a classifier that is trained on the same digits (`configs/mnist_classifier.py`)
-the first time it is needed.
+arXiv:2511.13720). The distance `fd_mnist` is measured on the features of a classifier that is trained on the
+same digits (`configs/mnist_vit.py`) the first time it is needed.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +24,7 @@ def get_config(variant: str = "N/7") -> ConfigDict:
                 fd=dict(
                     kind="frechet",
                     classifier="runs/mnist_classifier",
-                    classifier_config="configs/mnist_classifier.py",
+                    classifier_config="configs/mnist_vit.py:N/7",
                     sampling=sampling,
                 ),
                 grid=dict(kind="grid", every="100 %", sampling=sampling),

@@ -116,13 +116,3 @@ def _path(options: Sampling, task: Task, shape: tuple[int, int, int]) -> Path:
 def to_uint8(x: jax.Array) -> jax.Array:
     """Images in [-1, 1] as uint8, truncating clamp(127.5 x + 128, 0, 255) as DiT's sampling does."""
     return jnp.clip(127.5 * x + 128.0, 0.0, 255.0).astype(jnp.uint8)
-
-
-def grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """One picture [ceil(N / columns) H, columns W, C] of uint8 images [N, H, W, C], row by row."""
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    cells = np.zeros((rows * columns, height, width, channels), np.uint8)
-    cells[:count] = images
-    cells = cells.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
-    return cells.reshape(rows * height, columns * width, channels)

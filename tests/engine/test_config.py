@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import tensorflow_datasets as tfds
 
 from scaling.engine import build, config, state
 from scaling.engine.evaluate import EVALUATORS
@@ -113,7 +114,6 @@ def files() -> list[str]:
 @pytest.mark.parametrize("path", files())
 def test_every_config_builds_and_takes_a_step(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Abstractly: the whole step is traced, with its sharded state, and nothing is allocated."""
-    tfds = pytest.importorskip("tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=64):
         built = build.build(config.load(str(ROOT / path)))
     like = state.abstract(built)

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.errors import UserError
 from scaling.objectives.diffusion import Diffusion
-from scaling.sampling import Sampling, grid, make_sampler, to_uint8
+from scaling.sampling import Sampling, make_sampler, to_uint8
 
 SHAPE = (4, 4, 2)
 PATH_OF = {"ddpm": "ddpm-linear", "ddim": "ddpm-linear", "euler": "straight", "heun": "straight"}
@@ -216,10 +216,3 @@ def test_uint8_truncates_and_inverts_the_scaling() -> None:
     scaled = jnp.asarray(pixels, jnp.float32) / 127.5 - 1.0
     np.testing.assert_array_equal(to_uint8(scaled), pixels)
     assert to_uint8(jnp.array([-9.0, 9.0, 0.0, 0.0077])).tolist() == [0, 255, 128, 128]  # 128.98 is truncated
-
-
-def test_grid_goes_row_by_row() -> None:
-    images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 1), np.uint8)
-    picture = grid(images, 2)
-    assert picture.shape == (6, 6, 1) and picture.dtype == np.uint8
-    assert picture[::2, ::3, 0].tolist() == [[1, 2], [3, 4], [5, 0]]
