@@ -23,8 +23,8 @@ from scaling.errors import UserError
 from scaling.files import read_json, write_json
 
 # Keys that may differ when a run is resumed: they change what is measured or where, not what is learned.
-FREE = ("mesh.", "evaluate.", "sampling.", "checkpoint.", "train.log_every", "data.workers", "data.prefetch",
-        "model.remat", "model.unroll")  # fmt: skip
+FREE = ("mesh.", "evaluate.", "sampling.", "checkpoint.", "train.log_every", "data.threads", "data.workers",
+        "data.prefetch", "model.remat", "model.unroll")  # fmt: skip
 
 
 Pending = tuple[int, dict[str, jax.Array]] | None  # a step's metrics, still on the device
@@ -157,7 +157,7 @@ def _fit(built: build.Built, folder: RunFolder, stop: Stop) -> dict[str, float]:
                 progress.say(f"resumed at step {start}")
             for path in sharding.whole_arrays(current.params, built.mesh):
                 progress.say(f"{path} is not cut: no mesh axis divides its dimensions")
-            loop = _Loop(built, folder, stop, checkpoints, progress, writer)
+            loop = _Loop(built, folder, stop, checkpoints, progress, writer, start)
             loop.run(current, start)
         if writer is not None:
             writer.close()
@@ -175,6 +175,7 @@ class _Loop:
         checkpoints: Checkpoints,
         progress: Progress,
         writer: Any,
+        start: int,
     ) -> None:
         self.built, self.folder, self.stop = built, folder, stop
         self.checkpoints, self.progress, self.writer = checkpoints, progress, writer
@@ -183,7 +184,8 @@ class _Loop:
         self.evaluators = {
             name: (e, built.due(e.every, f"evaluate.{name}.every")) for name, e in cfg.evaluate.items()
         }
-        events = [e for e in read_events(folder.path) if e["event"] == "evaluate"]
+        # Processes read the file at different times: only what the restored step knew counts.
+        events = [e for e in read_events(folder.path) if e["event"] == "evaluate" and e["step"] <= start]
         self.evaluated = {(e["step"], e["evaluator"]) for e in events}
         self.last: dict[str, float] = {k: v for e in events for k, v in e["values"].items()}
 

@@ -6,7 +6,6 @@ from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from scaling.diffusion import PATHS, Chain, Path, Point, estimates
 from scaling.errors import UserError
