@@ -23,7 +23,7 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
 
 
 def write_grid(path: Path, images: np.ndarray) -> None:
-    """Writes a grid of uint8 images [N, H, W, 1 or 3], with one row a class where N allows it."""
+    """Writes a grid of uint8 images [N, H, W, 1 or 3]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = grid(images)
     buffer = io.BytesIO()

@@ -53,7 +53,7 @@ class Progress:
 
 
 class _SummaryWriter:
-    """clu's SummaryWriter interface on tensorboardX: scalars, images and text, as these runs write them."""
+    """clu's SummaryWriter interface on tensorboardX: scalars, which is what these runs write."""
 
     def __init__(self, log_dir: str) -> None:
         self.writer = tensorboardX.SummaryWriter(log_dir)
@@ -61,14 +61,6 @@ class _SummaryWriter:
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
             self.writer.add_scalar(name, float(value), step)
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        for name, batch in images.items():
-            self.writer.add_images(name, batch, step, dataformats="NHWC")
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        for name, text in texts.items():
-            self.writer.add_text(name, text, step)
 
     def flush(self) -> None:
         self.writer.flush()

@@ -45,7 +45,7 @@ def make_update(options: Optimizer, warmup: int, total: int) -> Update:
     def update(
         grads: Any, opt_state: Any, params: Any, step: jax.Array, scalars: Mapping[str, jax.Array]
     ) -> tuple[Any, Any, jax.Array]:
-        def move(keys: tuple[Any, ...], param: jax.Array, direction: jax.Array, rate: jax.Array) -> jax.Array:
+        def move(keys: tuple[Any, ...], param: jax.Array, direction: jax.Array) -> jax.Array:
             multiple, decay, frozen = rule_of(path_of(keys), options)
             if frozen:
                 return param
@@ -60,7 +60,7 @@ def make_update(options: Optimizer, warmup: int, total: int) -> Update:
             grads = jax.tree_util.tree_map_with_path(live, grads)
             norm = optax.tree.norm(grads)
             directions, opt_state = tx.update(grads, opt_state, params)
-            params = jax.tree_util.tree_map_with_path(lambda k, p, d: move(k, p, d, rate), params, directions)
+            params = jax.tree_util.tree_map_with_path(move, params, directions)
         return params, opt_state, norm
 
     return update

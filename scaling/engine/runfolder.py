@@ -102,20 +102,18 @@ class RunFolder:
 
     # --- metrics ---
 
-    def open_metrics(self, step: int) -> float:
+    def open_metrics(self, step: int) -> None:
         """Opens `metrics.jsonl` for a run at `step`: later lines and a torn last one are dropped.
 
-        Returns the seconds of training that the kept lines account for.
+        The clock goes on from the last line that is kept.
         """
         if not self.writer:
-            return 0.0
+            return
         kept = [e for e in read_events(self.path) if e["step"] <= step]
         text = "".join(json.dumps(e) + "\n" for e in kept)
         write_atomic(self.path / "metrics.jsonl", text)
         self._metrics = (self.path / "metrics.jsonl").open("a")
-        wall = max((e["wall"] for e in kept), default=0.0)
-        self.started = time.monotonic() - wall
-        return wall
+        self.started = time.monotonic() - max((e["wall"] for e in kept), default=0.0)
 
     def event(self, event: str, step: int, examples: int, values: Mapping[str, float], **more: Any) -> None:
         """Appends one line and hands it to the operating system."""

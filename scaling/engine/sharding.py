@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from optax.tree_utils import tree_map_params
 
@@ -135,7 +134,7 @@ def whole_arrays(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return []
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    large = [(path_of(k), v) for k, v in leaves if np.prod(v.shape) * v.dtype.itemsize >= SMALL]
+    large = [(path_of(k), v) for k, v in leaves if math.prod(v.shape) * v.dtype.itemsize >= SMALL]
     sizes = dict(mesh.shape)
     return [p for p, v in large if not any(spec(p, v.shape, v.dtype.itemsize, sizes))]
 

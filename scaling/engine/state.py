@@ -1,6 +1,7 @@
 """The training state, born sharded, and the one jitted step that moves it."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import flax.struct
@@ -55,6 +56,7 @@ def _init(built: Built, seed: jax.Array) -> State:
     )
 
 
+@lru_cache(maxsize=2)
 def abstract(built: Built) -> State:
     """The state's shapes, each with its sharding: what initialising and restoring fill in."""
     shapes = jax.eval_shape(lambda: _init(built, jnp.zeros((), jnp.int32)))
@@ -86,7 +88,7 @@ def init(built: Built) -> State:
 def make_step(built: Built) -> Step:
     """`step(state, batch, scalars) -> (state, metrics)`: jitted, the state donated, averages inside.
 
-    Metrics are the objective's, over the global batch, with `loss`, `grad_norm` and `learning_rate`.
+    Metrics are the objective's, over the global batch, with `loss` and `grad_norm`.
     """
     options, task = built.config.optimizer, built.task
     warmup = built.steps_of(options.warmup, "optimizer.warmup")
