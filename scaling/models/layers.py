@@ -25,6 +25,7 @@ REMAT: dict[str, Any] = {  # what the backward pass finds in memory; it recomput
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),  # exact, by erf
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
 
 xavier = nn.initializers.xavier_uniform()
@@ -124,14 +125,24 @@ def layer_norm(
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, equation 1), in each of h heads of width d.
+def bias_of(mask: jax.Array) -> jax.Array:
+    """What to add to the logits of attention: 0 where `mask` is true, and otherwise float32's least."""
+    return jnp.where(mask, jnp.float32(0), jnp.finfo(jnp.float32).min)
 
-    q [B, N, h, d], k and v [B, M, h, d] -> [B, N, h, d]. Plain products and a float32 softmax, so that it can
-    be differentiated in both modes, and counted.
+
+def dot_product_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, scale: float | None = None
+) -> jax.Array:
+    """softmax(scale q k^T + bias) v (Vaswani et al. 2017, equation 1), in each of h heads of width d.
+
+    q [B, N, h, d], k and v [B, M, h, d], bias float32 [B or 1, h or 1, N or 1, M] -> [B, N, h, d]. The scale
+    is 1 / sqrt(d) unless given. Plain products and a float32 softmax, so that it can be differentiated in
+    both modes, and counted.
     """
-    q = q * q.shape[-1] ** -0.5
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
     logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)  # [B, h, N, M]
+    if bias is not None:
+        logits = logits + bias
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)  # [B, N, h, d]
 
@@ -142,6 +153,7 @@ class Attention(nn.Module):
     Query, key and value are separate kernels [D, heads, D / heads]. In self-attention they start as slices
     of one fused [D, 3D] Xavier-uniform kernel would. With `qk_norm`, queries and keys pass through LayerNorm
     with a scale and no bias (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters").
+    A `bias` float32 [B or 1, heads or 1, N or 1, M] is added to the logits: masks, relative positions.
 
     Raises: UserError where `heads` does not divide D.
     """
@@ -151,7 +163,9 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, bias: jax.Array | None = None
+    ) -> jax.Array:
         width = x.shape[-1]
         if width % self.heads:
             raise UserError(f"heads={self.heads}: must divide the width, which is {width}")
@@ -171,7 +185,7 @@ class Attention(nn.Module):
             q = layer_norm(q, "norm_query", bias=False)
             k = layer_norm(k, "norm_key", bias=False)
         q, k, v = (constrain(each, "batch", "token", "heads", None) for each in (q, k, v))
-        x = dot_product_attention(q, k, v)  # [B, N, heads, D / heads]
+        x = dot_product_attention(q, k, v, bias)  # [B, N, heads, D / heads]
         return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out")(x)
 
 
@@ -190,21 +204,44 @@ class Mlp(nn.Module):
         return Dense(width, dtype=self.dtype, name="down")(x)  # [B, N, D]
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops a residual branch [B, ...] for whole examples.
+
+    What is kept is divided by 1 - rate. Draws from the "dropout" stream; a rate of None is evaluation.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: jax.Array | None) -> jax.Array:
+        if rate is None:
+            return x
+        shape = (x.shape[0], *(1,) * (x.ndim - 1))
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+        return jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
+
+
 class EncoderBlock(nn.Module):
-    """The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3): [B, N, D] -> [B, N, D]."""
+    """The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3): [B, N, D] -> [B, N, D].
+
+    `bias` is attention's, `drop` the rate of stochastic depth.
+    """
 
     heads: int
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     qk_norm: bool = False
+    epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        h = layer_norm(x, "norm_attention")  # [B, N, D]
-        x = x + Attention(self.heads, self.qk_norm, self.dtype, name="attention")(h)
-        h = layer_norm(x, "norm_mlp")
-        x = x + Mlp(self.mlp_ratio, self.activation, self.dtype, name="mlp")(h)
+    def __call__(
+        self, x: jax.Array, bias: jax.Array | None = None, *, drop: jax.Array | None = None
+    ) -> jax.Array:
+        h = layer_norm(x, "norm_attention", epsilon=self.epsilon)  # [B, N, D]
+        h = Attention(self.heads, self.qk_norm, self.dtype, name="attention")(h, bias=bias)
+        x = x + DropPath(name="drop_attention")(h, drop)
+        h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
+        h = Mlp(self.mlp_ratio, self.activation, self.dtype, name="mlp")(h)
+        x = x + DropPath(name="drop_mlp")(h, drop)
         return constrain(x, "batch", "token", "embed")
 
 
@@ -213,17 +250,22 @@ def stack(
     depth: int,
     x: jax.Array,
     *context: jax.Array,
+    drop: jax.Array | None = None,
     remat: Remat = "none",
     unroll: bool = False,
 ) -> jax.Array:
     """Applies `depth` copies of `block(x, *context)`, each with its own parameters, stacked [depth, ...].
 
-    The layout is the same whether the loop is compiled once (`nn.scan`) or unrolled. `remat` names what the
-    backward pass recomputes: nothing, each whole block, or all but the outputs of linear layers.
+    The layout is the same whether the loop is compiled once (`nn.scan`) or unrolled. `drop` [depth] gives
+    each block its rate of stochastic depth. `remat` names what the backward pass recomputes: nothing, each
+    whole block, or all but the outputs of linear layers.
     """
 
-    def step(block: nn.Module, x: jax.Array, *context: jax.Array) -> tuple[jax.Array, None]:
-        return block(x, *context), None  # type: ignore[operator]
+    def step(
+        block: nn.Module, x: jax.Array, drop: jax.Array | None, *context: jax.Array
+    ) -> tuple[jax.Array, None]:
+        rate = {} if drop is None else {"drop": drop}
+        return block(x, *context, **rate), None  # type: ignore[operator]
 
     if remat != "none":
         # Inside a loop the compiler cannot merge the recomputation with the forward pass; unrolled, it could.
@@ -231,10 +273,10 @@ def stack(
     loop = nn.scan(
         step,
         variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, *(nn.broadcast,) * len(context)),
         check_constancy_invariants=False,  # the context is constant; checking it costs another trace
         length=depth,
         unroll=depth if unroll else 1,
     )
-    return loop(block, x, *context)[0]
+    return loop(block, x, drop, *context)[0]

@@ -24,8 +24,9 @@ def cost(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The cost of one example's forward pass, without allocating weights.
 
     `inputs` are the model's arguments by name: arrays or `jax.ShapeDtypeStruct`s with a leading batch of any
-    size. Returns `tokens` (patches of `inputs["x"]`; no class or conditioning tokens), `params` (trainable, a
-    count), `gmacs` (multiply-adds of matrix products and convolutions, in 1e9) and `gflops` (twice that).
+    size. Returns `tokens` (of the first input: patches, or words; no class or conditioning tokens; None where
+    there are none, as in a convolutional network), `params` (trainable, a count), `gmacs` (multiply-adds of
+    matrix products and convolutions, in 1e9) and `gflops` (twice that).
 
     Raises: UserError where the model does not fit the inputs.
     """
@@ -34,7 +35,8 @@ def cost(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     variables = jax.eval_shape(model.init, jax.random.key(0), **one)
     gmacs = flops.macs(lambda variables, inputs: model.apply(variables, **inputs), variables, one) / 1e9
     params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return {"tokens": model.tokens(one["x"].shape), "params": params, "gmacs": gmacs, "gflops": 2 * gmacs}
+    tokens = model.tokens(next(iter(one.values())).shape) if hasattr(model, "tokens") else None
+    return {"tokens": tokens, "params": params, "gmacs": gmacs, "gflops": 2 * gmacs}
 
 
 def rows(family: str | None = None) -> list[dict[str, Any]]:
@@ -61,7 +63,7 @@ def _row(family: str, variant: str, options: dict[str, Any]) -> dict[str, Any]:
         "family": family,
         "variant": variant,
         **block,
-        "input_shape": list(inputs["x"].shape[1:]),
+        "input_shape": list(next(iter(inputs.values())).shape[1:]),
         **cost(model, inputs),
         "published_params_m": figure and figure.params_m,
         "published_gmacs": figure and figure.gmacs,
@@ -89,7 +91,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["variant"],
         row.get("block", ""),
         "x".join(map(str, row["input_shape"])),
-        str(row["tokens"]),
+        "" if row["tokens"] is None else str(row["tokens"]),
         _digits(row["params"] / 1e6),
         _printed(row["published_params_m"]),
         _digits(row["gmacs"]),

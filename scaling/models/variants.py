@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import flax.linen as nn
 
 from scaling.errors import UserError
-from scaling.typed import options_of, typed_options
+from scaling.typed import defaults_of, options_of, typed_options
 
 Variant = tuple[str, dict[str, Any]]  # what `make` takes: ("XL/2", {"block": "adaln"})
 M = TypeVar("M", bound=nn.Module)
@@ -69,7 +69,9 @@ def build(module: type[M], defaults: Mapping[str, Any], options: Mapping[str, An
     Raises: UserError for an option that is no field of the module, or a value that its type does not allow.
     """
     chosen = typed_options(options_of(module, skip=("parent", "name")), options, "model")
+    least = defaults_of(module, skip=("parent", "name"))
     for name, value in chosen.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and (value < 0 or (value == 0 and least.get(name) != 0)):
             raise UserError(f"model.{name}={value}: must be positive")
     return module(**{**defaults, **chosen})

@@ -62,6 +62,8 @@ class ViT(nn.Module):
     num_classes: int = 1000
     pool: Literal["token", "mean"] = "token"
     resolution: int | tuple[int, int] = 224
+    epsilon: float = 1e-6  # of LayerNorm
+    drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly with depth
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
@@ -76,7 +78,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, *, head: bool = True) -> jax.Array:
-        """`train` changes nothing here; classifiers with dropout or BatchNorm need it.
+        """`train` turns stochastic depth on, which draws from the "dropout" stream.
 
         Shapes are those with a class token; with `pool="mean"` 1 + N is N.
         """
@@ -94,9 +96,12 @@ class ViT(nn.Module):
         positions = jnp.concatenate([table[:extra], patches])  # [1 + N, D]
         x = constrain(x + positions.astype(dtype)[None], "batch", "token", "embed")
 
-        block = EncoderBlock(self.heads, self.mlp_ratio, "gelu", dtype=dtype, name="blocks")
-        x = stack(block, self.depth, x, remat=self.remat, unroll=self.unroll)  # [B, 1 + N, D]
-        x = layer_norm(x.astype(jnp.float32), "norm")
+        block = EncoderBlock(
+            self.heads, self.mlp_ratio, "gelu", epsilon=self.epsilon, dtype=dtype, name="blocks"
+        )
+        drop = jnp.linspace(0, self.drop_path, self.depth) if train and self.drop_path else None
+        x = stack(block, self.depth, x, drop=drop, remat=self.remat, unroll=self.unroll)  # [B, 1 + N, D]
+        x = layer_norm(x.astype(jnp.float32), "norm", epsilon=self.epsilon)
         x = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)  # [B, D]
         if not head:
             return x

@@ -1,0 +1,1 @@
+"""Hugging Face transformers' model folders: config.json and model.safetensors."""
