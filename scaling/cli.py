@@ -3,13 +3,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from scaling import __version__
 from scaling.errors import UserError
 
+Verb = Callable[[str, Any, str, str], argparse.ArgumentParser]  # adds one: name, function, words, example
 OVERRIDES = "--config.KEY=VALUE overrides any key of the config, e.g. --config.optimizer.learning_rate=3e-4"
 
 
@@ -62,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    _run_verbs(verb)
+    _study_verbs(verb)
+    _weights_verbs(verb)
+    return parser
+
+
+def _run_verbs(verb: Verb) -> None:
+    """One run: train, evaluate, sample."""
     one = verb(
         "train", _train, "Train one run, or resume it: the same command goes on from the newest checkpoint.",
         f"scaling train --config=configs/mnist_dit.py:F/7 --workdir=runs/f7\n\n{OVERRIDES}",
@@ -91,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--steps", type=int, help="integration steps (default: the config's)")
     one.add_argument("--guidance", type=float, help="scale; 1 is none (default: the config's)")
 
+
+def _study_verbs(verb: Verb) -> None:
+    """Many runs: sweep, report; and what can be trained: models."""
     one = verb(
         "sweep", _sweep, "Run a study: every run of its sweep, then the table, laws, charts and report.",
         "scaling sweep experiments/mnist_dit --workdir=runs/mnist_dit --workers=2\n\n"
@@ -113,7 +125,31 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     one.add_argument("--family", help="only this family")
     one.add_argument("--json", action="store_true", help="print a list of objects")
-    return parser
+
+
+def _weights_verbs(verb: Verb) -> None:
+    """Other libraries' checkpoints: import, export."""
+    one = verb(
+        "import", _import, "Make a run of another library's checkpoint; training it goes on from there.",
+        "scaling import --format=huggingface --config=configs/vit.py:B/16 vit-base-patch16-224 --out=runs/b16"
+        f"\n\n{OVERRIDES}",
+    )  # fmt: skip
+    one.add_argument("source", type=Path, help="the checkpoint: a folder, or a file of tensors")
+    one.add_argument("--format", required=True, help="whose checkpoint: huggingface, diffusers, ...")
+    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="the run's config file")
+    one.add_argument("--out", required=True, type=Path, help="the run folder to make")
+    one.add_argument(
+        "--reinit", action="append", default=[], metavar="PATH",
+        help="parameters that start afresh, such as head where the classes differ",
+    )  # fmt: skip
+
+    one = verb(
+        "export", _export, "Write a run's weights for another library, or as a function of its own.",
+        "scaling export --format=stablehlo runs/f7 --out=f7",
+    )  # fmt: skip
+    one.add_argument("folder", type=Path, help="the run folder")
+    one.add_argument("--format", required=True, help="huggingface, diffusers, ..., or stablehlo")
+    one.add_argument("--out", required=True, type=Path, help="the folder to make")
 
 
 def _processes() -> None:
@@ -167,6 +203,26 @@ def _report(options: argparse.Namespace, overrides: list[str]) -> None:
     page = report.report(options.workdir)
     print(report.summary_table(options.workdir))
     print(f"report: {page}")
+
+
+def _import(options: argparse.Namespace, overrides: list[str]) -> None:
+    from scaling.convert import transfer
+    from scaling.engine import config
+
+    cfg = config.load(options.config, overrides)
+    for line in transfer.import_run(options.format, options.source, cfg, options.out, options.reinit):
+        print(line)
+    print(f"run: {options.out}")
+
+
+def _export(options: argparse.Namespace, overrides: list[str]) -> None:
+    from scaling.convert import stablehlo, transfer
+
+    if options.format == "stablehlo":
+        stablehlo.export_function(options.folder, options.out)
+    else:
+        transfer.export_run(options.format, options.folder, options.out)
+    print(f"folder: {options.out}")
 
 
 def _models(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -3,6 +3,7 @@
 Every rule only moves numbers about, so that loading and then saving gives the same tensors bit for bit.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -191,3 +192,37 @@ def save(rules: Rules, variables: Mapping[str, Any]) -> dict[str, Array]:
             tensors[name] = np.ascontiguousarray(rule.shape.save(*one))
         tensors |= dict.fromkeys(rule.copies, tensors[names(rule)[0]])
     return tensors
+
+
+def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: Iterable[str]) -> list[str]:
+    """What keeps `tensors` from being a model of these `shapes` (a tree of variables), in words.
+
+    Missing and extra names, tensors of another shape, and copies that differ. `ignored` are patterns of names
+    that may be there and are not read.
+    """
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    wanted = [name for rule in rules for name in (*names(rule), *rule.copies)]
+    missing = sorted(set(wanted) - set(tensors))
+    extra = sorted(set(tensors) - set(wanted))
+    extra = [name for name in extra if not any(re.search(pattern, name) for pattern in ignored)]
+    found = [f"missing {name}" for name in missing] + [f"unexpected {name}" for name in extra]
+    for rule in rules:
+        needed = [flat[path].shape[rule.layers is not None :] for path in rule.ours]
+        for name in names(rule):
+            if name in tensors and _loaded(rule.shape, tensors[name]) != needed:
+                outside = rule.shape.save(*(np.empty(shape, np.float32) for shape in needed)).shape
+                found.append(f"{name} has shape {tensors[name].shape}, not {outside}")
+        first = names(rule)[0]
+        found += [
+            f"{copy} differs from {first}, of which it must be a copy"
+            for copy in rule.copies
+            if copy in tensors and first in tensors and not np.array_equal(tensors[copy], tensors[first])
+        ]
+    return found
+
+
+def _loaded(shape: Shape, tensor: Array) -> list[tuple[int, ...]] | None:
+    try:
+        return [part.shape for part in shape.load(tensor)]
+    except (ValueError, IndexError):  # of another rank, or not divisible
+        return None

@@ -66,15 +66,17 @@ class Built:
         return self.info.image_shape
 
 
-def build(config: Config, devices: list[jax.Device] | None = None) -> Built:
+def build(config: Config, devices: list[jax.Device] | None = None, info: data.Info | None = None) -> Built:
     """Builds and checks everything that can be checked before compilation.
+
+    `info` stands for the data where they need not be at hand: a trained run knows what it was trained on.
 
     Raises:
         UserError: for a model that does not fit its data, a batch the mesh does not divide, and the like.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.batch_sharding(mesh, config.data.batch_size, "data.batch_size")
-    info = data.info(config.data)
+    info = data.info(config.data) if info is None else info
     model = _model(config, info)
     try:
         task = objectives.make(config.objective.name, model, **config.objective.options)
@@ -105,7 +107,7 @@ def init_variables(built: Built, key: jax.Array) -> Any:
     return built.task.init(key, _zeros(built.batch(1)))
 
 
-def cost(built: Built) -> dict[str, float]:
+def cost(built: Built) -> dict[str, float | None]:
     """What one example and one step cost, counted on the plain form (no remat, float32).
 
     `gmacs` is the forward pass of one example, counted from the objective's own loss; `train_flops_per_step`
@@ -127,7 +129,7 @@ def cost(built: Built) -> dict[str, float]:
         "params": sum(int(x.size) for x in jax.tree.leaves(params)),
         "gmacs": forward / 1e9,
         "gflops": 2 * forward / 1e9,
-        "tokens": plain.tokens(built.image_shape),
+        "tokens": plain.tokens(built.image_shape) if hasattr(plain, "tokens") else None,
         "train_flops_per_step": 2 * step,
     }
 

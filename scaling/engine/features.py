@@ -1,7 +1,7 @@
 """Finished runs as tools: a classifier that the package trained, as the feature space of a distance."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,12 +36,18 @@ def restore(folder: Path | str) -> Trained:
         raise UserError(
             f"run={folder}: no config.json there; give the folder of a run made by `scaling train`"
         )
-    built = build.build(config.from_dict(described["config"]))
+    built = build.build(config.from_dict(described["config"]), info=_info(described))
     with Checkpoints(Path(folder) / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(state.abstract(built))
     if restored is None:
         raise UserError(f"run={folder}: has no checkpoint yet; train it first")
     return Trained(built, state.inference(restored[0]), restored[1])
+
+
+def _info(described: Mapping[str, Any]) -> data.Info | None:
+    """What a run's config.json says of its data: None where an older one does not."""
+    known = described.get("data")
+    return known and data.Info(**{**known, "image_shape": tuple(known["image_shape"])})
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,10 @@ class Features:
             raise UserError(
                 f"classifier={folder}: is a run of {built.config.model.name}, which has no features"
             )
-        self.dim = int(built.model.width)
         whole = NamedSharding(built.mesh, PartitionSpec())  # every process sees every row
         self._apply = jax.jit(self._forward, out_shardings=whole)
         self._gather = jax.jit(lambda x: x, out_shardings=whole)
+        self.dim = int(jax.eval_shape(self._forward, built.batch(1)["image"]).shape[1])
 
     def _forward(self, images: jax.Array) -> jax.Array:
         weights, task = self.trained.weights, self.trained.built.task

@@ -1,6 +1,7 @@
 """The only training loop: step, log, checkpoint, evaluate, until done or told to stop."""
 
 import contextlib
+import dataclasses
 import math
 import signal
 import subprocess
@@ -80,7 +81,7 @@ def run(cfg: Config, workdir: Path | str) -> dict[str, float]:
         try:
             built = build.build(cfg)
             _prepare(built)
-            _write_config(folder, built)
+            write_config(folder, built)
             last = _fit(built, folder, stop)
         except (Interrupted, KeyboardInterrupt) as e:
             folder.end("interrupted", str(e) or None)
@@ -118,14 +119,15 @@ def _prepare(built: build.Built) -> None:
         evaluator.check(name, built)
 
 
-def _write_config(folder: RunFolder, built: build.Built) -> None:
+def write_config(folder: RunFolder, built: build.Built) -> None:
     """`config.json`: the whole config, the versions, and what the run costs."""
     if not folder.writer:
         return
     model = built.model
     shape = {k: getattr(model, k) for k in ("depth", "width", "heads", "patch") if hasattr(model, k)}
     described = {"config": built.config.raw, "version": scaling.__version__, "commit": _commit()}
-    write_json(folder.path / "config.json", {**described, "cost": build.cost(built), "model": shape})
+    described |= {"cost": build.cost(built), "model": shape, "data": dataclasses.asdict(built.info)}
+    write_json(folder.path / "config.json", described)
 
 
 def _commit() -> str | None:

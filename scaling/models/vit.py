@@ -4,7 +4,7 @@ x is an image [B, H, W, C]; D is the width, N the number of patches.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -129,3 +129,13 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     size, _ = variants.parse(variant, SIZES)
     sides = side_lengths(options.get("resolution", size.shape[:2]))
     return {"x": jax.ShapeDtypeStruct((1, *sides, size.shape[2]), jnp.float32)}
+
+
+def resized(variables: Mapping[str, Any], old: ViT, new: ViT) -> tuple[dict[str, Any], list[str]]:
+    """The variables of a model `old` for one that differs in resolution alone, and what was done."""
+    before, after = (patch_grid((*side_lengths(m.resolution), 1), m.patch) for m in (old, new))
+    table, extra = variables["params"]["positions"], 1 if old.pool == "token" else 0
+    patches = resize_positions(jnp.asarray(table[extra:]), before, after)
+    params = {**variables["params"], "positions": jnp.concatenate([table[:extra], patches])}
+    grids = (f"{rows}x{columns}" for rows, columns in (before, after))
+    return {**variables, "params": params}, ["positions: resized from {} to {} patches".format(*grids)]

@@ -1,10 +1,11 @@
 """ViT as transformers' `ViTForImageClassification`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import rules
-from scaling.convert.rules import Rules
+from scaling.convert.rules import Rules, Tensors
 from scaling.models.vit import ViT, side_lengths
 
 
@@ -63,3 +64,12 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "epsilon": config["layer_norm_eps"],
         "pool": "token",
     }
+
+
+def source(model: ViT, tensors: Tensors) -> ViT:
+    """The model for the resolution that the file's position table is for, taken to be square."""
+    table = tensors.get("vit.embeddings.position_embeddings")
+    rows, columns = (side // model.patch for side in side_lengths(model.resolution))
+    if table is None or table.shape[1] == 1 + rows * columns:
+        return model
+    return model.clone(resolution=math.isqrt(table.shape[1] - 1) * model.patch)

@@ -1,0 +1,95 @@
+"""A trained model as a serialised function (StableHLO) that runs without this package.
+
+`function.bin` is a `jax.export` of one call, for any batch size, on CPU, GPU and TPU. A classifier takes
+images [B, H, W, C] float32 in [-1, 1] and gives logits [B, K]. A generator takes indices and labels, int32
+[B] each, and gives images [B, H, W, C] float32 in [-1, 1], its whole guided sampling loop inside: image i
+depends on its index and label alone.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export
+
+from scaling.convert import files
+from scaling.engine import features
+from scaling.engine.runfolder import read_events
+from scaling.errors import UserError
+from scaling.files import read_json
+from scaling.objectives.classification import Classification
+from scaling.objectives.diffusion import Diffusion
+from scaling.sampling import make_sampler
+
+INSIDE = 2**30  # bytes; weights above this stand beside the function, as its first argument
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+USE = """\
+import jax, jax.export
+from safetensors.numpy import load_file  # only where the weights stand beside the function
+function = jax.export.deserialize(bytearray(open("function.bin", "rb").read()))
+weights = [load_file("weights.safetensors")] if {beside} else []
+outputs = function.call(*weights, {names})
+"""
+
+
+def export_function(folder: Path, out: Path, inside: int = INSIDE) -> None:
+    """Writes the run `folder` as `out`: function.bin, model.json (the card) and, where large, its weights.
+
+    Weights of up to `inside` bytes are constants of the function. Raises: UserError for a run that neither
+    classifies nor generates, or an `out` that exists.
+    """
+    trained = features.restore(folder)
+    call, arguments = _call(trained)
+    weights = jax.device_get({"params": trained.weights["params"], **trained.weights["collections"]})
+    flat = {name: np.asarray(x) for name, x in flatten_dict(weights, sep="/").items()}
+    beside = sum(x.nbytes for x in flat.values()) > inside
+    if beside:
+        given: tuple[Any, ...] = ({name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items()},)
+        function = jax.jit(lambda weights, *x: call(unflatten_dict(weights, sep="/"), *x))
+    else:
+        given = ()
+        function = jax.jit(lambda *x: call(unflatten_dict(flat, sep="/"), *x))
+    exported = export.export(function, platforms=PLATFORMS)(*given, *arguments.values())
+    card = json.dumps(_card(folder, trained, arguments, beside), indent=2) + "\n"
+    written = {"function.bin": bytes(exported.serialize()), "model.json": card.encode()}
+    files.write_folder(out, "weights", flat if beside else {}, written)
+
+
+def _call(trained: features.Trained) -> tuple[Callable[..., jax.Array], dict[str, Any]]:
+    """`call(variables, *arguments)`, and the arguments by name with a symbolic batch size."""
+    built, task = trained.built, trained.built.task
+    (batch,) = export.symbolic_shape("batch")
+    if isinstance(task, Classification):
+        model = task.model
+        image = jax.ShapeDtypeStruct((batch, *built.image_shape), jnp.float32)
+        return lambda variables, x: jnp.asarray(model.apply(variables, x)), {"images": image}
+    if isinstance(task, Diffusion):
+        sampler = make_sampler(built.config.sampling, task, built.image_shape)
+        count = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        arguments = {"indices": count, "labels": count}
+        return lambda variables, i, y: sampler(variables["params"], i, y), arguments
+    raise UserError(f"format='stablehlo': {built.config.objective.name} has no function to export")
+
+
+def _card(folder: Path, trained: features.Trained, arguments: dict[str, Any], beside: bool) -> dict[str, Any]:
+    """What the function is: config, cost, metrics, data and commit, and how to call it."""
+    described = read_json(folder / "config.json")
+    metrics: dict[str, float] = {}
+    for event in read_events(folder):
+        if event["event"] == "evaluate" and event["step"] <= trained.step:
+            metrics |= event["values"]
+    return {
+        "arguments": {name: f"{a.dtype} [{', '.join(map(str, a.shape))}]" for name, a in arguments.items()},
+        "weights": "weights.safetensors" if beside else "inside the function",
+        "use": USE.format(beside=beside, names=", ".join(arguments)).splitlines(),
+        "platforms": PLATFORMS,
+        "step": trained.step,
+        "metrics": metrics,
+        **{key: described[key] for key in ("model", "cost", "data", "config", "version", "commit")},
+    }

@@ -1,0 +1,113 @@
+"""Files of tensors: what is read, what is refused, and that nothing is written over or left half-written."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from scaling.convert import files
+from scaling.errors import UserError
+
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+
+
+class Malicious:
+    """Unpickling this would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def check(tensors: dict[str, np.ndarray]) -> None:
+    assert tensors.keys() == WEIGHTS.keys()
+    np.testing.assert_array_equal(tensors["a.weight"], np.arange(6.0, dtype=np.float32).reshape(2, 3))
+    np.testing.assert_array_equal(tensors["b"].astype(np.float32), np.ones(2, np.float32))
+
+
+def test_safetensors_and_torch_files_and_folders(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    torch.save(WEIGHTS, tmp_path / "plain.pt")
+    torch.save({"ema": WEIGHTS, "model": {}, "step": 3}, tmp_path / "training.pt")
+    for file in ("model.safetensors", "plain.pt", "training.pt", "."):
+        check(files.read_tensors(tmp_path / file))
+
+
+def test_shards_are_read_together_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    for i, name in enumerate(WEIGHTS):
+        save_file({name: WEIGHTS[name]}, tmp_path / f"model-{i}.safetensors")
+    index = {"weight_map": {name: f"model-{i}.safetensors" for i, name in enumerate(WEIGHTS)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    check(files.read_tensors(tmp_path))
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the index names model-1\.safetensors, which are missing"):
+        files.read_tensors(tmp_path)
+
+
+def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
+    target = tmp_path / "made by the file"
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"a": Malicious(target)}))
+    torch.save({"a": Malicious(target)}, tmp_path / "evil2.pt")
+    for file in ("evil.pt", "evil2.pt"):
+        with pytest.raises(UserError, match=r"cannot be read as tensors alone .*; save its state_dict\(\)"):
+            files.read_tensors(tmp_path / file)
+    assert not target.exists()
+
+
+def test_what_is_broken_or_foreign_is_refused_in_a_line(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "whole.safetensors")
+    torch.save(WEIGHTS, tmp_path / "whole.pt")
+    for ending in ("safetensors", "pt"):
+        content = (tmp_path / f"whole.{ending}").read_bytes()
+        for name, data in (("cut", content[:-7]), ("text", b"hello"), ("empty", b"")):
+            (tmp_path / f"{name}.{ending}").write_bytes(data)
+            with pytest.raises(UserError, match=f"{name}.{ending}: cannot be read as") as e:
+                files.read_tensors(tmp_path / f"{name}.{ending}")
+            assert "\n" not in str(e.value)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="is not a state dict of tensors"):
+        files.read_tensors(tmp_path / "list.pt")
+    with pytest.raises(UserError, match="no such file or folder"):
+        files.read_tensors(tmp_path / "nowhere")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match=r"holds no \.safetensors"):
+        files.read_tensors(tmp_path / "bare")
+
+
+def test_a_config_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
+    assert files.read_config(tmp_path) is None
+    for content in ("{", "[1]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"config\.json: is not"):
+            files.read_config(tmp_path)
+
+
+def test_a_folder_is_written_whole_in_shards_and_never_over_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {f"t{i}": np.full((4, 4), i, np.float32) for i in range(5)}
+    files.write_folder(tmp_path / "one", "model", tensors, {"config.json": b"{}"})
+    assert sorted(f.name for f in (tmp_path / "one").iterdir()) == ["config.json", "model.safetensors"]
+    monkeypatch.setattr(files, "SHARD", 2 * 64)
+    files.write_folder(tmp_path / "three", "model", tensors, {})
+    assert len(list((tmp_path / "three").glob("model-0000?-of-00003.safetensors"))) == 3
+    read = files.read_tensors(tmp_path / "three")
+    assert all(np.array_equal(read[name], tensor) for name, tensor in tensors.items())
+    with pytest.raises(UserError, match="exists; choose another folder, nothing is written over"):
+        files.write_folder(tmp_path / "one", "model", {}, {})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        files.write_folder(tmp_path / "four", "model", tensors, {})
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["one", "three"]
