@@ -6,9 +6,21 @@ from typing import Any
 import flax.linen as nn
 
 from scaling.errors import UserError
-from scaling.models import dit, vit
+from scaling.models import clip, dit, resnet, swin, t5, timesformer, unet, vae, vilt, vit, vivit
 
-MODELS: dict[str, ModuleType] = {"dit": dit, "vit": vit}
+MODELS: dict[str, ModuleType] = {
+    "resnet": resnet,
+    "vit": vit,
+    "swin": swin,
+    "clip": clip,
+    "vilt": vilt,
+    "vivit": vivit,
+    "timesformer": timesformer,
+    "dit": dit,
+    "unet": unet,
+    "vae": vae,
+    "t5": t5,
+}
 
 
 def make(family: str, variant: str, **options: Any) -> nn.Module:

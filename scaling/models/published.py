@@ -1,7 +1,8 @@
 """Published sizes and costs, as printed: parameters in millions, and Gmacs of one forward pass.
 
 The papers print Gmacs as "Gflops". DiT's add one operation for each LayerNorm element, timm's add
-normalisation and activations: both lie within 1 % of matrix products and convolutions alone.
+normalisation and activations: both lie within 1 % of matrix products and convolutions alone. Halves of
+open_clip's figures, which count a multiply-add as two. None is what the source does not print.
 """
 
 from typing import Any, NamedTuple
@@ -9,12 +10,16 @@ from typing import Any, NamedTuple
 
 class Figure(NamedTuple):
     params_m: float
-    gmacs: float
+    gmacs: float | None
     source: str
 
 
 DIT = "Peebles & Xie 2023, table 4"
 TIMM = "timm model cards"
+OPEN_CLIP = "open_clip model profiles"
+VIVIT = "Arnab et al. 2021, table 2, recomputed"
+ADM = "Dhariwal & Nichol 2021, recomputed"
+LDM = "Rombach et al. 2022, recomputed"
 
 # By family, variant and options, as in the family's VARIANTS.
 FIGURES: dict[str, list[tuple[str, dict[str, Any], Figure]]] = {
@@ -43,6 +48,39 @@ FIGURES: dict[str, list[tuple[str, dict[str, Any], Figure]]] = {
         ("B/16", {"resolution": 384}, Figure(86.86, 55.54, TIMM)),
         ("L/16", {}, Figure(304.33, 61.60, TIMM)),
         ("H/14", {}, Figure(632.05, 167.40, TIMM)),
+    ],
+    "resnet": [
+        ("18", {}, Figure(11.69, 1.82, TIMM)),
+        ("34", {}, Figure(21.80, 3.67, TIMM)),
+        ("50", {}, Figure(25.56, 4.11, TIMM)),
+        ("152", {}, Figure(60.19, 11.56, TIMM)),
+    ],
+    "swin": [
+        ("T", {}, Figure(28.29, 4.51, TIMM)),
+        ("S", {}, Figure(49.61, 8.77, TIMM)),
+        ("B", {}, Figure(87.77, 15.47, TIMM)),
+        ("L", {}, Figure(196.53, 34.53, TIMM)),
+    ],
+    "clip": [
+        ("RN50", {}, Figure(102.01, 9.09, OPEN_CLIP)),
+        ("RN101", {}, Figure(119.69, 12.75, OPEN_CLIP)),
+        ("RN50x4", {}, Figure(178.30, 25.91, OPEN_CLIP)),
+        ("ViT-B/32", {}, Figure(151.28, 7.39, OPEN_CLIP)),
+        ("ViT-B/16", {}, Figure(149.62, 20.545, OPEN_CLIP)),
+        ("ViT-L/14", {}, Figure(427.62, 87.665, OPEN_CLIP)),
+    ],
+    "vilt": [("B/32", {}, Figure(111.6, None, "Kim et al. 2021, with text embeddings and pooler"))],
+    "vivit": [
+        ("B/16x2", {}, Figure(88.95, 455.2, VIVIT)),
+        ("B/16x2", {"attention": "factorised-encoder"}, Figure(115.1, 284.4, VIVIT)),
+        ("B/16x2", {"attention": "factorised-self-attention"}, Figure(117.3, 372.3, VIVIT)),
+        ("B/16x2", {"attention": "factorised-dot-product"}, Figure(88.95, 277.1, VIVIT)),
+    ],
+    "timesformer": [("B/16", {}, Figure(121.57, 196, "Bertasius et al. 2021, one view of three"))],
+    "unet": [
+        ("ADM-256", {}, Figure(554, 1120, ADM)),
+        ("LDM-4", {}, Figure(400, 104, LDM)),
+        ("LDM-8", {}, Figure(395, 57, LDM)),
     ],
 }
 

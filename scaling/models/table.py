@@ -42,8 +42,9 @@ def cost(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def rows(family: str | None = None) -> list[dict[str, Any]]:
     """A row for every registered variant, of one family or of all.
 
-    Keys: family, variant, input_shape [H, W, C], tokens, params, gmacs, gflops, and for DiT block; then
-    published_params_m (millions), published_gmacs and source, None where nothing is published.
+    Keys: family, variant, options (what sets it apart from other rows of the variant), input_shape (of the
+    first input), tokens, params, gmacs, gflops, and for DiT block; then published_params_m (millions),
+    published_gmacs and source, None where nothing is published.
 
     Raises: UserError for an unknown family.
     """
@@ -57,11 +58,12 @@ def rows(family: str | None = None) -> list[dict[str, Any]]:
 
 def _row(family: str, variant: str, options: dict[str, Any]) -> dict[str, Any]:
     model, inputs = models.make(family, variant, **options), models.inputs(family, variant, **options)
-    block = {"block": model.block} if hasattr(model, "block") else {}
+    block = {"block": model.block} if family == "dit" else {}
     figure = published.figure(family, variant, options)
     return {
         "family": family,
         "variant": variant,
+        "options": options,
         **block,
         "input_shape": list(next(iter(inputs.values())).shape[1:]),
         **cost(model, inputs),
@@ -73,7 +75,7 @@ def _row(family: str, variant: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as an aligned table, parameters in millions, five digits."""
-    header = ["family", "variant", "block", "input", "tokens", "params (M)", "published (M)"]
+    header = ["family", "variant", "options", "input", "tokens", "params (M)", "published (M)"]
     header += ["gmacs (1e9)", "published", "gflops (1e9)", "source"]
     cells = [header, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -89,7 +91,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         row["family"],
         row["variant"],
-        row.get("block", ""),
+        " ".join(f"{key}={value}" for key, value in row["options"].items()),
         "x".join(map(str, row["input_shape"])),
         "" if row["tokens"] is None else str(row["tokens"]),
         _digits(row["params"] / 1e6),

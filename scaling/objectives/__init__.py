@@ -6,11 +6,16 @@ from typing import Any
 import flax.linen as nn
 
 from scaling.errors import UserError
+from scaling.objectives.autoencoder import Autoencoder
 from scaling.objectives.base import Objective
 from scaling.objectives.classification import Classification
 from scaling.objectives.diffusion import Diffusion
 
-OBJECTIVES: dict[str, Any] = {"classification": Classification, "diffusion": Diffusion}
+OBJECTIVES: dict[str, Any] = {
+    "classification": Classification,
+    "diffusion": Diffusion,
+    "autoencoder": Autoencoder,
+}
 
 
 def make(name: str, model: nn.Module, **options: Any) -> Objective:

@@ -1,0 +1,262 @@
+"""U-Nets as diffusers' `UNet2DModel` (ADM) and `UNet2DConditionModel` (LDM).
+
+diffusers' LDM takes what it attends to, `encoder_hidden_states` [B, M, K], and not a class. Here it is made
+with a linear layer on them whose kernel is the label table and whose bias is 0, and takes one-hot labels
+[B, 1, num_classes + 1].
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from scaling.convert import rules
+from scaling.convert.rules import Rule, Rules, Shape
+from scaling.errors import UserError
+from scaling.models.unet import UNet
+
+CLASSES = {"adm": "UNet2DModel", "ldm": "UNet2DConditionModel"}
+# The names of stages without and with attention, in each direction.
+STAGES = {
+    "adm": {
+        "down": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        "up": ("ResnetUpsampleBlock2D", "AttnUpBlock2D"),
+    },
+    "ldm": {"down": ("DownBlock2D", "CrossAttnDownBlock2D"), "up": ("UpBlock2D", "CrossAttnUpBlock2D")},
+}
+# What config.json may say, and the only value that the module has.
+FIXED: dict[str, dict[str, Any]] = {
+    "adm": {
+        "resnet_time_scale_shift": "scale_shift",
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "mid_block_type": "UNetMidBlock2D",
+        "time_embedding_type": "positional",
+        "add_attention": True,
+    },
+    "ldm": {
+        "resnet_time_scale_shift": "default",
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "downsample_padding": 1,
+        "encoder_hid_dim_type": "text_proj",
+        "transformer_layers_per_block": 1,
+        "use_linear_projection": False,
+        "only_cross_attention": False,
+        "dual_cross_attention": False,
+        "num_class_embeds": None,
+    },
+}
+COMMON: dict[str, Any] = {
+    "act_fn": "silu",
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "center_input_sample": False,
+    "mid_block_scale_factor": 1,
+    "time_embedding_dim": None,
+    "class_embed_type": None,
+}
+
+
+def table(model: UNet) -> Rules:
+    """The tensors of diffusion_pytorch_model.safetensors.
+
+    Raises: UserError for a model that diffusers has no form of.
+    """
+    _check(model)
+    label: Rules
+    if model.kind == "adm":
+        label = rules.tensor("class_embedding.weight", "label/embedding")
+    else:
+        label = [
+            *rules.tensor("encoder_hid_proj.weight", "label/embedding", rules.TRANSPOSED),
+            Rule("encoder_hid_proj.bias", (), _nought(model.context)),
+        ]
+    return [
+        *rules.convolution("conv_in", "input"),
+        *rules.linear("time_embedding.linear_1", "time/up"),
+        *rules.linear("time_embedding.linear_2", "time/down"),
+        *label,
+        *(rule for rules_ in _down(model) for rule in rules_),
+        *(rule for rules_ in _up(model) for rule in rules_),
+        *rules.norm("conv_norm_out", "norm"),
+        *rules.convolution("conv_out", "output"),
+    ]
+
+
+def _check(model: UNet) -> None:
+    if model.upsampler:
+        raise UserError("upsampler=True: diffusers has no U-Net that resizes the image at low resolution")
+    if model.kind == "adm" and model.heads:
+        raise UserError(f"heads={model.heads}: diffusers' UNet2DModel has heads of one width in all stages")
+    if model.multipliers[0] != 1:
+        raise UserError(f"multipliers={model.multipliers}: diffusers' U-Nets begin with 1")
+
+
+def _nought(width: int) -> Shape:
+    """A tensor [width] that has no place in the model, and must be 0."""
+
+    def load(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        if x.shape != (width,):
+            raise ValueError(f"{x.shape}")
+        if np.any(x):
+            raise UserError("encoder_hid_proj.bias: must be 0; the family unet's label table has no bias")
+        return ()
+
+    return Shape(load, lambda: np.zeros(width, np.float32))
+
+
+def _heads(model: UNet, stage: int) -> int:
+    return model.stage_heads(stage) if 2**stage in model.attention else 0
+
+
+def _down(model: UNet) -> Iterator[Rules]:
+    """The stages on the way down, and the middle."""
+    last, before = len(model.multipliers) - 1, 1
+    for i, multiplier in enumerate(model.multipliers):
+        theirs = f"down_blocks.{i}"
+        for j in range(model.depth):
+            yield _block(model, theirs, j, f"down_{i}_block_{j}", before != multiplier, _heads(model, i))
+            before = multiplier
+        if i < last:
+            yield _sample(model, f"{theirs}.downsamplers.0", f"down_{i}_sample")
+    yield _block(model, "mid_block", 0, "middle_block_0", False, model.stage_heads(last))
+    yield _block(model, "mid_block", 1, "middle_block_1", False, 0)
+
+
+def _up(model: UNet) -> Iterator[Rules]:
+    """The stages on the way up, which diffusers numbers from the middle."""
+    skips = [1]  # the channels of what goes over, in multiples of the width
+    for i, multiplier in enumerate(model.multipliers):
+        skips += [multiplier] * (model.depth + (i < len(model.multipliers) - 1))
+    before = skips[-1]
+    for i, multiplier in reversed(list(enumerate(model.multipliers))):
+        theirs = f"up_blocks.{len(model.multipliers) - 1 - i}"
+        for j in range(model.depth + 1):
+            widens = before + skips.pop() != multiplier
+            yield _block(model, theirs, j, f"up_{i}_block_{j}", widens, _heads(model, i))
+            before = multiplier
+        if i > 0:
+            yield _sample(model, f"{theirs}.upsamplers.0", f"up_{i}_sample")
+
+
+def _block(model: UNet, stage: str, j: int, ours: str, widens: bool, heads: int) -> Rules:
+    found = _residual(f"{stage}.resnets.{j}", f"{ours}/residual", widens)
+    name = f"{stage}.attentions.{j}"
+    if heads and model.kind == "adm":
+        query, key, value, out = (f"{name}.to_{n}" for n in ("q", "k", "v", "out.0"))
+        found += rules.norm(f"{name}.group_norm", f"{ours}/norm_attention")
+        found += rules.attention(query, key, value, out, f"{ours}/attention", heads)
+    elif heads:
+        found += _transformer(name, f"{ours}/transformer", heads)
+    return found
+
+
+def _residual(theirs: str, ours: str, widens: bool) -> Rules:
+    return [
+        *rules.norm(f"{theirs}.norm1", f"{ours}/norm_in"),
+        *rules.convolution(f"{theirs}.conv1", f"{ours}/conv_in"),
+        *rules.linear(f"{theirs}.time_emb_proj", f"{ours}/condition"),
+        *rules.norm(f"{theirs}.norm2", f"{ours}/norm_out"),
+        *rules.convolution(f"{theirs}.conv2", f"{ours}/conv_out"),
+        *(rules.convolution(f"{theirs}.conv_shortcut", f"{ours}/skip") if widens else []),
+    ]
+
+
+def _transformer(theirs: str, ours: str, heads: int) -> Rules:
+    block = f"{theirs}.transformer_blocks.0"
+    found = [
+        *rules.norm(f"{theirs}.norm", f"{ours}/norm"),
+        *rules.convolution(f"{theirs}.proj_in", f"{ours}/proj_in"),
+        *rules.linear(f"{block}.ff.net.0.proj", f"{ours}/mlp/up"),
+        *rules.linear(f"{block}.ff.net.2", f"{ours}/mlp/down"),
+        *rules.norm(f"{block}.norm3", f"{ours}/norm_mlp"),
+        *rules.convolution(f"{theirs}.proj_out", f"{ours}/proj_out"),
+    ]
+    for i, name in ((1, "attention"), (2, "cross_attention")):
+        query, key, value, out = (f"{block}.attn{i}.to_{n}" for n in ("q", "k", "v", "out.0"))
+        found += rules.norm(f"{block}.norm{i}", f"{ours}/norm_{name}")
+        found += rules.attention(query, key, value, out, f"{ours}/{name}", heads, bias=False)
+        found += rules.tensor(f"{out}.bias", f"{ours}/{name}/out/bias")
+    return found
+
+
+def _sample(model: UNet, theirs: str, ours: str) -> Rules:
+    if model.kind == "adm":
+        return _residual(theirs, f"{ours}/residual", False)
+    return rules.convolution(f"{theirs}.conv", ours)
+
+
+def config(model: UNet, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+
+    Raises: UserError for a model that diffusers has no form of.
+    """
+    _check(model)
+    _, side, _, channels = inputs["x"].shape
+    attends = [2**i in model.attention for i in range(len(model.multipliers))]
+    widths = [model.width * multiplier for multiplier in model.multipliers]
+    names = STAGES[model.kind]
+    found = {
+        "_class_name": CLASSES[model.kind],
+        "sample_size": side,
+        "in_channels": channels,
+        "out_channels": channels * (2 if model.learn_sigma else 1),
+        "block_out_channels": widths,
+        "layers_per_block": model.depth,
+        "down_block_types": [names["down"][each] for each in attends],
+        "up_block_types": [names["up"][each] for each in reversed(attends)],
+        "norm_num_groups": model.groups,
+        "norm_eps": model.epsilon,
+        **COMMON,
+        **FIXED[model.kind],
+    }
+    if model.kind == "adm":
+        found["attention_head_dim"] = model.head_width
+        found["attn_norm_num_groups"] = model.groups
+        found["num_class_embeds"] = model.num_classes + 1
+    else:  # diffusers reads the number of heads from attention_head_dim
+        found["attention_head_dim"] = model.heads or [max(1, width // model.head_width) for width in widths]
+        found["cross_attention_dim"] = model.context
+        found["encoder_hid_dim"] = model.num_classes + 1
+    return found
+
+
+def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder's config.json says of the model, in the names of its fields.
+
+    Raises: UserError for a U-Net of another form.
+    """
+    kind = next((k for k, name in CLASSES.items() if name == config["_class_name"]), None)
+    if kind is None:
+        raise UserError(f"_class_name={config['_class_name']!r}: must be {' or '.join(CLASSES.values())}")
+    widths, names, groups = config["block_out_channels"], STAGES[kind], config["norm_num_groups"]
+    attends = [name == names["down"][1] for name in config["down_block_types"]]
+    wanted = COMMON | FIXED[kind]
+    wanted["down_block_types"] = [names["down"][each] for each in attends]
+    wanted["up_block_types"] = [names["up"][each] for each in reversed(attends)]
+    if kind == "adm":
+        wanted["attn_norm_num_groups"] = groups
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{key}={config[key]!r}: the family unet has {value!r} and no other")
+    classes = config["num_class_embeds" if kind == "adm" else "encoder_hid_dim"]
+    if classes is None:
+        raise UserError("num_class_embeds=None: the family unet has class-conditional models only")
+    found = {
+        "kind": kind,
+        "width": widths[0],
+        "multipliers": tuple(width // widths[0] for width in widths),
+        "depth": config["layers_per_block"],
+        "attention": tuple(2**i for i, each in enumerate(attends) if each),
+        "groups": groups,
+        "num_classes": classes - 1,
+        "learn_sigma": config["out_channels"] == 2 * config["in_channels"],
+        "epsilon": config["norm_eps"],
+    }
+    heads = config["attention_head_dim"]
+    if kind == "adm":
+        return found | {"heads": 0, "head_width": heads}
+    found["context"] = config["cross_attention_dim"]
+    if isinstance(heads, int):
+        return found | {"heads": heads}
+    return found | {"heads": 0, "head_width": widths[-1] // heads[-1]}

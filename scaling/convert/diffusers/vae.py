@@ -1,0 +1,135 @@
+"""VAE as diffusers' `AutoencoderKL`, the `vae` folder of a latent diffusion pipeline."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.convert import rules
+from scaling.convert.rules import Rules
+from scaling.errors import UserError
+from scaling.models.vae import VAE
+
+# Attention in the files of older versions of diffusers, which newer ones still read: (pattern, replacement).
+RENAMED: tuple[tuple[str, str], ...] = (
+    (r"(mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
+    (r"(mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
+    (r"(mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
+    (r"(mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
+)
+
+FIXED: dict[str, Any] = {  # what config.json may say, and the only value that the module has
+    "act_fn": "silu",
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+EPSILON = 1e-6  # of GroupNorm, which diffusers does not write down
+
+
+def table(model: VAE) -> Rules:
+    """The tensors of diffusion_pytorch_model.safetensors."""
+    levels = len(model.widths)
+    found: Rules = [
+        *rules.convolution("quant_conv", "quant"),
+        *rules.convolution("post_quant_conv", "post_quant"),
+    ]
+    for side in ("encoder", "decoder"):
+        found += rules.convolution(f"{side}.conv_in", f"{side}/conv_in")
+        found += _middle(f"{side}.mid_block", f"{side}/middle")
+        found += rules.norm(f"{side}.conv_norm_out", f"{side}/norm_out")
+        found += rules.convolution(f"{side}.conv_out", f"{side}/conv_out")
+    before = model.widths[0]
+    for i, width in enumerate(model.widths):
+        theirs = f"encoder.down_blocks.{i}"
+        found += _level(theirs, f"encoder/level_{i}", model.blocks, before != width)
+        if i < levels - 1:
+            found += rules.convolution(f"{theirs}.downsamplers.0.conv", f"encoder/down_{i}")
+        before = width
+    for i, width in reversed(list(enumerate(model.widths))):
+        theirs = f"decoder.up_blocks.{levels - 1 - i}"  # diffusers numbers them from the latent
+        found += _level(theirs, f"decoder/level_{i}", model.blocks + 1, before != width)
+        if i > 0:
+            found += rules.convolution(f"{theirs}.upsamplers.0.conv", f"decoder/up_{i}")
+        before = width
+    return found
+
+
+def _level(theirs: str, ours: str, blocks: int, widens: bool) -> Rules:
+    """Residual blocks, the first of which may change the width."""
+    return [
+        rule
+        for i in range(blocks)
+        for rule in _block(f"{theirs}.resnets.{i}", f"{ours}/block_{i}", widens and i == 0)
+    ]
+
+
+def _block(theirs: str, ours: str, widens: bool) -> Rules:
+    return [
+        *rules.norm(f"{theirs}.norm1", f"{ours}/norm_1"),
+        *rules.convolution(f"{theirs}.conv1", f"{ours}/conv_1"),
+        *rules.norm(f"{theirs}.norm2", f"{ours}/norm_2"),
+        *rules.convolution(f"{theirs}.conv2", f"{ours}/conv_2"),
+        *(rules.convolution(f"{theirs}.conv_shortcut", f"{ours}/shortcut") if widens else []),
+    ]
+
+
+def _middle(theirs: str, ours: str) -> Rules:
+    name = f"{theirs}.attentions.0"
+    query, key, value, out = (f"{name}.to_{n}" for n in ("q", "k", "v", "out.0"))
+    return [
+        *_block(f"{theirs}.resnets.0", f"{ours}/block_0", widens=False),
+        *rules.norm(f"{name}.group_norm", f"{ours}/attend/norm"),
+        *rules.attention(query, key, value, out, f"{ours}/attend/attention", heads=1),
+        *_block(f"{theirs}.resnets.1", f"{ours}/block_1", widens=False),
+    ]
+
+
+def config(model: VAE, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+
+    Raises: UserError for a model whose epsilon is not diffusers'.
+    """
+    if model.epsilon != EPSILON:
+        raise UserError(f"epsilon={model.epsilon}: diffusers' AutoencoderKL has {EPSILON} and no other")
+    levels = len(model.widths)
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": model.channels,
+        "out_channels": model.channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": list(model.widths),
+        "layers_per_block": model.blocks,
+        "latent_channels": model.latent_channels,
+        "norm_num_groups": model.groups,
+        "sample_size": inputs["x"].shape[1],
+        "scaling_factor": model.latent_scale,
+        **FIXED,
+    }
+
+
+def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder's config.json says of the model, in the names of its fields.
+
+    Raises: UserError for an autoencoder of another form.
+    """
+    levels = len(config["block_out_channels"])
+    wanted = FIXED | {
+        "out_channels": config["in_channels"],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{key}={config[key]!r}: the family vae has {value!r} and no other")
+    return {
+        "widths": tuple(config["block_out_channels"]),
+        "blocks": config["layers_per_block"],
+        "groups": config["norm_num_groups"],
+        "latent_channels": config["latent_channels"],
+        "channels": config["in_channels"],
+        "latent_scale": config.get("scaling_factor", 0.18215),  # absent from the oldest files
+        "epsilon": EPSILON,
+    }

@@ -1,0 +1,155 @@
+"""CLIP as transformers' `CLIPModel`, whose image tower is a ViT."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.convert import rules
+from scaling.convert.rules import Rules
+from scaling.errors import UserError
+from scaling.models.clip import CLIP
+
+IGNORED = (r"\.position_ids$",)  # 0, 1, 2, ...: older folders hold them
+ACTIVATIONS = ("quick_gelu", "gelu")  # named as here
+# As the end of text, transformers reads 2 as "the greatest token id"; so it stands in OpenAI's own folders.
+GREATEST_ID = 2
+
+
+def table(model: CLIP) -> Rules:
+    """The tensors of model.safetensors.
+
+    Raises: UserError for a model with the modified ResNet, which transformers has not.
+    """
+    patch, depth = model.patch, model.depth
+    if patch is None or not isinstance(depth, int):
+        raise UserError("patch=None: transformers has no CLIP with a ResNet; its image tower must be a ViT")
+    vision, text = "vision_model", "text_model"
+    return [
+        *rules.tensor(f"{vision}.embeddings.class_embedding", "image/token", rules.reshaped((-1,), (1, -1))),
+        *rules.linear(
+            f"{vision}.embeddings.patch_embedding",
+            "image/patch",
+            bias=False,
+            shape=rules.patches(patch, patch),
+        ),
+        *rules.tensor(f"{vision}.embeddings.position_embedding.weight", "image/positions"),
+        *rules.norm(f"{vision}.pre_layrnorm", "image/norm_pre"),
+        *_blocks(vision, "image", depth, model.heads),
+        *rules.norm(f"{vision}.post_layernorm", "image/norm"),
+        *rules.linear("visual_projection", "image/projection", bias=False),
+        *rules.tensor(f"{text}.embeddings.token_embedding.weight", "text/tokens/embedding"),
+        *rules.tensor(f"{text}.embeddings.position_embedding.weight", "text/positions"),
+        *_blocks(text, "text", model.text_depth, model.text_heads),
+        *rules.norm(f"{text}.final_layer_norm", "text/norm"),
+        *rules.linear("text_projection", "text_projection", bias=False),
+        *rules.tensor("logit_scale", "logit_scale"),
+    ]
+
+
+def _blocks(theirs: str, ours: str, depth: int, heads: int) -> Rules:
+    block, layers = theirs + ".encoder.layers.{i}", range(depth)
+    query, key, value, out = (f"{block}.self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
+    return [
+        *rules.norm(f"{block}.layer_norm1", f"{ours}/blocks/norm_attention", layers),
+        *rules.attention(query, key, value, out, f"{ours}/blocks/attention", heads, layers),
+        *rules.norm(f"{block}.layer_norm2", f"{ours}/blocks/norm_mlp", layers),
+        *rules.linear(f"{block}.mlp.fc1", f"{ours}/blocks/mlp/up", layers),
+        *rules.linear(f"{block}.mlp.fc2", f"{ours}/blocks/mlp/down", layers),
+    ]
+
+
+def config(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name."""
+    both = {
+        "hidden_act": model.activation,
+        "layer_norm_eps": model.epsilon,
+        "projection_dim": model.embed_dim,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": model.embed_dim,
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": model.width,
+            "num_hidden_layers": model.depth,
+            "num_attention_heads": model.heads,
+            "intermediate_size": round(model.width * model.mlp_ratio),
+            "image_size": model.resolution,
+            "patch_size": model.patch,
+            "num_channels": inputs["x"].shape[-1],
+            **both,
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_size": model.text_width,
+            "num_hidden_layers": model.text_depth,
+            "num_attention_heads": model.text_heads,
+            "intermediate_size": round(model.text_width * model.mlp_ratio),
+            "vocab_size": model.vocabulary,
+            "max_position_embeddings": model.context,
+            "eos_token_id": GREATEST_ID,
+            **both,
+        },
+        "torch_dtype": "float32",
+    }
+
+
+DEFAULTS = {  # transformers', which some of its versions do not write
+    "vision_config": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "image_size": 224,
+        "patch_size": 32,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+    "text_config": {
+        "hidden_size": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "intermediate_size": 2048,
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+}
+
+
+def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder's config.json says of the model, in the names of its fields.
+
+    A `text_config_dict` or `vision_config_dict`, of early folders, goes before the other.
+
+    Raises: UserError where the towers differ in what is one field here, or their activation is neither.
+    """
+    vision, text = (
+        {**DEFAULTS[t], **(config.get(f"{t}_dict") or config.get(t, {}))}
+        for t in ("vision_config", "text_config")
+    )
+    vision["mlp_ratio"], text["mlp_ratio"] = (
+        t["intermediate_size"] / t["hidden_size"] for t in (vision, text)
+    )
+    for name in ("hidden_act", "layer_norm_eps", "mlp_ratio"):
+        if vision[name] != text[name]:
+            raise UserError(f"{name}: {vision[name]} for images and {text[name]} for texts; must be the same")
+    if vision["hidden_act"] not in ACTIVATIONS:
+        raise UserError(f"hidden_act={vision['hidden_act']}: must be one of {', '.join(ACTIVATIONS)}")
+    return {
+        "patch": vision["patch_size"],
+        "width": vision["hidden_size"],
+        "depth": vision["num_hidden_layers"],
+        "heads": vision["num_attention_heads"],
+        "mlp_ratio": vision["mlp_ratio"],
+        "resolution": vision["image_size"],
+        "embed_dim": config.get("projection_dim", 512),
+        "text_width": text["hidden_size"],
+        "text_depth": text["num_hidden_layers"],
+        "text_heads": text["num_attention_heads"],
+        "vocabulary": text["vocab_size"],
+        "context": text["max_position_embeddings"],
+        "activation": vision["hidden_act"],
+        "epsilon": vision["layer_norm_eps"],
+    }

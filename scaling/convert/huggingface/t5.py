@@ -1,0 +1,75 @@
+"""T5 v1.1's encoder as transformers' `T5EncoderModel`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.convert import rules
+from scaling.convert.rules import Rules
+from scaling.errors import UserError
+from scaling.models.t5 import T5Encoder
+
+# A folder of the whole model also holds the decoder, and the token embeddings under further names.
+IGNORED = (r"^decoder\.", r"^lm_head\.weight$", r"^encoder\.embed_tokens\.weight$")
+MLP = "gated-gelu"  # v1.1's, with the tanh form of GELU
+
+
+def table(model: T5Encoder) -> Rules:
+    """The tensors of model.safetensors."""
+    block, layers = "encoder.block.{i}.layer", range(model.depth)
+    attention, mlp = f"{block}.0.SelfAttention", f"{block}.1.DenseReluDense"
+    query, key, value, out = (f"{attention}.{name}" for name in "qkvo")
+    return [
+        *rules.tensor("shared.weight", "tokens/embedding"),
+        *rules.tensor(f"{attention.format(i=0)}.relative_attention_bias.weight", "relative_bias"),
+        *rules.norm(f"{block}.0.layer_norm", "blocks/norm_attention", layers, bias=False),
+        *rules.attention(query, key, value, out, "blocks/attention", model.heads, layers, bias=False),
+        *rules.norm(f"{block}.1.layer_norm", "blocks/norm_mlp", layers, bias=False),
+        *rules.linear(f"{mlp}.wi_0", "blocks/mlp/gate", layers, bias=False),
+        *rules.linear(f"{mlp}.wi_1", "blocks/mlp/up", layers, bias=False),
+        *rules.linear(f"{mlp}.wo", "blocks/mlp/down", layers, bias=False),
+        *rules.norm("encoder.final_layer_norm", "norm", bias=False),
+    ]
+
+
+def config(model: T5Encoder, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name."""
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": model.vocabulary,
+        "d_model": model.width,
+        "d_kv": model.head_width,
+        "d_ff": model.mlp_width,
+        "num_layers": model.depth,
+        "num_heads": model.heads,
+        "relative_attention_num_buckets": model.buckets,
+        "relative_attention_max_distance": model.max_distance,
+        "layer_norm_epsilon": model.epsilon,
+        "feed_forward_proj": MLP,
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "float32",
+    }
+
+
+def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder's config.json says of the model, in the names of its fields.
+
+    Raises: UserError for the first T5, whose MLP is another.
+    """
+    mlp = config.get("feed_forward_proj", "relu")
+    if mlp != MLP:
+        raise UserError(f"feed_forward_proj={mlp}: must be {MLP}; only T5 v1.1 can be loaded")
+    return {
+        "vocabulary": config["vocab_size"],
+        "width": config["d_model"],
+        "head_width": config["d_kv"],
+        "mlp_width": config["d_ff"],
+        "depth": config["num_layers"],
+        "heads": config["num_heads"],
+        "buckets": config.get("relative_attention_num_buckets", 32),
+        "max_distance": config.get("relative_attention_max_distance", 128),
+        "epsilon": config.get("layer_norm_epsilon", 1e-6),
+    }

@@ -1,0 +1,136 @@
+"""ViLT as transformers' `ViltModel`, `ViltForMaskedLM`, and the models of its other tasks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.convert import rules
+from scaling.convert.rules import Rules
+from scaling.errors import UserError
+from scaling.models.vilt import ViLT
+
+# By the tasks of a model. transformers has no heads for itm and mpp.
+ARCHITECTURES: dict[tuple[str, ...], str] = {
+    (): "ViltModel",
+    ("mlm",): "ViltForMaskedLM",
+    ("vqa",): "ViltForQuestionAnswering",
+    ("retrieval",): "ViltForImageAndTextRetrieval",
+    ("nlvr2",): "ViltForImagesAndTextClassification",
+}
+# Older files have a buffer, the word table once more as the tied output layer, and that layer's bias twice.
+IGNORED = (r"\bposition_ids$", r"^mlm_score\.decoder\.weight$", r"^mlm_score\.bias$")
+
+
+def table(model: ViLT) -> Rules:
+    """The tensors of model.safetensors.
+
+    Raises: UserError for tasks that transformers has no model for.
+    """
+    base = "" if _architecture(model) == "ViltModel" else "vilt."
+    embeddings, block, layers = f"{base}embeddings", f"{base}encoder.layer.{{i}}", range(model.depth)
+    text, patches = f"{embeddings}.text_embeddings", f"{embeddings}.patch_embeddings.projection"
+    query, key, value = (f"{block}.attention.attention.{n}" for n in ("query", "key", "value"))
+    out = f"{block}.attention.output.dense"
+    return [
+        *rules.tensor(f"{text}.word_embeddings.weight", "word/embedding"),
+        *rules.tensor(f"{text}.position_embeddings.weight", "text/positions"),
+        *rules.tensor(f"{text}.token_type_embeddings.weight", "text/segment_embedding"),
+        *rules.norm(f"{text}.LayerNorm", "text/norm"),
+        *rules.linear(patches, "image/patch", shape=rules.patches(model.patch, model.patch)),
+        *rules.tensor(f"{embeddings}.cls_token", "image/token", rules.LEADING),
+        *rules.tensor(f"{embeddings}.position_embeddings", "image/positions", rules.LEADING),
+        *rules.tensor(f"{embeddings}.token_type_embeddings.weight", "modality_embedding"),
+        *rules.norm(f"{block}.layernorm_before", "blocks/norm_attention", layers),
+        *rules.attention(query, key, value, out, "blocks/attention", model.heads, layers),
+        *rules.norm(f"{block}.layernorm_after", "blocks/norm_mlp", layers),
+        *rules.linear(f"{block}.intermediate.dense", "blocks/mlp/up", layers),
+        *rules.linear(f"{block}.output.dense", "blocks/mlp/down", layers),
+        *rules.norm(f"{base}layernorm", "norm"),
+        *rules.linear(f"{base}pooler.dense", "pooler"),
+        *_head(model),
+    ]
+
+
+def _head(model: ViLT) -> Rules:
+    """The output layer of masked words is the table that embeds them, and files hold it once."""
+    if model.tasks == ("mlm",):
+        return [
+            *rules.linear("mlm_score.transform.dense", "mlm/dense"),
+            *rules.norm("mlm_score.transform.LayerNorm", "mlm/norm"),
+            *rules.tensor("mlm_score.decoder.bias", "mlm/bias"),
+        ]
+    if model.tasks == ("retrieval",):
+        return rules.linear("rank_output", "retrieval")
+    return [
+        rule
+        for task in model.tasks  # vqa or nlvr2
+        for rule in (
+            *rules.linear("classifier.0", f"{task}/up"),
+            *rules.norm("classifier.1", f"{task}/norm"),
+            *rules.linear("classifier.3", f"{task}/head"),
+        )
+    ]
+
+
+def _architecture(model: ViLT) -> str:
+    if model.tasks not in ARCHITECTURES:
+        known = ", ".join(filter(None, map(",".join, ARCHITECTURES)))
+        raise UserError(
+            f"tasks={','.join(model.tasks)}: transformers has ViLT for no task, or one of {known}"
+        )
+    return ARCHITECTURES[model.tasks]
+
+
+def config(model: ViLT, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+
+    Raises: UserError for tasks that transformers has no model for, or a `resolution` that is not square.
+    """
+    square = isinstance(model.resolution, int) or model.resolution[0] == model.resolution[1]
+    if not square:
+        raise UserError(f"resolution={model.resolution}: must be square, which transformers' ViLT always is")
+    pair = "nlvr2" in model.tasks
+    labels = 2 if pair else model.num_classes
+    return {
+        "architectures": [_architecture(model)],
+        "model_type": "vilt",
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": int(model.width * model.mlp_ratio),
+        "hidden_act": "gelu",
+        "layer_norm_eps": model.epsilon,
+        "image_size": model.resolution if isinstance(model.resolution, int) else model.resolution[0],
+        "patch_size": model.patch,
+        "num_channels": inputs["x"].shape[-1],
+        "vocab_size": model.vocabulary,
+        "max_position_embeddings": model.length,
+        "type_vocab_size": 2,
+        "modality_type_vocab_size": 3 if pair else 2,
+        "num_images": 2 if pair else -1,
+        "max_image_length": -1,
+        "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
+        "label2id": {f"LABEL_{i}": i for i in range(labels)},
+        "torch_dtype": "float32",
+    }
+
+
+def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder's config.json says of the model, in the names of its fields.
+
+    Raises: UserError for an architecture that has no form here.
+    """
+    tasks = {name: tasks for tasks, name in ARCHITECTURES.items()}
+    name = config["architectures"][0]
+    if name not in tasks:
+        raise UserError(f"architectures={name}: must be one of {', '.join(tasks)}")
+    return {
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
+        "patch": config["patch_size"],
+        "vocabulary": config["vocab_size"],
+        "length": config["max_position_embeddings"],
+        "epsilon": config["layer_norm_eps"],
+        "tasks": tasks[name],
+    }

@@ -1,0 +1,96 @@
+"""ViViT as transformers' `VivitForVideoClassification`: model 1, with joint attention."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.convert import rules
+from scaling.convert.rules import Rules
+from scaling.errors import UserError
+from scaling.models.vit import side_lengths
+from scaling.models.vivit import ViViT
+
+ACTIVATIONS = {"gelu_fast": "gelu_tanh", "gelu": "gelu"}  # by transformers' name; the first is its default
+
+
+def table(model: ViViT) -> Rules:
+    """The tensors of model.safetensors.
+
+    Raises: UserError for a model that transformers does not have.
+    """
+    check(model)
+    block, layers = "vivit.encoder.layer.{i}", range(model.depth)
+    query, key, value = (f"{block}.attention.attention.{n}" for n in ("query", "key", "value"))
+    out = f"{block}.attention.output.dense"
+    return [
+        *rules.linear(
+            "vivit.embeddings.patch_embeddings.projection",
+            "patch",
+            shape=rules.patches(model.tubelet, model.patch, model.patch),
+        ),
+        *rules.tensor("vivit.embeddings.cls_token", "token", rules.LEADING),
+        *rules.tensor("vivit.embeddings.position_embeddings", "positions", rules.LEADING),
+        *rules.norm(f"{block}.layernorm_before", "blocks/norm_attention", layers),
+        *rules.attention(query, key, value, out, "blocks/attention", model.heads, layers),
+        *rules.norm(f"{block}.layernorm_after", "blocks/norm_mlp", layers),
+        *rules.linear(f"{block}.intermediate.dense", "blocks/mlp/up", layers),
+        *rules.linear(f"{block}.output.dense", "blocks/mlp/down", layers),
+        *rules.norm("vivit.layernorm", "norm"),
+        *rules.linear("classifier", "head"),
+    ]
+
+
+def check(model: ViViT) -> None:
+    """Raises UserError for a model that transformers does not have."""
+    if model.attention != "joint":
+        raise UserError(f"model.attention={model.attention}: must be joint, the only one in this format")
+    if model.embedding == "frame" and model.tubelet > 1:
+        raise UserError(f"model.embedding={model.embedding}: must be tubelet, the only one in this format")
+
+
+def config(model: ViViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+
+    Raises: UserError for a model that transformers does not have.
+    """
+    check(model)
+    height, width = side_lengths(model.resolution)
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation)
+    return {
+        "architectures": ["VivitForVideoClassification"],
+        "model_type": "vivit",
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": int(model.width * model.mlp_ratio),
+        "hidden_act": activation,
+        "layer_norm_eps": model.epsilon,
+        "num_frames": model.frames,
+        "image_size": height if height == width else [height, width],
+        "tubelet_size": [model.tubelet, model.patch, model.patch],
+        "num_channels": inputs["x"].shape[-1],
+        "qkv_bias": True,
+        "id2label": {str(i): f"LABEL_{i}" for i in range(model.num_classes)},
+        "label2id": {f"LABEL_{i}": i for i in range(model.num_classes)},
+        "torch_dtype": "float32",
+    }
+
+
+def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder's config.json says of the model in the names of its fields.
+
+    Raises: UserError for an activation that the model does not have.
+    """
+    activation = config["hidden_act"]
+    if activation not in ACTIVATIONS:
+        raise UserError(f"hidden_act={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+    return {
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
+        "patch": config["tubelet_size"][1],
+        "tubelet": config["tubelet_size"][0],
+        "activation": ACTIVATIONS[activation],
+        "epsilon": config["layer_norm_eps"],
+        "attention": "joint",
+    }

@@ -1,0 +1,232 @@
+"""CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision").
+
+x is an image [B, H, W, C], text [B, N] token ids; D is a tower's width, E that of the joint embedding.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling.errors import UserError
+from scaling.models import variants
+from scaling.models.clip_resnet import ModifiedResNet, learned_positions, lecun_uniform
+from scaling.models.layers import Remat, constrain, layer_norm, patch_grid, patchify, stack
+from scaling.models.text import Block, TextTransformer, end_of_text, normal
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A row of the paper's tables; of the text transformer, all have the depth 12."""
+
+    embed_dim: int
+    resolution: int
+    depth: int | tuple[int, int, int, int]  # a ViT's blocks, or a modified ResNet's in each stage
+    width: int
+    heads: int
+    text_width: int
+    text_heads: int
+
+
+SIZES = {  # RN: table 19 of the paper, the heads being 64 wide; ViT: table 20
+    "RN50": Size(1024, 224, (3, 4, 6, 3), 2048, 32, text_width=512, text_heads=8),
+    "RN101": Size(512, 224, (3, 4, 23, 3), 2048, 32, text_width=512, text_heads=8),
+    "RN50x4": Size(640, 288, (4, 6, 10, 6), 2560, 40, text_width=640, text_heads=10),
+    "ViT-B": Size(512, 224, 12, 768, 12, text_width=512, text_heads=8),
+    "ViT-L": Size(768, 224, 24, 1024, 16, text_width=768, text_heads=12),
+}
+VARIANTS: tuple[variants.Variant, ...] = (
+    *((name, {}) for name in ("RN50", "RN101", "RN50x4", "ViT-B/32", "ViT-B/16", "ViT-L/14")),
+    ("ViT-L/14", {"resolution": 336}),
+)
+CONTEXT = 77  # tokens of a text, those of its start and end included
+LARGEST_SCALE = 100.0  # of the logits (section 2.5)
+
+
+class VisionTransformer(nn.Module):
+    """x [B, H, W, C] -> features [B, features] float32: a ViT with one more norm, before the blocks.
+
+    Class token, positions and projection start N(0, 1 / D), the patch kernel within 1 / sqrt(fan in), the
+    blocks as the text transformer's. The position table is for `resolution`, and resized for inputs of
+    another size.
+
+    Raises: UserError where `patch` does not divide H, W and `resolution`, or `heads` the width.
+    """
+
+    features: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    resolution: int
+    activation: str
+    epsilon: float
+    dtype: Any = jnp.float32
+    remat: Remat = "none"
+    unroll: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        grid = patch_grid(x.shape, self.patch)
+        old = patch_grid((self.resolution, self.resolution, 1), self.patch)
+        start = normal(self.width**-0.5)
+        embed = nn.Dense(
+            self.width, use_bias=False, kernel_init=lecun_uniform, dtype=self.dtype, name="patch"
+        )
+        x = embed(patchify(x, self.patch))  # [B, N, D]
+        token = self.param("token", start, (1, self.width)).astype(self.dtype)
+        token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+        x = jnp.concatenate([token, x], axis=1)  # [B, 1 + N, D]
+        x = x + learned_positions(self, old, grid, self.width).astype(self.dtype)[None]
+        x = layer_norm(x, "norm_pre", epsilon=self.epsilon)
+        x = constrain(x, "batch", "token", "embed")
+
+        block = Block(
+            self.heads,
+            self.depth,
+            self.mlp_ratio,
+            self.activation,
+            self.epsilon,
+            self.dtype,
+            name="blocks",
+        )
+        x = stack(block, self.depth, x, remat=self.remat, unroll=self.unroll)  # [B, 1 + N, D]
+        x = layer_norm(x[:, 0].astype(jnp.float32), "norm", epsilon=self.epsilon)  # [B, D]
+        return nn.Dense(self.features, use_bias=False, kernel_init=start, name="projection")(x)
+
+
+class Embeddings(NamedTuple):
+    """What the contrastive loss is of: the logits are scale * image @ text.T (figure 3)."""
+
+    image: jax.Array  # [B, E], of length 1
+    text: jax.Array  # [B, E], of length 1
+    scale: jax.Array  # []
+
+
+class CLIP(nn.Module):
+    """x [B, H, W, C], text [B, N] int32 -> Embeddings, float32.
+
+    The image tower is a ViT, or with `patch=None` the modified ResNet, whose `depth` are the blocks of its
+    four stages. A text's features are those of its greatest token id, which the end of text must be. The
+    scale of the logits is exp(logit_scale), at most 100, and starts at 1 / 0.07 (section 2.5); beyond the
+    bound its gradient is 0.
+
+    Raises: UserError where `patch` and `depth` do not name one of the towers, and as the towers do.
+    """
+
+    patch: int | None = 32
+    width: int = 768
+    depth: int | tuple[int, int, int, int] = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0  # of both transformers
+    resolution: int = 224
+    embed_dim: int = 512
+    text_width: int = 512
+    text_depth: int = 12
+    text_heads: int = 8
+    vocabulary: int = 49408
+    context: int = CONTEXT
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # of both; models by others have gelu
+    epsilon: float = 1e-5  # of LayerNorm
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    unroll: bool = False
+
+    def tokens(self, shape: Sequence[int]) -> int | None:
+        """The number of patches of an image of `shape` [..., H, W, C]; the modified ResNet has none."""
+        return None if self.patch is None else math.prod(patch_grid(shape, self.patch))
+
+    def setup(self) -> None:
+        repeat: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat, unroll=self.unroll)
+        transformer: dict[str, Any] = dict(
+            mlp_ratio=self.mlp_ratio, activation=self.activation, epsilon=self.epsilon, **repeat
+        )
+        self.image = self._image_tower(repeat, transformer)
+        self.text = TextTransformer(
+            width=self.text_width,
+            depth=self.text_depth,
+            heads=self.text_heads,
+            vocabulary=self.vocabulary,
+            context=self.context,
+            **transformer,
+        )
+        start = normal(self.text_width**-0.5)
+        self.text_projection = nn.Dense(self.embed_dim, use_bias=False, kernel_init=start)
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
+
+    def _image_tower(self, repeat: dict[str, Any], transformer: dict[str, Any]) -> Any:
+        tower: dict[str, Any] = dict(
+            features=self.embed_dim,
+            depth=self.depth,
+            width=self.width,
+            heads=self.heads,
+            resolution=self.resolution,
+        )
+        if self.patch is None and isinstance(self.depth, tuple):
+            return ModifiedResNet(**tower, **repeat)
+        if self.patch is not None and isinstance(self.depth, int):
+            return VisionTransformer(patch=self.patch, **tower, **transformer)
+        raise UserError(
+            f"patch={self.patch}, depth={self.depth}: must be two integers for a ViT, or None and the blocks "
+            f"of four stages for a modified ResNet"
+        )
+
+    def image_features(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[B, H, W, C] -> [B, E] float32, of any length. `train`: BatchNorm takes the batch's statistics."""
+        return self.image(x) if self.patch else self.image(x, train)
+
+    def text_features(self, text: jax.Array) -> jax.Array:
+        """[B, N] int32 -> [B, E] float32, of any length."""
+        return self.text_projection(end_of_text(self.text(text), text))
+
+    def scale(self) -> jax.Array:
+        """The scale of the logits, []."""
+        return jnp.exp(jnp.minimum(self.logit_scale, math.log(LARGEST_SCALE)))
+
+    def __call__(self, x: jax.Array, text: jax.Array, train: bool = False) -> Embeddings:
+        image, words = self.image_features(x, train), self.text_features(text)  # [B, E] each
+        return Embeddings(unit(image), unit(words), self.scale())
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """x [..., E] divided by its length."""
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+MODULE = CLIP
+
+
+def make(variant: str, **options: Any) -> CLIP:
+    """The CLIP that `variant` names, e.g. "ViT-B/32" or "RN50"; `options` override its fields.
+
+    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    """
+    size, patch = _parse(variant)
+    return variants.build(CLIP, {**dataclasses.asdict(size), "patch": patch}, options)
+
+
+def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example of what `variant` is for: x [1, H, W, C], text [1, N].
+
+    The options `resolution` and `context` change it.
+    """
+    size, _ = _parse(variant)
+    side = options.get("resolution", size.resolution)
+    return {
+        "x": jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
+        "text": jax.ShapeDtypeStruct((1, options.get("context", CONTEXT)), jnp.int32),
+    }
+
+
+def _parse(variant: str) -> tuple[Size, int | None]:
+    name, _, patch = variant.partition("/")
+    if variant in SIZES and name.startswith("RN"):
+        return SIZES[name], None
+    if name in SIZES and name.startswith("ViT") and patch.isdecimal() and int(patch) > 0:
+        return SIZES[name], int(patch)
+    raise UserError(f"variant={variant!r}: must be RN50, RN101, RN50x4, or ViT-B or ViT-L and /PATCH")

@@ -1,0 +1,178 @@
+"""CLIP's modified ResNet (Radford et al. 2021, section 2.4).
+
+A ResNet-D stem of three convolutions (He et al. 2019, "Bag of Tricks for Image Classification"), average
+pools for strides (Zhang 2019, "Making Convolutional Networks Shift-Invariant Again"), and attention pooling.
+x is an image [B, H, W, C]; D is the width of the last stage.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling.errors import UserError
+from scaling.models.convolutions import BatchNorm, convolution
+from scaling.models.layers import Remat, constrain, resize_positions
+from scaling.models.resnet import POLICIES
+from scaling.models.text import Attention, normal
+
+STRIDE = 32  # pixels of the image to one of the last stage
+EXPANSION = 4  # a bottleneck's output is this many times as wide as its 3x3 convolution
+
+zeros = nn.initializers.zeros_init()
+lecun_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in)
+
+
+def average_pool(x: jax.Array, side: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H / side, W / side, C]."""
+    batch, height, width, channels = x.shape
+    return jnp.mean(x.reshape(batch, height // side, side, width // side, side, channels), axis=(2, 4))
+
+
+class Bottleneck(nn.Module):
+    """[B, H, W, C] -> [B, H / stride, W / stride, 4 width]: 1x1, 3x3 and 1x1 convolutions, added to x.
+
+    All have stride 1: before the last, and before the shortcut's 1x1, an average pool has it. The last norm's
+    scale starts at 0.
+    """
+
+    width: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv = functools.partial(convolution, bias=False, init=lecun_uniform, dtype=self.dtype)
+        out = EXPANSION * self.width
+        h = conv(self.width, 1, name="conv1")(x)  # [B, H, W, width]
+        h = nn.relu(BatchNorm(name="norm1")(h, train))
+        h = conv(self.width, 3, name="conv2")(h)  # [B, H, W, width]
+        h = nn.relu(BatchNorm(name="norm2")(h, train))
+        h = h if self.stride == 1 else average_pool(h, self.stride)  # [B, H / stride, W / stride, width]
+        h = conv(out, 1, name="conv3")(h)  # [B, H / stride, W / stride, 4 width]
+        h = BatchNorm(scale_init=zeros, name="norm3")(h, train)
+        if self.stride != 1 or x.shape[-1] != out:
+            x = x if self.stride == 1 else average_pool(x, self.stride)
+            x = conv(out, 1, name="shortcut")(x)  # [B, H / stride, W / stride, 4 width]
+            x = BatchNorm(name="norm_shortcut")(x, train)
+        return nn.relu(h + x)
+
+
+class Stage(nn.Module):
+    """`depth` bottlenecks, [B, H, W, C] -> [B, H / stride, W / stride, 4 width].
+
+    The first has the stride; the rest are equal, and their parameters and statistics stacked
+    [depth - 1, ...], whether the loop over them is compiled once (`nn.scan`) or unrolled.
+    """
+
+    depth: int
+    width: int
+    stride: int
+    dtype: Any
+    remat: Remat
+    unroll: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def step(block: Bottleneck, x: jax.Array) -> tuple[jax.Array, None]:
+            return block(x, train), None
+
+        first = rest = step
+        if self.remat != "none":
+            # Inside a loop the compiler cannot merge the recomputation with the forward pass.
+            first = nn.remat(step, policy=POLICIES[self.remat])
+            rest = nn.remat(step, policy=POLICIES[self.remat], prevent_cse=self.unroll)
+        x, _ = first(Bottleneck(self.width, self.stride, self.dtype, name="first"), x)
+        if self.depth == 1:
+            return x
+        loop = nn.scan(
+            rest,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            check_constancy_invariants=False,  # nothing here could vary; checking it costs another trace
+            length=self.depth - 1,
+            unroll=self.depth - 1 if self.unroll else 1,
+        )
+        return loop(Bottleneck(self.width, dtype=self.dtype, name="blocks"), x)[0]
+
+
+class AttentionPool(nn.Module):
+    """Attention whose one query is the mean: [B, h, w, D] -> [B, features].
+
+    The mean is also the first of the keys. Learned positions for a `grid` (h, w) are added to all of them.
+    """
+
+    features: int
+    heads: int
+    grid: tuple[int, int]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, rows, columns, width = x.shape
+        x = x.reshape(batch, rows * columns, width)  # [B, N, D]
+        x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)  # [B, 1 + N, D]
+        x = x + learned_positions(self, self.grid, (rows, columns), width).astype(self.dtype)[None]
+        std = width**-0.5
+        attention = Attention(self.heads, (std, std, std), self.features, dtype=self.dtype, name="attention")
+        return attention(x[:, :1], x)[:, 0]  # [B, features]
+
+
+def learned_positions(module: nn.Module, old: tuple[int, int], new: tuple[int, int], width: int) -> jax.Array:
+    """Positions [1 + h w, D] of one token and a `new` (h, w) grid, of the module's table for an `old` one.
+
+    They start N(0, 1 / D).
+    """
+    table = module.param("positions", normal(width**-0.5), (1 + old[0] * old[1], width))
+    return jnp.concatenate([table[:1], resize_positions(table[1:], old, new)])
+
+
+class ModifiedResNet(nn.Module):
+    """x [B, H, W, C] -> features [B, features] float32.
+
+    `depth` are the blocks of the four stages; `width` that of the last, 32 times the stem's. Convolutions
+    start within 1 / sqrt(fan in), the kernels of attention pooling N(0, 1 / D). For inputs of another size
+    than `resolution` its positions are resized. Running statistics are in the collection `batch_stats`,
+    which `train=True` updates where it is mutable.
+
+    Raises: UserError where 32 does not divide H, W and `resolution`, 64 the width, `heads` too, or a stage
+    is empty.
+    """
+
+    features: int
+    depth: tuple[int, int, int, int]
+    width: int
+    heads: int
+    resolution: int
+    dtype: Any = jnp.float32
+    remat: Remat = "none"
+    unroll: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        self._check(*x.shape[1:3])
+        conv = functools.partial(convolution, bias=False, init=lecun_uniform, dtype=self.dtype)
+        stem = self.width // STRIDE
+        for i, (width, stride) in enumerate(((stem // 2, 2), (stem // 2, 1), (stem, 1)), 1):
+            x = conv(width, 3, stride, name=f"stem{i}")(x)  # [B, H / 2, W / 2, D / 64; at last D / 32]
+            x = nn.relu(BatchNorm(name=f"norm_stem{i}")(x, train))
+        x = average_pool(x, 2)  # [B, H / 4, W / 4, D / 32]
+        for i, depth in enumerate(self.depth):
+            stride, repeat = 1 if i == 0 else 2, (self.dtype, self.remat, self.unroll)
+            x = Stage(depth, stem * 2**i, stride, *repeat, name=f"stage{i + 1}")(x, train)
+            x = constrain(x, "batch", None, None, None)  # [B, H / 2^(2 + i), W / 2^(2 + i), D / 2^(3 - i)]
+        grid = (self.resolution // STRIDE,) * 2
+        x = AttentionPool(self.features, self.heads, grid, self.dtype, name="pool")(x)  # [B, features]
+        return x.astype(jnp.float32)
+
+    def _check(self, height: int, width: int) -> None:
+        if height % STRIDE or width % STRIDE:
+            raise UserError(f"x: its height and width, {height}x{width}, must be multiples of {STRIDE}")
+        if self.resolution % STRIDE:
+            raise UserError(f"resolution={self.resolution}: must be a multiple of {STRIDE}")
+        if self.width % (2 * STRIDE):
+            raise UserError(f"width={self.width}: must be a multiple of {2 * STRIDE}, for the stem's half")
+        if min(self.depth) < 1:
+            raise UserError(f"depth={self.depth}: every stage must have at least 1 block")

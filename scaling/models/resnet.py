@@ -1,0 +1,207 @@
+"""Residual networks, ResNet (He et al. 2016, "Deep Residual Learning for Image Recognition").
+
+In the form known as v1.5: a bottleneck's stride is in its 3x3 convolution, and the last norm scale of every
+block starts at 0 (Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1). x is an image
+[B, H, W, C] of any size; D is the width of the first stage, F that of a block's output. A stride halves H and
+W, rounding up.
+"""
+
+import functools
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling.errors import UserError
+from scaling.models import variants
+from scaling.models.convolutions import BatchNorm, convolution
+from scaling.models.layers import REMAT, Remat, constrain
+
+SIZES: dict[str, dict[str, Any]] = {  # table 1 of the paper
+    "18": {"depths": (2, 2, 2, 2), "bottleneck": False},
+    "34": {"depths": (3, 4, 6, 3), "bottleneck": False},
+    "50": {"depths": (3, 4, 6, 3), "bottleneck": True},
+    "101": {"depths": (3, 4, 23, 3), "bottleneck": True},
+    "152": {"depths": (3, 8, 36, 3), "bottleneck": True},
+}
+VARIANTS: tuple[variants.Variant, ...] = tuple((size, {}) for size in SIZES)
+EXPANSION = 4  # of a bottleneck: its output is this many times as wide as its 3x3 convolution
+
+zeros = nn.initializers.zeros_init()
+he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, equation 14
+head_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in)
+
+
+def is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name == "conv_general_dilated"
+
+
+# As for linear layers: "dots" keeps what is costly to recompute, here the outputs of convolutions.
+POLICIES = {**REMAT, "dots": is_convolution}
+
+
+class Block(nn.Module):
+    """A residual block, y = relu(F(x) + W x) (equation 2): [B, H, W, C] -> [B, H / stride, W / stride, F].
+
+    F is two 3x3 convolutions of `width`, or with `bottleneck` 1x1, 3x3 and, four times as wide, 1x1 (figure
+    5). W is the identity where it can be, else a 1x1 convolution and a norm (option B of section 4.1).
+    """
+
+    width: int
+    stride: int = 1
+    bottleneck: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv = functools.partial(convolution, bias=False, init=he, dtype=self.dtype)
+        width, out = self.width, self.width * (EXPANSION if self.bottleneck else 1)
+        if self.bottleneck:
+            h = conv(width, 1, name="conv1")(x)  # [B, H, W, width]
+            h = nn.relu(BatchNorm(name="norm1")(h, train))
+            h = conv(width, 3, self.stride, name="conv2")(h)  # [B, H / stride, W / stride, width]
+            h = nn.relu(BatchNorm(name="norm2")(h, train))
+            h = conv(out, 1, name="conv3")(h)  # [B, H / stride, W / stride, F]
+            h = BatchNorm(scale_init=zeros, name="norm3")(h, train)
+        else:
+            h = conv(width, 3, self.stride, name="conv1")(x)  # [B, H / stride, W / stride, F]
+            h = nn.relu(BatchNorm(name="norm1")(h, train))
+            h = conv(width, 3, name="conv2")(h)  # [B, H / stride, W / stride, F]
+            h = BatchNorm(scale_init=zeros, name="norm2")(h, train)
+        if self.stride != 1 or x.shape[-1] != out:
+            x = conv(out, 1, self.stride, name="shortcut")(x)  # [B, H / stride, W / stride, F]
+            x = BatchNorm(name="norm_shortcut")(x, train)
+        return nn.relu(h + x)
+
+
+class Stage(nn.Module):
+    """`depth` blocks at one resolution, [B, H, W, C] -> [B, H / stride, W / stride, F].
+
+    The first has the stride; the rest are equal, and their parameters and statistics stacked
+    [depth - 1, ...], whether the loop over them is compiled once (`nn.scan`) or unrolled.
+    """
+
+    depth: int
+    width: int
+    stride: int
+    bottleneck: bool
+    dtype: Any
+    remat: Remat
+    unroll: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def step(block: Block, x: jax.Array) -> tuple[jax.Array, None]:
+            return block(x, train), None
+
+        first = rest = step
+        if self.remat != "none":
+            # Inside a loop the compiler cannot merge the recomputation with the forward pass.
+            first = nn.remat(step, policy=POLICIES[self.remat])
+            rest = nn.remat(step, policy=POLICIES[self.remat], prevent_cse=self.unroll)
+        block = functools.partial(Block, self.width, bottleneck=self.bottleneck, dtype=self.dtype)
+        x, _ = first(block(stride=self.stride, name="first"), x)  # [B, H / stride, W / stride, F]
+        if self.depth == 1:
+            return x
+        loop = nn.scan(
+            rest,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            check_constancy_invariants=False,  # nothing here could vary; checking it costs another trace
+            length=self.depth - 1,
+            unroll=self.depth - 1 if self.unroll else 1,
+        )
+        return loop(block(name="blocks"), x)[0]  # [B, H / stride, W / stride, F]
+
+
+class ResNet(nn.Module):
+    """x [B, H, W, C] -> logits [B, num_classes] float32.
+
+    `depths` are the blocks of the four stages, whose convolutions are `width`, 2, 4 and 8 times `width` wide.
+    Running statistics are in the collection `batch_stats`, which `train=True` updates where it is mutable.
+    Convolutions start N(0, 2 / fan out); the head within 1 / sqrt(fan in), as PyTorch's linear layers do.
+
+    Raises: UserError where a stage has no block.
+    """
+
+    depths: tuple[int, int, int, int] = (3, 4, 6, 3)
+    bottleneck: bool = True
+    width: int = 64
+    num_classes: int = 1000
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    unroll: bool = False
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the head sees: [B, H, W, C] -> [B, F of the last stage] float32."""
+        return self(x, output="features")
+
+    def stages(self, x: jax.Array, train: bool = False) -> list[jax.Array]:
+        """The maps [B, H / 4, W / 4, F], and at 1/8, 1/16 and 1/32, that the stages make; float32."""
+        return self(x, train, output="stages")
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        *,
+        output: Literal["logits", "features", "stages"] = "logits",
+    ) -> Any:
+        """`train` normalises with the batch's statistics, under `jit` the global batch's."""
+        if min(self.depths) < 1:
+            raise UserError(f"depths={self.depths}: every stage must have at least 1 block")
+        dtype = jnp.dtype(self.dtype)
+        stem = convolution(self.width, 7, 2, bias=False, init=he, dtype=dtype, name="stem")
+        x = nn.relu(BatchNorm(name="norm_stem")(stem(x), train))  # [B, H / 2, W / 2, D]
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H / 4, W / 4, D]
+
+        maps = []
+        for i, depth in enumerate(self.depths):
+            width, stride = self.width * 2**i, 1 if i == 0 else 2
+            options: dict[str, Any] = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
+            stage = Stage(depth, width, stride, self.bottleneck, **options, name=f"stage{i + 1}")
+            x = constrain(stage(x, train), "batch", None, None, None)  # [B, H / 2^(2 + i), W / 2^(2 + i), F]
+            maps.append(x.astype(jnp.float32))
+        if output == "stages":
+            return maps
+        x = jnp.mean(maps[-1], axis=(1, 2))  # [B, F]
+        if output == "features":
+            return x
+        head = nn.Dense(
+            self.num_classes, kernel_init=head_kernel, bias_init=head_bias(x.shape[-1]), name="head"
+        )
+        return head(x)  # [B, num_classes]
+
+
+def head_bias(inputs: int) -> nn.initializers.Initializer:
+    """Uniform within 1 / sqrt(inputs)."""
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, *_: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
+
+    return init
+
+
+MODULE = ResNet
+
+
+def make(variant: str, **options: Any) -> ResNet:
+    """The ResNet that `variant` names, e.g. "50"; `options` override its fields.
+
+    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    """
+    return variants.build(ResNet, _size(variant), options)
+
+
+def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example of what `variant` is for: x [1, H, W, C]. No option changes it."""
+    _size(variant)
+    return {"x": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)}
+
+
+def _size(variant: str) -> dict[str, Any]:
+    if variant not in SIZES:
+        raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
+    return SIZES[variant]

@@ -1,0 +1,372 @@
+"""Swin transformers (Liu et al. 2021, "Hierarchical Vision Transformer using Shifted Windows").
+
+x is an image [B, H, W, C] or a feature map [B, h, w, D]; D is the width of a stage, M the side of a window,
+N = M * M its tokens, n the number of windows.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling.errors import UserError
+from scaling.models import variants
+from scaling.models.layers import (
+    ACTIVATIONS,
+    DropPath,
+    Remat,
+    constrain,
+    dot_product_attention,
+    layer_norm,
+    patch_grid,
+    patchify,
+    stack,
+    unpatchify,
+)
+from scaling.models.vit import side_lengths
+
+SIZES: dict[str, dict[str, Any]] = {  # section 3.3 of the paper
+    "T": {"width": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
+    "S": {"width": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)},
+    "B": {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
+    "L": {"width": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)},
+}
+LARGE: dict[str, Any] = {"resolution": 384, "window": 12}
+VARIANTS: tuple[variants.Variant, ...] = (*((size, {}) for size in SIZES), ("B", LARGE), ("L", LARGE))
+
+normal = nn.initializers.normal(0.02)
+Dense = functools.partial(nn.Dense, kernel_init=normal)
+
+
+def uniform(bound: float) -> nn.initializers.Initializer:
+    """U(-bound, bound)."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+        return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
+
+    return init
+
+
+# Windows
+
+
+def pad(x: jax.Array, multiple: int) -> jax.Array:
+    """[B, h, w, D] with zeros below and on the right, so that `multiple` divides both sides."""
+    below, right = -x.shape[1] % multiple, -x.shape[2] % multiple
+    return jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0))) if below or right else x
+
+
+def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
+    """What is added to the logits in the windows of a shifted map [h, w]: [n, N, N] float32, 0 or -100.
+
+    The cyclic shift joins tokens of opposite borders in one window; those do not see each other (figure 4).
+    """
+    rows, columns = -(-height // window), -(-width // window)  # of windows, of the padded map
+    row, column = (  # [h'] and [w']
+        np.repeat([0, 1, 2], [(count - 1) * window, window - shift, shift]) for count in (rows, columns)
+    )
+    region = 3 * row[:, None] + column[None, :]  # [h', w'], nine of them
+    region = region.reshape(rows, window, columns, window)
+    region = region.transpose(0, 2, 1, 3).reshape(-1, window * window)  # [n, N]
+    return np.where(region[:, :, None] == region[:, None, :], 0, -100).astype(np.float32)
+
+
+def relative_index(window: int, table_window: int) -> np.ndarray:
+    """[N, N]: which row of a table for windows of `table_window` has the offset of each pair of tokens.
+
+    That is (dy + M - 1)(2M - 1) + (dx + M - 1) of query minus key, M being `table_window`; a smaller window
+    has some of its offsets.
+    """
+    places = np.indices((window, window)).reshape(2, -1)
+    dy, dx = places[:, :, None] - places[:, None, :]  # [N, N] each
+    return (dy + table_window - 1) * (2 * table_window - 1) + dx + table_window - 1
+
+
+def resize_relative_bias(table: jax.Array, old_window: int, new_window: int) -> jax.Array:
+    """A table [(2 old - 1)^2, heads] resampled bicubically for a new window: [(2 new - 1)^2, heads].
+
+    Half-pixel centres, the cubic kernel with a = -0.75, repeated borders and no antialiasing, as in the
+    paper's fine-tuning at a larger window.
+    """
+    if old_window == new_window:
+        return table
+    old, new = 2 * old_window - 1, 2 * new_window - 1
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centre).astype(int)
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        t = np.abs(centre - first - tap)
+        near = 1.25 * t**3 - 2.25 * t**2 + 1
+        far = -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+        source = np.clip(first + tap, 0, old - 1)
+        np.add.at(weights, (np.arange(new), source), np.where(t <= 1, near, far))
+    w = jnp.asarray(weights, jnp.float32)
+    square = jnp.reshape(table, (old, old, -1))
+    return jnp.einsum("yi,xj,ijh->yxh", w, w, square, precision="highest").reshape(new * new, -1)
+
+
+# Blocks
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows with a relative position bias (section 3.2, equation 4).
+
+    x [B, n, N, D], mask [n, N, N] -> [B, n, N, D]. `window` is that of the table.
+    """
+
+    heads: int
+    window: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        width, window = x.shape[-1], math.isqrt(x.shape[-2])
+        if width % self.heads:
+            raise UserError(f"heads={self.heads}: must divide the width of its stage, which is {width}")
+        project = functools.partial(
+            nn.DenseGeneral,
+            features=(self.heads, width // self.heads),
+            kernel_init=normal,
+            dtype=self.dtype,
+        )
+        q, k, v = (project(name=name)(x) for name in ("query", "key", "value"))  # [B, n, N, heads, D / heads]
+        q, k, v = (constrain(each, "batch", None, "token", "heads", None) for each in (q, k, v))
+        table = self.param("relative_bias", normal, ((2 * self.window - 1) ** 2, self.heads))
+        bias = table[relative_index(window, self.window)].transpose(2, 0, 1)[None]  # [1, heads, N, N]
+        if mask is not None:
+            bias = bias + mask[:, None]  # [n, heads, N, N]
+        attend = jax.vmap(dot_product_attention, in_axes=(0, 0, 0, None))
+        x = attend(q, k, v, bias)  # [B, n, N, heads, D / heads]
+        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=normal, dtype=self.dtype, name="out")(x)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact GELU between them: [B, h, w, D] -> [B, h, w, D]."""
+
+    ratio: float = 4.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        x = Dense(int(width * self.ratio), dtype=self.dtype, name="up")(x)  # [B, h, w, ratio * D]
+        x = constrain(ACTIVATIONS["gelu"](x), "batch", None, None, "mlp")
+        return Dense(width, dtype=self.dtype, name="down")(x)  # [B, h, w, D]
+
+
+class Block(nn.Module):
+    """W-MSA and MLP, or with a shift SW-MSA and MLP (equation 3): [B, h, w, D] -> [B, h, w, D].
+
+    `window` is the side of the windows, `table_window` that for which the bias table is made.
+    """
+
+    heads: int
+    window: int
+    table_window: int
+    shift: int = 0
+    mlp_ratio: float = 4.0
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None, drop: jax.Array | None) -> jax.Array:
+        batch, height, width, channels = x.shape
+        h = pad(layer_norm(x, "norm_attention", epsilon=self.epsilon), self.window)  # [B, h', w', D]
+        grid = patch_grid(h.shape, self.window)
+        h = jnp.roll(h, (-self.shift, -self.shift), (1, 2))
+        h = patchify(h, self.window).reshape(batch, math.prod(grid), self.window**2, channels)  # [B, n, N, D]
+        h = WindowAttention(self.heads, self.table_window, self.dtype, name="attention")(h, mask)
+        h = unpatchify(h.reshape(batch, math.prod(grid), -1), grid, self.window)  # [B, h', w', D]
+        h = jnp.roll(h, (self.shift, self.shift), (1, 2))[:, :height, :width]  # [B, h, w, D]
+        x = x + DropPath(name="drop_attention")(h, drop)
+        h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
+        h = Mlp(self.mlp_ratio, self.dtype, name="mlp")(h)
+        x = x + DropPath(name="drop_mlp")(h, drop)
+        return constrain(x, "batch", None, None, "embed")
+
+
+class BlockPair(nn.Module):
+    """A block with plain windows, then one with shifted windows (figure 3b): [B, h, w, D] -> [B, h, w, D].
+
+    `mask` is the second's, `drop` [2] the rates of stochastic depth.
+    """
+
+    heads: int
+    window: int
+    table_window: int
+    shift: int
+    mlp_ratio: float = 4.0
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, *, drop: jax.Array | None = None
+    ) -> jax.Array:
+        first, second = (None, None) if drop is None else (drop[0], drop[1])
+        block = functools.partial(
+            Block,
+            self.heads,
+            self.window,
+            self.table_window,
+            mlp_ratio=self.mlp_ratio,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+        )
+        x = block(name="plain")(x, None, first)  # [B, h, w, D]
+        return block(shift=self.shift, name="shifted")(x, mask, second)  # [B, h, w, D]
+
+
+class PatchMerging(nn.Module):
+    """Every 2x2 tokens become one of half their channels: [B, h, w, D] -> [B, h / 2, w / 2, 2D]."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width, x = x.shape[-1], pad(x, 2)
+        corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]  # 00, 10, 01, 11
+        x = layer_norm(jnp.concatenate(corners, -1), "norm", epsilon=self.epsilon)  # [B, h / 2, w / 2, 4D]
+        return Dense(2 * width, use_bias=False, dtype=self.dtype, name="reduction")(x)
+
+
+class Swin(nn.Module):
+    """x [B, H, W, C] -> logits [B, num_classes] float32, for any H and W.
+
+    Stage s has `depths[s]` blocks of width `width` * 2^s with `heads[s]` heads, in windows of `window` tokens
+    a side, shifted by half of it in every second block. Sides that a patch, a window or a merging does not
+    divide are padded with zeros. Where a stage's map is not larger than the window, the window is its
+    shorter side, and nothing is shifted. `resolution`, the side or (H, W), is what an input is unless
+    otherwise known; no parameter depends on it. Linear kernels and bias tables start N(0, 0.02).
+
+    Raises: UserError for an odd depth, or heads that are not one a stage or do not divide its width.
+    """
+
+    patch: int = 4
+    width: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    resolution: int | tuple[int, int] = 224
+    epsilon: float = 1e-5  # of LayerNorm
+    drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly over all stages
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    unroll: bool = False
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """The number of patches of an input of `shape` [..., H, W, C]: the first stage's tokens."""
+        return math.prod(-(-side // self.patch) for side in shape[-3:-1])
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the head sees: [B, H, W, C] -> [B, the last stage's width] float32."""
+        return self(x, output="features")
+
+    def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """What each stage gives: [B, H, W, C] -> [B, H / 4, W / 4, D], [B, H / 8, W / 8, 2D], ... float32."""
+        return self(x, output="maps")
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        *,
+        output: Literal["logits", "features", "maps"] = "logits",
+    ) -> Any:
+        """`train` turns stochastic depth on, which draws from the "dropout" stream."""
+        self._check()
+        dtype, x = jnp.dtype(self.dtype), pad(x, self.patch)  # [B, H, W, C]
+        grid = patch_grid(x.shape, self.patch)
+        init = uniform((self.patch**2 * x.shape[-1]) ** -0.5)  # PyTorch's, of a convolution
+        embed = Dense(self.width, kernel_init=init, bias_init=init, dtype=dtype, name="patch")
+        x = embed(patchify(x, self.patch))  # [B, H / 4 * W / 4, D]
+        x = layer_norm(x, "norm_patch", epsilon=self.epsilon).reshape(x.shape[0], *grid, self.width)
+
+        total, drop, maps = sum(self.depths), None, []
+        for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
+            if stage > 0:
+                x = PatchMerging(self.epsilon, dtype, name=f"merging{stage + 1}")(x)
+            if train and self.drop_path:
+                first = sum(self.depths[:stage])
+                drop = jnp.linspace(0, self.drop_path, total)[first : first + depth].reshape(-1, 2)
+            x = self._stage(x, f"stage{stage + 1}", depth, heads, drop)  # [B, h, w, D]
+            maps.append(x.astype(jnp.float32))
+        if output == "maps":
+            return tuple(maps)
+        x = layer_norm(maps[-1], "norm", epsilon=self.epsilon)
+        x = jnp.mean(x, axis=(1, 2))  # [B, D]
+        return x if output == "features" else Dense(self.num_classes, name="head")(x)  # [B, num_classes]
+
+    def _stage(self, x: jax.Array, name: str, depth: int, heads: int, drop: jax.Array | None) -> jax.Array:
+        height, width = x.shape[1:3]
+        whole = min(height, width) <= self.window
+        window, shift = (min(height, width), 0) if whole else (self.window, self.window // 2)
+        pair = BlockPair(
+            heads,
+            window,
+            self.window,
+            shift,
+            mlp_ratio=self.mlp_ratio,
+            epsilon=self.epsilon,
+            dtype=jnp.dtype(self.dtype),
+            name=name,
+        )
+        mask = [jnp.asarray(shift_mask(height, width, window, shift))] if shift else []
+        return stack(pair, depth // 2, x, *mask, drop=drop, remat=self.remat, unroll=self.unroll)
+
+    def _check(self) -> None:
+        if not self.depths or any(depth <= 0 or depth % 2 for depth in self.depths):
+            raise UserError(
+                f"depths={self.depths}: must be even and positive, as a shifted block follows each plain one"
+            )
+        if len(self.heads) != len(self.depths) or any(heads <= 0 for heads in self.heads):
+            raise UserError(
+                f"heads={self.heads}: must be one positive number for each of depths={self.depths}"
+            )
+
+
+MODULE = Swin
+
+
+def make(variant: str, **options: Any) -> Swin:
+    """The Swin that `variant` names, e.g. "T"; `options` override its fields.
+
+    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    """
+    return variants.build(Swin, _size(variant), options)
+
+
+def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example of what `variant` is for: x [1, H, W, 3], H and W from the option `resolution` if given."""
+    _size(variant)
+    sides = side_lengths(options.get("resolution", Swin.resolution))
+    return {"x": jax.ShapeDtypeStruct((1, *sides, 3), jnp.float32)}
+
+
+def resized(variables: Mapping[str, Any], source: Swin, target: Swin) -> tuple[dict[str, Any], list[str]]:
+    """Variables of `source` for the window of `target`, and in words what was resized."""
+
+    def one(path: tuple[Any, ...], leaf: Any) -> Any:
+        if path[-1].key != "relative_bias":
+            return leaf
+        return np.stack([resize_relative_bias(table, source.window, target.window) for table in leaf])
+
+    if source.window == target.window:
+        return dict(variables), []
+    said = f"relative_bias: resized from windows of {source.window} to windows of {target.window}"
+    return jax.tree_util.tree_map_with_path(one, dict(variables)), [said]
+
+
+def _size(variant: str) -> dict[str, Any]:
+    if variant not in SIZES:
+        raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
+    return SIZES[variant]

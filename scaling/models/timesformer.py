@@ -1,0 +1,199 @@
+"""TimeSformer with divided attention (Bertasius et al. 2021, "Is Space-Time Attention All You Need for Video
+Understanding?").
+
+x is a video [B, T, H, W, C]; D is the width, s the number of patches of a frame, N = T s that of all of them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling.models import variants
+from scaling.models.layers import (
+    Attention,
+    Dense,
+    DropPath,
+    Mlp,
+    Remat,
+    constrain,
+    layer_norm,
+    patch_grid,
+    resize_positions,
+    stack,
+)
+from scaling.models.variants import Size
+from scaling.models.video import (
+    check_fit,
+    from_places,
+    resize_grid,
+    spatial_positions,
+    to_places,
+    tubelets,
+    video_grid,
+)
+from scaling.models.vit import ViT, side_lengths
+
+FRAMES = 8
+SIZES = {  # section 4 of the paper: ViT's B, for Kinetics 400
+    "B": Size(depth=12, width=768, heads=12, shape=(224, 224, 3), num_classes=400),
+}
+VARIANTS: tuple[variants.Variant, ...] = (
+    ("B/16", {}),
+    ("B/16", {"frames": 16, "resolution": 448}),  # TimeSformer-HR
+    ("B/16", {"frames": 96}),  # TimeSformer-L
+)
+
+normal = nn.initializers.normal(0.02)
+zeros = nn.initializers.zeros_init()
+
+
+class DividedBlock(nn.Module):
+    """Attention along time at each place, then within each frame, then the MLP (section 3, figure 2).
+
+    x [B, 1 + N, D] -> [B, 1 + N, D]; `frames` is T. The class token takes no part in the first; each frame
+    attends to a copy of it, and the mean of what the copies gain is added to it. `drop` is the rate of
+    stochastic depth: it drops the first attention for each place, the second for each frame, as the authors'.
+    """
+
+    heads: int
+    frames: int
+    mlp_ratio: float = 4.0
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, drop: jax.Array | None = None) -> jax.Array:
+        batch, _, width = x.shape
+        token, x = x[:, :1], x[:, 1:]  # [B, 1, D], [B, N, D]
+        places = x.shape[1] // self.frames
+
+        h = to_places(layer_norm(x, "norm_temporal", epsilon=self.epsilon), self.frames)  # [B s, T, D]
+        h = Attention(self.heads, dtype=self.dtype, name="temporal_attention")(h)
+        h = from_places(DropPath(name="drop_temporal")(h, drop), places)  # [B, N, D]
+        x = x + Dense(width, kernel_init=zeros, dtype=self.dtype, name="temporal_fc")(h)
+
+        copies = jnp.repeat(token, self.frames, axis=1).reshape(-1, 1, width)  # [B T, 1, D]
+        h = jnp.concatenate([copies, x.reshape(-1, places, width)], axis=1)  # [B T, 1 + s, D]
+        h = layer_norm(h, "norm_attention", epsilon=self.epsilon)
+        h = Attention(self.heads, dtype=self.dtype, name="attention")(h)
+        h = DropPath(name="drop_attention")(h, drop).reshape(batch, self.frames, 1 + places, width)
+        token = token + jnp.mean(h[:, :, 0], axis=1, keepdims=True)  # [B, 1, D]
+        x = x + h[:, :, 1:].reshape(x.shape)  # [B, N, D]
+        x = jnp.concatenate([token, x], axis=1)  # [B, 1 + N, D]
+
+        h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
+        h = Mlp(self.mlp_ratio, "gelu", self.dtype, name="mlp")(h)
+        x = x + DropPath(name="drop_mlp")(h, drop)
+        return constrain(x, "batch", "token", "embed")
+
+
+class TimeSformer(nn.Module):
+    """x [B, T, H, W, C] -> logits [B, num_classes] float32.
+
+    `frames` and `resolution`, a side or (H, W), say what the learned positions in time and space are for; for
+    inputs of another size they are resized, linearly and bicubically. Parameters start as ViT's do, positions
+    in time and the projections after temporal attention at 0; `from_vit` gives them a ViT's.
+
+    Raises: UserError where `patch` does not divide H and W, those of `resolution` too, or `heads` the width.
+    """
+
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    num_classes: int = 400
+    frames: int = FRAMES
+    resolution: int | tuple[int, int] = 224
+    epsilon: float = 1e-6  # of LayerNorm
+    drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly with depth
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    unroll: bool = False
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """The number of patches of an input of `shape` [..., T, H, W, C]; the class token is not counted."""
+        return math.prod(video_grid(shape, 1, self.patch))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the head sees: [B, T, H, W, C] -> [B, width] float32."""
+        return self(x, head=False)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False, *, head: bool = True) -> jax.Array:
+        """`train` turns stochastic depth on, which draws from the "dropout" stream."""
+        dtype, (t, h, w) = jnp.dtype(self.dtype), video_grid(x.shape, 1, self.patch)
+        x = Dense(self.width, dtype=dtype, name="patch")(tubelets(x, 1, self.patch))  # [B, N, D]
+
+        old = patch_grid((*side_lengths(self.resolution), 1), self.patch)
+        table = self.param("positions", normal, (1 + math.prod(old), self.width))
+        time = self.param("temporal_positions", zeros, (self.frames, self.width))
+        space = resize_positions(table[1:], old, (h, w))  # [s, D]
+        time = resize_grid(time, (self.frames, 1, 1), (t, 1, 1))  # [T, D]
+        positions = (time[:, None] + space[None]).reshape(-1, self.width)  # [N, D]
+        x = x + positions.astype(dtype)[None]
+        token = (self.param("token", zeros, (1, self.width)) + table[:1]).astype(dtype)
+        token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+        x = constrain(jnp.concatenate([token, x], axis=1), "batch", "token", "embed")  # [B, 1 + N, D]
+
+        block = DividedBlock(self.heads, t, self.mlp_ratio, self.epsilon, dtype, name="blocks")
+        drop = jnp.linspace(0, self.drop_path, self.depth) if train and self.drop_path else None
+        x = stack(block, self.depth, x, drop=drop, remat=self.remat, unroll=self.unroll)  # [B, 1 + N, D]
+        x = layer_norm(x[:, 0].astype(jnp.float32), "norm", epsilon=self.epsilon)  # [B, D]
+        if not head:
+            return x
+        return Dense(self.num_classes, kernel_init=zeros, name="head")(x)  # [B, num_classes]
+
+
+def from_vit(
+    model: TimeSformer, params: Mapping[str, Any], vit: ViT, vit_params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`params` of a TimeSformer with all that a ViT's `vit_params` have for it.
+
+    As the authors do: temporal attention and its norm start as copies of the spatial ones, the projection
+    after it and the positions in time at 0. For a still video the model then is the ViT. The head stays as
+    in `params`.
+
+    Raises: UserError where the two models do not fit.
+    """
+    check_fit(model, vit, vit_params)
+    sides = patch_grid((*side_lengths(model.resolution), 1), model.patch)
+    token, places = spatial_positions(vit, vit_params, sides)
+    blocks = dict(vit_params["blocks"])
+    blocks["temporal_attention"] = blocks["attention"]
+    blocks["norm_temporal"] = blocks["norm_attention"]
+    blocks["temporal_fc"] = jax.tree.map(jnp.zeros_like, params["blocks"]["temporal_fc"])
+    return {
+        **params,
+        "patch": vit_params["patch"],
+        "token": vit_params.get("token", params["token"]),
+        "positions": jnp.concatenate([params["positions"][:1] if token is None else token, places]),
+        "temporal_positions": jnp.zeros_like(params["temporal_positions"]),
+        "blocks": blocks,
+        "norm": vit_params["norm"],
+    }
+
+
+MODULE = TimeSformer
+
+
+def make(variant: str, **options: Any) -> TimeSformer:
+    """The TimeSformer that `variant` names, "B/16"; `options` override its fields.
+
+    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    """
+    size, patch = variants.parse(variant, SIZES)
+    defaults = {**size.fields(patch), "frames": FRAMES, "resolution": size.shape[0]}
+    return variants.build(TimeSformer, defaults, options)
+
+
+def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example of what `variant` is for: x [1, T, H, W, C], by the options `frames` and `resolution`."""
+    size, _ = variants.parse(variant, SIZES)
+    sides = side_lengths(options.get("resolution", size.shape[:2]))
+    shape = (1, options.get("frames", FRAMES), *sides, size.shape[2])
+    return {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}

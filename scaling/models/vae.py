@@ -1,0 +1,331 @@
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022, "High-Resolution Image Synthesis with Latent
+Diffusion Models", sections 3.1 and appendix G), as Stable Diffusion and DiT use it.
+
+x is an image [B, H, W, C], in [-1, 1]; z its latent [B, H/f, W/f, Z], where f halves once a level after the
+first. What a diffusion model sees is `latent_scale * z`; moments, samples and `decode` here are unscaled.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling.errors import UserError
+from scaling.models import variants
+from scaling.models.convolutions import convolution, group_norm
+from scaling.models.layers import REMAT, Attention, constrain
+
+Remat = Literal["none", "full"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A row of the size table."""
+
+    widths: tuple[int, ...]  # of the levels, the first at the image's resolution
+    blocks: int  # residual blocks a level of the encoder; the decoder has one more
+    groups: int  # of GroupNorm
+    latent_channels: int
+    latent_scale: float
+    shape: tuple[int, int, int]  # [H, W, C] of an input
+
+
+SIZES = {
+    # Stable Diffusion's, f8 with 4 channels: the first stage, and scale_factor, of CompVis/stable-diffusion,
+    # configs/stable-diffusion/v1-inference.yaml.
+    "SD": Size((128, 256, 512, 512), 2, 32, latent_channels=4, latent_scale=0.18215, shape=(256, 256, 3)),
+    # For data such as MNIST on a laptop: f4, to 7x7 latents, whose scale is the data's own (`unit_scale`).
+    "small": Size((8, 16, 32), 1, 4, latent_channels=4, latent_scale=1.0, shape=(28, 28, 1)),
+}
+VARIANTS: tuple[variants.Variant, ...] = tuple((name, {}) for name in SIZES)
+
+# U(-1/sqrt(fan in), 1/sqrt(fan in)), with which the original's convolutions start.
+uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+conv = functools.partial(convolution, init=uniform)
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, 3x3 convolution, twice, and the input added: [B, h, w, C] -> [B, h, w, width].
+
+    Where the width changes, the input passes through a 1x1 convolution.
+    """
+
+    width: int
+    groups: int
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        norm = functools.partial(group_norm, groups=self.groups, epsilon=self.epsilon)
+        h = conv(self.width, dtype=self.dtype, name="conv_1")(nn.silu(norm(x, "norm_1")))  # [B, h, w, width]
+        h = conv(self.width, dtype=self.dtype, name="conv_2")(nn.silu(norm(h, "norm_2")))
+        if x.shape[-1] != self.width:
+            x = conv(self.width, 1, dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Norm and self-attention of all positions with one head, and the input added: [B, h, w, C] kept."""
+
+    groups: int
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        h = group_norm(x, "norm", groups=self.groups, epsilon=self.epsilon)
+        h = h.reshape(batch, height * width, channels)  # [B, N, C]
+        h = Attention(heads=1, dtype=self.dtype, name="attention")(h)  # [B, N, C]
+        return x + h.reshape(x.shape)
+
+
+class Level(nn.Module):
+    """Residual blocks of one width; `remat` recomputes each of them in the backward pass."""
+
+    width: int
+    depth: int
+    norm: dict[str, Any]
+    dtype: Any
+    remat: Remat
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.depth):  # the first may widen, so that they are not all equal
+            x = _remat(ResBlock, self.remat)(self.width, **self.norm, dtype=self.dtype, name=f"block_{i}")(x)
+        return constrain(x, "batch", None, None, None)
+
+
+class Middle(nn.Module):
+    """A residual block, attention, a residual block, at the lowest resolution: [B, h, w, C] kept."""
+
+    norm: dict[str, Any]
+    dtype: Any
+    remat: Remat
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        block = _remat(ResBlock, self.remat)
+        x = block(x.shape[-1], **self.norm, dtype=self.dtype, name="block_0")(x)
+        x = _remat(AttentionBlock, self.remat)(**self.norm, dtype=self.dtype, name="attend")(x)
+        x = block(x.shape[-1], **self.norm, dtype=self.dtype, name="block_1")(x)
+        return constrain(x, "batch", None, None, None)
+
+
+def _remat(module: Any, remat: Remat) -> Any:
+    return module if remat == "none" else nn.remat(module, policy=REMAT[remat])
+
+
+class Encoder(nn.Module):
+    """x [B, H, W, C] -> [B, H/f, W/f, features]."""
+
+    widths: tuple[int, ...]
+    blocks: int
+    features: int
+    norm: dict[str, Any]
+    dtype: Any
+    remat: Remat
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = conv(self.widths[0], dtype=self.dtype, name="conv_in")(x)  # [B, H, W, D]
+        for i, width in enumerate(self.widths):
+            x = Level(width, self.blocks, self.norm, self.dtype, self.remat, name=f"level_{i}")(x)
+            if i < len(self.widths) - 1:
+                below = ((0, 1), (0, 1))  # padded at the bottom and the right only
+                down = nn.Conv(
+                    width, (3, 3), 2, below, kernel_init=uniform, dtype=self.dtype, name=f"down_{i}"
+                )
+                x = down(x)  # [B, H / 2^(i + 1), W / 2^(i + 1), D]
+        x = Middle(self.norm, self.dtype, self.remat, name="middle")(x)  # [B, H/f, W/f, D]
+        x = nn.silu(group_norm(x, "norm_out", **self.norm))
+        return conv(self.features, dtype=self.dtype, name="conv_out")(x)  # [B, H/f, W/f, features]
+
+
+class Decoder(nn.Module):
+    """z [B, h, w, Z] -> [B, f h, f w, features]. The widths are in the encoder's order, level 0 the last."""
+
+    widths: tuple[int, ...]
+    blocks: int
+    features: int
+    norm: dict[str, Any]
+    dtype: Any
+    remat: Remat
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        x = conv(self.widths[-1], dtype=self.dtype, name="conv_in")(z)  # [B, h, w, D]
+        x = Middle(self.norm, self.dtype, self.remat, name="middle")(x)
+        for i, width in reversed(list(enumerate(self.widths))):
+            x = Level(width, self.blocks, self.norm, self.dtype, self.remat, name=f"level_{i}")(x)
+            if i > 0:
+                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # nearest; [B, 2 h, 2 w, D]
+                x = conv(width, dtype=self.dtype, name=f"up_{i}")(x)
+        x = nn.silu(group_norm(x, "norm_out", **self.norm))  # [B, f h, f w, D]
+        return conv(self.features, dtype=self.dtype, name="conv_out")(x)  # [B, f h, f w, features]
+
+
+class VAE(nn.Module):
+    """An image to the moments of a Gaussian posterior over its latent, and a latent to an image.
+
+    Convolutions start U(-1/sqrt(fan in), 1/sqrt(fan in)), their biases at 0. Everything that comes out is
+    float32.
+
+    Raises: UserError where an input has not `channels` channels or f does not divide its sides, or where the
+    widths are not multiples of `groups`.
+    """
+
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    blocks: int = 2
+    groups: int = 32
+    latent_channels: int = 4
+    channels: int = 3
+    latent_scale: float = 0.18215
+    epsilon: float = 1e-6  # of GroupNorm
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+
+    @property
+    def factor(self) -> int:
+        """f, the side of an image over that of its latent."""
+        return int(2 ** (len(self.widths) - 1))
+
+    def setup(self) -> None:
+        if not self.widths or any(width < 1 or width % self.groups for width in self.widths):
+            raise UserError(f"widths={self.widths}: must be one or more multiples of groups={self.groups}")
+        dtype = jnp.dtype(self.dtype)
+        norm = {"groups": self.groups, "epsilon": self.epsilon}
+        rest: dict[str, Any] = {"norm": norm, "dtype": dtype, "remat": self.remat}
+        self.encoder = Encoder(self.widths, self.blocks, 2 * self.latent_channels, **rest)
+        self.decoder = Decoder(self.widths, self.blocks + 1, self.channels, **rest)
+        self.quant = conv(2 * self.latent_channels, 1, dtype=dtype, name="quant")
+        self.post_quant = conv(self.latent_channels, 1, dtype=dtype, name="post_quant")
+
+    def moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log-variance of the posterior: [B, H, W, C] -> twice [B, H/f, W/f, Z].
+
+        The log-variance is clamped to [-30, 20].
+        """
+        self._check(x)
+        h = self.quant(self.encoder(x)).astype(jnp.float32)  # [B, H/f, W/f, 2Z]
+        mean, logvar = jnp.split(h, 2, axis=-1)
+        return mean, jnp.clip(logvar, -30.0, 20.0)
+
+    def encode(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """z [B, H/f, W/f, Z]: a draw from the posterior by `key`, or its mean without one."""
+        mean, logvar = self.moments(x)
+        return mean if key is None else sample(mean, logvar, key)
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """[B, h, w, Z] -> [B, f h, f w, C]; not clipped to [-1, 1]."""
+        return self.decoder(self.post_quant(z)).astype(jnp.float32)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """The reconstruction of x [B, H, W, C] from a draw by `key`, or from the mean without one."""
+        return self.decode(self.encode(x, key))
+
+    def _check(self, x: jax.Array) -> None:
+        height, width, channels = x.shape[1:]
+        if channels != self.channels:
+            raise UserError(f"channels={self.channels}: the input has {channels}")
+        if height % self.factor or width % self.factor:
+            raise UserError(
+                f"widths={self.widths}: an input's height and width must be multiples of {self.factor}, "
+                f"and are {height}x{width}"
+            )
+
+
+def sample(mean: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
+    """A draw [B, h, w, Z] from N(mean, exp(logvar)), by reparametrisation (Kingma & Welling 2014, eq. 10)."""
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+
+
+def unit_scale(mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """The scale that gives latents with these moments [B, h, w, Z] unit variance: a scalar [].
+
+    1 over their standard deviation, over all components together (Rombach et al. 2022, appendix G).
+    """
+    return jax.lax.rsqrt(jnp.var(mean) + jnp.mean(jnp.exp(logvar)))
+
+
+def tiled_decode(
+    decode: Callable[[jax.Array], jax.Array], z: jax.Array, tile: int = 64, overlap: int = 16
+) -> jax.Array:
+    """`decode(z)` a tile at a time, so that its memory is that of one tile and the image.
+
+    z [B, h, w, Z] -> [B, f h, f w, C]. Tiles of `tile` latents a side lie at least `overlap` over each other,
+    and their images are averaged there with weights that fall linearly to the tile's edge. The result is not
+    that of the whole: norms and attention see one tile, and convolutions its edges.
+
+    Raises: UserError where `overlap` is not less than `tile`.
+    """
+    if not 0 <= overlap < tile:
+        raise UserError(f"overlap={overlap}: must be at least 0 and less than tile={tile}")
+    batch, height, width, channels = z.shape
+    shape = (batch, min(tile, height), min(tile, width), channels)
+    image = jax.eval_shape(decode, jax.ShapeDtypeStruct(shape, z.dtype))
+    factor = image.shape[1] // shape[1]
+    tops, rows = _tiles(height, shape[1], overlap, factor)
+    lefts, columns = _tiles(width, shape[2], overlap, factor)
+
+    def add(whole: jax.Array, at: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        top, left, down, across = at
+        part = decode(jax.lax.dynamic_slice(z, (0, top, left, 0), shape))  # [B, f tile, f tile, C]
+        part = part * down[None, :, None, None] * across[None, None, :, None]
+        corner = (0, top * factor, left * factor, 0)
+        part = part + jax.lax.dynamic_slice(whole, corner, part.shape)
+        return jax.lax.dynamic_update_slice(whole, part, corner), None
+
+    down, across = (i.reshape(-1) for i in np.indices((len(tops), len(lefts))))  # in reading order
+    places = tuple(jnp.asarray(a) for a in (tops[down], lefts[across], rows[down], columns[across]))
+    whole = jnp.zeros((batch, height * factor, width * factor, image.shape[-1]), image.dtype)
+    return jax.lax.scan(add, whole, places)[0]
+
+
+def _tiles(size: int, tile: int, overlap: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Along one axis: where the T tiles start, int32 [T], and the weights of their pixels, [T, f tile].
+
+    Tiles are evenly spaced from edge to edge. The weights of all tiles at a pixel sum to 1.
+    """
+    overlap = min(overlap, tile - 1)
+    count = math.ceil((size - overlap) / (tile - overlap))
+    starts = np.round(np.linspace(0, size - tile, count)).astype(np.int32)
+    ramp = (np.arange(tile * factor) + 0.5) / max(overlap * factor, 0.5)
+    window = np.minimum(1.0, np.minimum(ramp, ramp[::-1]))  # [f tile]
+    total = np.zeros(size * factor)
+    spans = [slice(start * factor, (start + tile) * factor) for start in starts]
+    for span in spans:
+        total[span] += window
+    return starts, np.stack([window / total[span] for span in spans]).astype(np.float32)
+
+
+MODULE = VAE
+
+
+def make(variant: str, **options: Any) -> VAE:
+    """The autoencoder that `variant` names, e.g. "SD"; `options` override its fields.
+
+    Raises: UserError for an unknown variant or option, or a value that is not allowed.
+    """
+    size = dataclasses.asdict(_size(variant))
+    *_, channels = size.pop("shape")
+    return variants.build(VAE, {**size, "channels": channels}, options)
+
+
+def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example of what `variant` is for: x [1, H, W, C], C from the option `channels` if given."""
+    *sides, channels = _size(variant).shape
+    return {"x": jax.ShapeDtypeStruct((1, *sides, options.get("channels", channels)), jnp.float32)}
+
+
+def _size(variant: str) -> Size:
+    if variant not in SIZES:
+        raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
+    return SIZES[variant]

@@ -1,0 +1,299 @@
+"""ViLT (Kim et al. 2021, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision").
+
+x is an image [B, H, W, C] and text its word pieces [B, N], [CLS] first; D is the width, M the number of
+patches. One transformer reads words and patches alike.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling.errors import UserError
+from scaling.models import variants
+from scaling.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    EncoderBlock,
+    Remat,
+    bias_of,
+    constrain,
+    layer_norm,
+    patch_grid,
+    patchify,
+    stack,
+)
+
+Task = Literal["itm", "mlm", "mpp", "vqa", "retrieval", "nlvr2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size(variants.Size):
+    """A row of the size table, with the text that the size is meant for."""
+
+    num_classes: int = 3129  # answers of VQAv2
+    vocabulary: int = 30522  # BERT's uncased word pieces
+    length: int = 40
+
+    def fields(self, patch: int) -> dict[str, int]:
+        text = {"vocabulary": self.vocabulary, "length": self.length}
+        return {**super().fields(patch), **text, "resolution": self.shape[0]}
+
+
+SIZES = {  # B: section 4.2 of the paper; T: for drawings with short captions, on a laptop
+    "B": Size(depth=12, width=768, heads=12, shape=(384, 384, 3)),
+    "T": Size(depth=4, width=128, heads=16, shape=(32, 32, 3), vocabulary=2048, length=16),
+}
+VARIANTS: tuple[variants.Variant, ...] = (("B/32", {}), ("T/4", {}))
+
+normal = nn.initializers.normal(0.02)
+zeros = nn.initializers.zeros_init()
+
+
+def resize_positions(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
+    """A learned table [h * w, D] for an `old` (h, w) grid, interpolated linearly for a `new` one.
+
+    The corners of both grids coincide, as in the authors' code; not what the ViT's table is resized by.
+    """
+    if old == new:
+        return table
+    matrices = []
+    for before, after in zip(old, new, strict=True):
+        at = np.linspace(0, before - 1, after)[:, None]  # where the new positions lie among the old
+        matrices.append(np.maximum(0, 1 - np.abs(at - np.arange(before))).astype(np.float32))
+    resized = jnp.einsum("ih,jw,hwd->ijd", *matrices, table.reshape(*old, -1))
+    return resized.reshape(-1, table.shape[-1])
+
+
+class TextEmbedding(nn.Module):
+    """BERT's: words [B, N, D] with their positions, through LayerNorm (equation 1).
+
+    A text is one segment, the first of the two that BERT's table is for.
+
+    Raises: UserError where N is more than `length`.
+    """
+
+    length: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        count, width = x.shape[1:]
+        if count > self.length:
+            raise UserError(f"length={self.length}: must be at least the text's, which is {count}")
+        positions = self.param("positions", normal, (self.length, width))
+        segments = self.param("segment_embedding", normal, (2, width))
+        x = x + (positions[:count] + segments[:1]).astype(x.dtype)[None]  # [B, N, D]
+        return layer_norm(x, "norm", epsilon=self.epsilon)
+
+
+class ImageEmbedding(nn.Module):
+    """A class token and the patches of x [B, H, W, C], with their positions: [B, 1 + M, D] (equation 2).
+
+    All patches, in reading order. With `mask_token`, those that `hidden` [B, M] marks are replaced by a
+    learned vector, before their positions are added.
+    """
+
+    patch: int
+    width: int
+    resolution: int | tuple[int, int]
+    mask_token: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, hidden: jax.Array | None = None) -> jax.Array:
+        grid, old = patch_grid(x.shape, self.patch), patch_grid((*_sides(self.resolution), 1), self.patch)
+        x = Dense(self.width, dtype=self.dtype, name="patch")(patchify(x, self.patch))  # [B, M, D]
+        if self.mask_token:
+            token = self.param("mask_token", zeros, (1, self.width)).astype(self.dtype)
+            x = x if hidden is None else jnp.where(hidden[:, :, None], token[None], x)
+        token = self.param("token", zeros, (1, self.width)).astype(self.dtype)
+        token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+        table = self.param("positions", normal, (1 + math.prod(old), self.width))
+        positions = jnp.concatenate([table[:1], resize_positions(table[1:], old, grid)])  # [1 + M, D]
+        return jnp.concatenate([token, x], axis=1) + positions.astype(self.dtype)[None]
+
+
+def transform(x: jax.Array, epsilon: float) -> jax.Array:
+    """What BERT's heads for single tokens begin with: [B, N, D] -> [B, N, D]."""
+    x = Dense(x.shape[-1], kernel_init=normal, name="dense")(x)
+    return layer_norm(ACTIVATIONS["gelu"](x), "norm", epsilon=epsilon)
+
+
+class MaskedWords(nn.Module):
+    """x [B, N, D] -> logits of the words [B, N, V], by the table [V, D] that embeds them."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
+        bias = self.param("bias", zeros, (table.shape[0],))
+        logits = jnp.einsum("bnd,vd->bnv", transform(x, self.epsilon), table)  # [B, N, V]
+        return logits + bias[None, None]
+
+
+class MaskedPatches(nn.Module):
+    """x [B, M, D] -> logits of a patch's mean colour, of 256 levels a channel: [B, M, C, 256]."""
+
+    channels: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        decoder = Dense(self.channels * 256, kernel_init=normal, name="decoder")
+        return decoder(transform(x, self.epsilon)).reshape(*x.shape[:2], self.channels, 256)
+
+
+class Classifier(nn.Module):
+    """Two layers (section 4.3), x [B, ...] -> logits [B, num_classes]."""
+
+    hidden: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = Dense(self.hidden, kernel_init=normal, name="up")(x)  # [B, hidden]
+        x = ACTIVATIONS["gelu"](layer_norm(x, "norm", epsilon=1e-5))  # PyTorch's own, not the trunk's
+        return Dense(self.num_classes, kernel_init=normal, name="head")(x)  # [B, num_classes]
+
+
+class ViLT(nn.Module):
+    """x [B, H, W, C], text [B, N] int32, mask [B, N] bool -> a dict of float32 arrays.
+
+    `mask` is true where there is a word: no other position is attended to, so that nothing but the result at
+    that position depends on what stands there. Features: "pooled" [B, D], "text" [B, N, D] and "image"
+    [B, 1 + M, D], the class token first. And for each of `tasks`:
+      "itm" [B, 2]: image-text matching, logits of no and yes;
+      "mlm" [B, N, vocabulary]: masked words, whose output layer is the table that embeds them;
+      "mpp" [B, M, C, 256]: the mean colour of patches, of which `hidden` [B, M] bool marks the masked;
+      "vqa" [B, num_classes]: visual question answering;
+      "retrieval" [B, 1]: how well image and text fit;
+      "nlvr2" [B, 2]: whether the text is true of two images, x [B, 2, H, W, C]. Features are then those of
+      2B pairs of text and image. It goes with no other task.
+
+    `resolution` is the side, or (H, W), that the positions of patches are for; for inputs of another size
+    their table is resized. The trunk starts as ViT does; tables of text and types, pooler and heads start
+    N(0, 0.02). The published weights are of `epsilon` 1e-12 in transformers' form.
+
+    Raises: UserError where `patch` does not divide H and W, `heads` the width, the text is longer than
+    `length`, or x or `hidden` does not fit `tasks`.
+    """
+
+    patch: int = 32
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    vocabulary: int = 30522
+    length: int = 40
+    num_classes: int = 3129
+    tasks: tuple[Task, ...] = ()
+    resolution: int | tuple[int, int] = 384
+    epsilon: float = 1e-12  # of LayerNorm
+    drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly with depth
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    unroll: bool = False
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """The number of patches of an image of `shape` [..., H, W, C]: no words, no class token."""
+        return math.prod(patch_grid(shape, self.patch))
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        text: jax.Array,
+        mask: jax.Array,
+        hidden: jax.Array | None = None,
+        train: bool = False,
+    ) -> dict[str, jax.Array]:
+        """`train` turns stochastic depth on, which draws from the "dropout" stream."""
+        self._check(x, hidden)
+        dtype, channels, images = jnp.dtype(self.dtype), x.shape[-1], 1
+        if "nlvr2" in self.tasks:  # each text once with the first image, once with the second; B is 2B
+            images, x = 2, x.reshape(-1, *x.shape[2:])
+            text, mask = (jnp.repeat(each, 2, axis=0) for each in (text, mask))
+
+        word = nn.Embed(self.vocabulary, self.width, embedding_init=normal, dtype=dtype, name="word")
+        t = TextEmbedding(self.length, self.epsilon, name="text")(word(text))  # [B, N, D]
+        v = ImageEmbedding(self.patch, self.width, self.resolution, "mpp" in self.tasks, dtype, name="image")(
+            x, hidden
+        )  # [B, 1 + M, D]
+        types = self.param("modality_embedding", normal, (1 + images, self.width)).astype(dtype)
+        image_type = 1 + jnp.arange(x.shape[0]) % images  # [B]
+        x = jnp.concatenate([t + types[None, :1], v + types[image_type][:, None]], axis=1)  # equation 3
+        x = constrain(x, "batch", "token", "embed")  # [B, N + 1 + M, D]
+
+        seen = jnp.pad(mask, ((0, 0), (0, v.shape[1])), constant_values=True)  # [B, N + 1 + M]
+        block = EncoderBlock(
+            self.heads, self.mlp_ratio, "gelu", epsilon=self.epsilon, dtype=dtype, name="blocks"
+        )
+        drop = jnp.linspace(0, self.drop_path, self.depth) if train and self.drop_path else None
+        repeat: dict[str, Any] = dict(drop=drop, remat=self.remat, unroll=self.unroll)
+        x = stack(block, self.depth, x, bias_of(seen)[:, None, None], **repeat)  # [B, N + 1 + M, D]
+        x = layer_norm(x.astype(jnp.float32), "norm", epsilon=self.epsilon)
+        pooled = jnp.tanh(Dense(self.width, kernel_init=normal, name="pooler")(x[:, 0]))  # [B, D], equation 6
+
+        out = {"pooled": pooled, "text": x[:, : text.shape[1]], "image": x[:, text.shape[1] :]}
+        if "itm" in self.tasks:
+            out["itm"] = Dense(2, kernel_init=normal, name="itm")(pooled)
+        if "mlm" in self.tasks:
+            out["mlm"] = MaskedWords(self.epsilon, name="mlm")(out["text"], word.embedding)
+        if "mpp" in self.tasks:
+            out["mpp"] = MaskedPatches(channels, self.epsilon, name="mpp")(out["image"][:, 1:])
+        if "vqa" in self.tasks:
+            out["vqa"] = Classifier(2 * self.width, self.num_classes, name="vqa")(pooled)
+        if "retrieval" in self.tasks:
+            out["retrieval"] = Dense(1, kernel_init=normal, name="retrieval")(pooled)
+        if "nlvr2" in self.tasks:
+            both = pooled.reshape(-1, 2 * self.width)  # [B / 2, 2D]
+            out["nlvr2"] = Classifier(2 * self.width, 2, name="nlvr2")(both)
+        return out
+
+    def _check(self, x: jax.Array, hidden: jax.Array | None) -> None:
+        """That x and hidden are what the tasks are for."""
+        pair, tasks = "nlvr2" in self.tasks, ",".join(self.tasks) or "()"
+        if pair and len(self.tasks) > 1:
+            raise UserError(f"tasks={tasks}: nlvr2 reads two images; leave the other tasks out")
+        if x.ndim != 4 + pair or (pair and x.shape[1] != 2):
+            wanted = "[B, 2, H, W, C]" if pair else "[B, H, W, C]"
+            raise UserError(f"tasks={tasks}: images must be {wanted}, and are {list(x.shape)}")
+        if hidden is not None and "mpp" not in self.tasks:
+            raise UserError(f"tasks={tasks}: must have mpp where patches are hidden")
+
+
+def _sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
+
+
+MODULE = ViLT
+
+
+def make(variant: str, **options: Any) -> ViLT:
+    """The ViLT that `variant` names, e.g. "B/32"; `options` override its fields.
+
+    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    """
+    size, patch = variants.parse(variant, SIZES)
+    return variants.build(ViLT, size.fields(patch), options)
+
+
+def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example: x [1, H, W, C], or [1, 2, H, W, C] for nlvr2, and text and mask [1, N].
+
+    H and W follow the option `resolution`, N the option `length`.
+    """
+    model, (size, _) = make(variant, **options), variants.parse(variant, SIZES)
+    images = (2,) if "nlvr2" in model.tasks else ()
+    x = (1, *images, *_sides(model.resolution), size.shape[2])
+    return {
+        "x": jax.ShapeDtypeStruct(x, jnp.float32),
+        "text": jax.ShapeDtypeStruct((1, model.length), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((1, model.length), jnp.bool_),
+    }

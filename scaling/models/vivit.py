@@ -1,0 +1,339 @@
+"""Video vision transformers, ViViT (Arnab et al. 2021, "ViViT: A Video Vision Transformer").
+
+x is a video [B, T, H, W, C]; D is the width. Tokens stand on a grid of t x h x w, time slowest; s = h w is
+the number of places in a frame, and N = t s that of all tokens.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling.errors import UserError
+from scaling.models import variants
+from scaling.models.layers import (
+    Attention,
+    Dense,
+    DropPath,
+    EncoderBlock,
+    Mlp,
+    Remat,
+    constrain,
+    dot_product_attention,
+    layer_norm,
+    stack,
+    xavier,
+)
+from scaling.models.variants import Size
+from scaling.models.video import (
+    Grid,
+    check_fit,
+    from_places,
+    resize_grid,
+    spatial_positions,
+    to_places,
+    tubelets,
+    video_grid,
+)
+from scaling.models.vit import ViT, side_lengths
+
+Factorisation = Literal[
+    "joint", "factorised-encoder", "factorised-self-attention", "factorised-dot-product"
+]  # models 1, 2, 3 and 4 of the paper
+
+FRAMES, IMAGE, CLASSES = 32, (224, 224, 3), 400  # of Kinetics 400
+SIZES = {  # section 4.1 of the paper: ViT's
+    "B": Size(depth=12, width=768, heads=12, shape=IMAGE, num_classes=CLASSES),
+    "L": Size(depth=24, width=1024, heads=16, shape=IMAGE, num_classes=CLASSES),
+}
+VARIANTS: tuple[variants.Variant, ...] = tuple(
+    (f"{size}/16x2", options)
+    for size in SIZES
+    for options in (
+        {},
+        {"attention": "factorised-encoder"},
+        {"attention": "factorised-self-attention"},
+        {"attention": "factorised-dot-product"},
+    )
+)
+
+normal = nn.initializers.normal(0.02)
+zeros = nn.initializers.zeros_init()
+
+
+# Blocks of models 3 and 4; those of models 1 and 2 are ViT's
+
+
+class FactorisedSelfAttentionBlock(nn.Module):
+    """Attention within each frame, then along time at each place, then the MLP (equations 4 to 6).
+
+    x [B, N, D] -> [B, N, D]; `frames` is t, `drop` the rate of stochastic depth.
+    """
+
+    heads: int
+    frames: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu_tanh"
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, drop: jax.Array | None = None) -> jax.Array:
+        _, tokens, width = x.shape
+        places = tokens // self.frames
+        h = layer_norm(x, "norm_attention", epsilon=self.epsilon).reshape(-1, places, width)  # [B t, s, D]
+        h = Attention(self.heads, dtype=self.dtype, name="attention")(h).reshape(x.shape)  # [B, N, D]
+        x = x + DropPath(name="drop_attention")(h, drop)
+        h = to_places(layer_norm(x, "norm_temporal", epsilon=self.epsilon), self.frames)  # [B s, t, D]
+        h = Attention(self.heads, dtype=self.dtype, name="temporal_attention")(h)
+        x = x + DropPath(name="drop_temporal")(from_places(h, places), drop)  # [B, N, D]
+        h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
+        h = Mlp(self.mlp_ratio, self.activation, self.dtype, name="mlp")(h)
+        x = x + DropPath(name="drop_mlp")(h, drop)
+        return constrain(x, "batch", "token", "embed")
+
+
+class FactorisedDotProductAttention(nn.Module):
+    """Half of the heads attend along time at their place, the other half within their frame (section 3.3).
+
+    x [B, N, D] -> [B, N, D], with `layers.Attention`'s parameters. The first half is time's, as in the
+    authors' code; the paper leaves it open.
+
+    Raises: UserError where `heads` is odd, or does not divide D.
+    """
+
+    heads: int
+    frames: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        _, tokens, width = x.shape
+        if width % self.heads or self.heads % 2:
+            raise UserError(f"heads={self.heads}: must be even and divide the width, which is {width}")
+        half, places = self.heads // 2, tokens // self.frames
+        fused = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")  # as in layers.Attention
+        times, spaces = [], []
+        for name in ("query", "key", "value"):
+            project = nn.DenseGeneral(
+                (self.heads, width // self.heads), kernel_init=fused, dtype=self.dtype, name=name
+            )
+            each = constrain(project(x), "batch", "token", "heads", None)  # [B, N, heads, d]
+            times.append(to_places(each[:, :, :half], self.frames))  # [B s, t, heads / 2, d]
+            spaces.append(each[:, :, half:].reshape(-1, places, half, each.shape[-1]))  # [B t, s, ...]
+        time = from_places(dot_product_attention(times[0], times[1], times[2]), places)
+        space = dot_product_attention(spaces[0], spaces[1], spaces[2]).reshape(time.shape)
+        x = jnp.concatenate([time, space], axis=2)  # [B, N, heads, d]
+        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out")(x)
+
+
+class FactorisedDotProductBlock(nn.Module):
+    """ViT's block with factorised dot-product attention: x [B, N, D] -> [B, N, D]; `frames` is t."""
+
+    heads: int
+    frames: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu_tanh"
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, drop: jax.Array | None = None) -> jax.Array:
+        h = layer_norm(x, "norm_attention", epsilon=self.epsilon)  # [B, N, D]
+        h = FactorisedDotProductAttention(self.heads, self.frames, self.dtype, name="attention")(h)
+        x = x + DropPath(name="drop_attention")(h, drop)
+        h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
+        h = Mlp(self.mlp_ratio, self.activation, self.dtype, name="mlp")(h)
+        x = x + DropPath(name="drop_mlp")(h, drop)
+        return constrain(x, "batch", "token", "embed")
+
+
+# Models
+
+
+class ViViT(nn.Module):
+    """x [B, T, H, W, C] -> logits [B, num_classes] float32 (section 3.3).
+
+    `attention` names the model: "joint" over all tokens (1); a spatial encoder for each tubelet of time and
+    a temporal one, of `temporal_depth`, over their class tokens (2); factorised self-attention (3) or
+    dot-product attention (4). Models 1 and 2 read the class token, 3 and 4, which have none, the mean of all
+    tokens.
+
+    `embedding` is of tubelets of `tubelet` frames, or of single frames, one in `tubelet`, sampled uniformly.
+    `frames` and `resolution`, a side or (H, W), say what the learned positions are for; for inputs of another
+    size they are resized. `activation` is the authors', GELU's tanh form. Parameters start as ViT's do;
+    `from_vit` gives them a ViT's.
+
+    Raises: UserError where `tubelet` does not divide T, `patch` H and W, or `heads` the width; those of
+    `frames` and `resolution` too.
+    """
+
+    patch: int = 16
+    tubelet: int = 2
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    num_classes: int = CLASSES
+    attention: Factorisation = "joint"
+    temporal_depth: int = 4
+    embedding: Literal["tubelet", "frame"] = "tubelet"
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    frames: int = FRAMES
+    resolution: int | tuple[int, int] = 224
+    epsilon: float = 1e-6  # of LayerNorm
+    drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly with depth
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    unroll: bool = False
+
+    def grid(self) -> Grid:
+        """(t, h, w) of the videos that the positions are for."""
+        return video_grid((self.frames, *side_lengths(self.resolution), 1), self.tubelet, self.patch)
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """The number of tokens of an input of `shape` [..., T, H, W, C]; class tokens are not counted."""
+        return math.prod(video_grid(shape, self.tubelet, self.patch))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the head sees: [B, T, H, W, C] -> [B, width] float32."""
+        return self(x, head=False)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False, *, head: bool = True) -> jax.Array:
+        """`train` turns stochastic depth on, which draws from the "dropout" stream.
+
+        In model 2 it drops branches of the spatial encoder for each tubelet of time by itself.
+        """
+        dtype, old = jnp.dtype(self.dtype), self.grid()
+        new = t, h, w = video_grid(x.shape, self.tubelet, self.patch)
+        x = tubelets(x, self.tubelet, self.patch) if self.embedding == "tubelet" else self._sampled(x)
+        x = Dense(self.width, dtype=dtype, name="patch")(x)  # [B, N, D]
+
+        block: dict[str, Any] = dict(heads=self.heads, mlp_ratio=self.mlp_ratio, activation=self.activation)
+        block |= dict(epsilon=self.epsilon, dtype=dtype)
+        if self.attention == "joint":
+            x = self._embedded(x, old, new, token=True)  # [B, 1 + N, D]
+            x = self._encoded(EncoderBlock(**block, name="blocks"), self.depth, x, train)[:, 0]
+        elif self.attention == "factorised-encoder":
+            x = x.reshape(-1, h * w, self.width)  # [B t, s, D]
+            x = self._embedded(x, (1, *old[1:]), (1, h, w), token=True)  # [B t, 1 + s, D]
+            x = self._encoded(EncoderBlock(**block, name="blocks"), self.depth, x, train)[:, 0]
+            x = x.reshape(-1, t, self.width).astype(dtype)  # [B, t, D]
+            x = self._embedded(x, (old[0], 1, 1), (t, 1, 1), token=True, prefix="temporal_")  # [B, 1 + t, D]
+            temporal = EncoderBlock(**block, name="temporal_blocks")
+            x = self._encoded(temporal, self.temporal_depth, x, train, prefix="temporal_")[:, 0]
+        else:
+            x = self._embedded(x, old, new, token=False)  # [B, N, D]
+            if self.attention == "factorised-self-attention":
+                factorised: nn.Module = FactorisedSelfAttentionBlock(**block, frames=t, name="blocks")
+            else:
+                factorised = FactorisedDotProductBlock(**block, frames=t, name="blocks")
+            x = jnp.mean(self._encoded(factorised, self.depth, x, train), axis=1)
+        if not head:
+            return x  # [B, D]
+        return Dense(self.num_classes, kernel_init=zeros, name="head")(x)  # [B, num_classes]
+
+    def _sampled(self, x: jax.Array) -> jax.Array:
+        """One frame in `tubelet`, in patches: [B, T, H, W, C] -> [B, N, patch * patch * C]."""
+        return tubelets(x[:, :: self.tubelet], 1, self.patch)
+
+    def _embedded(self, x: jax.Array, old: Grid, new: Grid, *, token: bool, prefix: str = "") -> jax.Array:
+        """x [B, N, D], behind a class token where there is to be one, with learned positions added."""
+        extra = 1 if token else 0
+        if token:
+            first = self.param(f"{prefix}token", zeros, (1, self.width)).astype(x.dtype)
+            first = jnp.broadcast_to(first, (x.shape[0], 1, self.width))
+            x = jnp.concatenate([first, x], axis=1)  # [B, 1 + N, D]
+        table = self.param(f"{prefix}positions", normal, (extra + math.prod(old), self.width))
+        positions = jnp.concatenate([table[:extra], resize_grid(table[extra:], old, new)])  # [1 + N, D]
+        return constrain(x + positions.astype(x.dtype)[None], "batch", "token", "embed")
+
+    def _encoded(
+        self, block: nn.Module, depth: int, x: jax.Array, train: bool, *, prefix: str = ""
+    ) -> jax.Array:
+        """x [B, N, D] -> [B, N, D] float32: `depth` blocks and the last norm."""
+        drop = jnp.linspace(0, self.drop_path, depth) if train and self.drop_path else None
+        x = stack(block, depth, x, drop=drop, remat=self.remat, unroll=self.unroll)
+        return layer_norm(x.astype(jnp.float32), f"{prefix}norm", epsilon=self.epsilon)
+
+
+def from_vit(
+    model: ViViT,
+    params: Mapping[str, Any],
+    vit: ViT,
+    vit_params: Mapping[str, Any],
+    kernel: Literal["central", "average"] = "central",
+) -> dict[str, Any]:
+    """`params` of a ViViT with all that a ViT's `vit_params` have for it (section 3.4).
+
+    The patch kernel of tubelets is the ViT's at frame tubelet // 2 and 0 at the others ("central"), or the
+    ViT's / tubelet at every frame ("average"). Spatial positions are resized to the new grid and tiled over
+    time. What a ViT lacks stays as it is in `params`: the head, model 2's temporal encoder, and model 3's
+    temporal attention but for its last projection, which becomes 0, so that equation 5 starts as the
+    identity. (The paper sets all of that attention to 0, but then no gradient ever reaches its kernels.)
+
+    Raises: UserError where the two models do not fit.
+    """
+    check_fit(model, vit, vit_params)
+    params = {**params, "norm": vit_params["norm"]}
+    flat = vit_params["patch"]["kernel"]  # [patch * patch * C, D]
+    if model.embedding == "tubelet":
+        if kernel == "central":
+            frames = jnp.zeros((model.tubelet, *flat.shape), flat.dtype).at[model.tubelet // 2].set(flat)
+        else:
+            frames = jnp.tile(flat[None] / model.tubelet, (model.tubelet, 1, 1))
+        flat = frames.reshape(-1, flat.shape[-1])
+    params["patch"] = {"kernel": flat, "bias": vit_params["patch"]["bias"]}
+
+    blocks = dict(vit_params["blocks"])
+    if model.attention == "factorised-self-attention":
+        temporal = dict(params["blocks"]["temporal_attention"])
+        temporal["out"] = jax.tree.map(jnp.zeros_like, temporal["out"])
+        blocks |= {"norm_temporal": params["blocks"]["norm_temporal"], "temporal_attention": temporal}
+    params["blocks"] = blocks
+
+    token, places = spatial_positions(vit, vit_params, model.grid()[1:])
+    times = 1 if model.attention == "factorised-encoder" else model.grid()[0]
+    positions = jnp.tile(places, (times, 1))  # [t s, D]
+    if "token" in params:
+        positions = jnp.concatenate([params["positions"][:1] if token is None else token, positions])
+        params["token"] = vit_params.get("token", params["token"])
+    params["positions"] = positions
+    return params
+
+
+MODULE = ViViT
+
+
+def make(variant: str, **options: Any) -> ViViT:
+    """The ViViT that `variant` names, e.g. "B/16x2"; `options` override its fields.
+
+    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    """
+    size, patch, tubelet = parse(variant)
+    defaults = {**size.fields(patch), "tubelet": tubelet, "frames": FRAMES, "resolution": size.shape[0]}
+    return variants.build(ViViT, defaults, options)
+
+
+def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example of what `variant` is for: x [1, T, H, W, C], by the options `frames` and `resolution`."""
+    size, _, _ = parse(variant)
+    sides = side_lengths(options.get("resolution", size.shape[:2]))
+    shape = (1, options.get("frames", FRAMES), *sides, size.shape[2])
+    return {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+
+def parse(variant: str) -> tuple[Size, int, int]:
+    """The size, the patch and the tubelet that `variant` names.
+
+    Raises: UserError where it is not SIZE/PATCHxTUBELET, or there is no such size.
+    """
+    name, _, sides = variant.partition("/")
+    patch, _, tubelet = sides.partition("x")
+    if name not in SIZES or not all(side.isdecimal() and int(side) for side in (patch, tubelet)):
+        raise UserError(f"variant={variant!r}: must be SIZE/PATCHxTUBELET with a SIZE of {', '.join(SIZES)}")
+    return SIZES[name], int(patch), int(tubelet)

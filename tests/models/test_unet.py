@@ -1,0 +1,302 @@
+"""U-Nets: what they cost, how they start, what they accept, and that they train and sample."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from scaling import flops
+from scaling.errors import UserError
+from scaling.models import table, unet, unet_blocks
+from scaling.objectives.base import Extras
+from scaling.objectives.diffusion import Diffusion
+from scaling.sampling import Sampling, make_sampler
+from tests.models import parity
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+BASE: dict[str, Any] = {"width": 8, "groups": 4, "num_classes": 10, "epsilon": 1e-3}
+# One stage each: compiling is most of a test's time.
+ONE = {kind: unet.UNet(**BASE, kind=kind, multipliers=(1,), depth=1, attention=(1,), head_width=4, context=12)
+       for kind in ("adm", "ldm")}  # fmt: skip
+KINDS = pytest.mark.parametrize("kind", ["adm", "ldm"])
+
+
+def batch(height: int = 8, width: int = 4, channels: int = 3, size: int = 2) -> dict[str, Any]:
+    x = RNG.standard_normal((size, height, width, channels)).astype(np.float32)
+    t = np.array([3.0, 700.0, 40.0], np.float32)[:size]
+    return {"x": x, "t": t, "y": np.array([4, 10, 0], np.int32)[:size]}
+
+
+# Counts
+
+
+@pytest.mark.slow
+def test_counts_are_the_published_ones() -> None:
+    """Multiply-adds as recomputed from the papers' architectures, parameters as printed, in millions.
+
+    ADM-U's printed 608 M and 742 G are ADM-64 and its upsampler. LDM's label table has a row more, for no
+    label, and its printed sizes are of the U-Net without that table: 394.98 M, printed as 395, and 400.92 M,
+    printed as 400, which is cut off and not rounded.
+    """
+    found = {name: table.cost(unet.make(name), unet.inputs(name)) for name in unet.SIZES}
+    gmacs = {"ADM-64": 109.7, "ADM-256": 1119.8, "ADM-U-256": 631.6, "LDM-4": 104.2, "LDM-8": 57.0}
+    for name, value in gmacs.items():
+        assert found[name]["gmacs"] == pytest.approx(value, rel=1e-3), name
+    params = {name: row["params"] / 1e6 for name, row in found.items()}
+    assert round(params["ADM-256"]) == 554
+    assert round(params["ADM-64"] + params["ADM-U-256"]) == 608
+    label = 1001 * 512 / 1e6
+    assert params["LDM-8"] - label == pytest.approx(394.98, abs=5e-3)
+    assert params["LDM-4"] - label == pytest.approx(400.92, abs=5e-3)
+    assert 0.3 < params["small"] < 1
+
+
+# Names, and how parameters start
+
+
+def paths(params: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(params["params"])
+    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+@KINDS
+def test_names_and_shapes_of_the_parameters(kind: Any) -> None:
+    model = unet.UNet(kind=kind, width=64, multipliers=(1, 2), depth=1, attention=(2,), num_classes=99)
+    leaves = paths(jax.eval_shape(functools.partial(model.init, KEY), **batch()))
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    blocks = ["down_0_block_0", "down_1_block_0", "middle_block_0", "middle_block_1"]
+    blocks += ["up_1_block_0", "up_1_block_1", "up_0_block_0", "up_0_block_1"]
+    whole = {"input", "time", "label", *blocks, "down_0_sample", "up_1_sample", "norm", "output"}
+    assert {path.split("/")[0] for path in shapes} == whole
+    attended = {path.split("/")[0] for path in shapes if "query" in path}
+    assert attended == {"down_1_block_0", "middle_block_0", "up_1_block_0", "up_1_block_1"}
+    for path, shape in (SHAPES | KIND_SHAPES[kind]).items():
+        assert shapes[path] == shape, path
+    assert any("query/bias" in path for path in shapes) == (kind == "adm")
+
+
+SHAPES = {
+    "input/kernel": (3, 3, 3, 64), "output/kernel": (3, 3, 64, 6),
+    "time/up/kernel": (64, 256), "time/down/kernel": (256, 256),
+    "down_1_block_0/residual/conv_in/kernel": (3, 3, 64, 128),
+    "down_1_block_0/residual/skip/kernel": (1, 1, 64, 128),
+    "up_1_block_1/residual/conv_in/kernel": (3, 3, 128 + 64, 128),
+}  # fmt: skip
+KIND_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "adm": {
+        "label/embedding": (100, 256), "up_1_sample/residual/conv_in/kernel": (3, 3, 128, 128),
+        "down_1_block_0/residual/condition/kernel": (256, 256),
+        "down_1_block_0/attention/query/kernel": (128, 2, 64),
+        "down_1_block_0/attention/query/bias": (2, 64),
+    },
+    "ldm": {
+        "label/embedding": (100, 512), "up_1_sample/kernel": (3, 3, 128, 128),
+        "down_1_block_0/residual/condition/kernel": (256, 128),
+        "down_1_block_0/transformer/attention/query/kernel": (128, 2, 64),
+        "down_1_block_0/transformer/cross_attention/key/kernel": (512, 2, 64),
+        "down_1_block_0/transformer/mlp/up/kernel": (128, 1024),
+        "down_1_block_0/transformer/mlp/down/kernel": (512, 128),
+    },
+}  # fmt: skip
+
+
+@KINDS
+def test_what_starts_at_0_and_what_as_pytorch_starts_it(kind: str) -> None:
+    model = ONE[kind].clone(width=64, groups=32, head_width=32, num_classes=99)
+    params = parity.jit(model.init)(KEY, **batch())
+    zeros = ("conv_out/kernel", "output/kernel", "proj_out/kernel", "bias")
+    for path, leaf in paths(params).items():
+        zero = path.endswith(zeros) or (kind == "adm" and path.endswith("attention/out/kernel"))
+        assert zero == (not np.any(leaf)), path
+        if path.endswith("embedding"):
+            assert float(leaf.std()) == pytest.approx(1, rel=0.03)
+        elif path.endswith("kernel") and not zero:
+            fan_in = math.prod(leaf.shape[:-2] if leaf.shape[-2:] == (2, 32) else leaf.shape[:-1])
+            assert float(jnp.abs(leaf).max()) == pytest.approx(1 / math.sqrt(fan_in), rel=0.02), path
+            assert float(leaf.std()) == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.05), path
+
+
+# Forms
+
+
+def random_params(model: unet.UNet, inputs: dict[str, Any], scale: float = 0.2) -> Any:
+    shapes = jax.eval_shape(model.init, KEY, **inputs)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda s: jnp.asarray(scale * rng.standard_normal(s.shape), jnp.float32), shapes)
+
+
+def run(model: unet.UNet, params: Any, inputs: dict[str, Any]) -> tuple[np.ndarray, Any]:
+    """The output, and the gradient of a weighted sum of it."""
+
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        out = model.apply(params, **inputs)
+        return parity.scalar(out), out
+
+    grads, out = jax.device_get(parity.jit(jax.grad(loss, has_aux=True))(params))
+    return out, grads
+
+
+def gradient_error(grads: Any, expected: Any) -> float:
+    """The largest error of a gradient, relative to the model's largest."""
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
+    errors = jax.tree.map(lambda g, e: np.abs(g - e).max() / largest, grads, expected)
+    return max(jax.tree.leaves(errors))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    inputs = batch()
+    params = random_params(ONE["adm"], inputs)
+    return params, inputs, *run(ONE["adm"], params, inputs)
+
+
+def test_remat_gives_the_same(plain: Any) -> None:
+    params, inputs, expected, expected_grads = plain
+    out, grads = run(ONE["adm"].clone(remat="full"), params, inputs)
+    assert np.abs(out - expected).max() < 1e-5 * np.abs(expected).max()
+    assert gradient_error(grads, expected_grads) < 1e-5
+
+
+def test_remat_recomputes_the_blocks_and_dots_keeps_linear_layers(plain: Any) -> None:
+    params, inputs, *_ = plain
+
+    def macs(remat: Any) -> int:
+        model = ONE["adm"].clone(remat=remat)
+        return flops.macs(jax.grad(lambda p: model.apply(p, **inputs).sum()), params)
+
+    none, full, dots = map(macs, ("none", "full", "dots"))
+    assert none < dots < full
+
+
+def test_bfloat16_is_close_and_its_output_float32(plain: Any) -> None:
+    params, inputs, expected, _ = plain
+    out = parity.jit(ONE["adm"].clone(dtype="bfloat16").apply)(params, **inputs)
+    assert out.dtype == jnp.float32
+    # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
+    assert 1e-4 < np.abs(out - expected).max() / np.abs(expected).max() < 2e-2
+
+
+@KINDS
+def test_forward_mode_agrees_with_finite_differences(kind: str) -> None:
+    model, inputs = ONE[kind].clone(remat="full"), batch()
+    params = random_params(model, inputs)
+
+    @parity.jit
+    def at(nudge: float) -> tuple[jax.Array, jax.Array]:
+        nudged = jax.tree.map(lambda p: p * (1 + nudge), params)
+        return jax.jvp(lambda p: model.apply(p, **inputs), (nudged,), (params,))
+
+    slope = (np.asarray(at(0.005)[0]) - np.asarray(at(-0.005)[0])) / 0.01
+    assert np.abs(np.asarray(at(0.0)[1]) - slope).max() < 3e-3 * np.abs(slope).max()
+
+
+def test_resampling_of_pixels() -> None:
+    x = jnp.arange(8, dtype=jnp.float32).reshape(1, 2, 4, 1)
+    assert_allclose(unet_blocks.downsample(x)[0, :, :, 0], [[2.5, 4.5]])
+    up = np.asarray(unet_blocks.upsample(x))[0, :, :, 0]
+    assert_allclose(up, np.kron(np.asarray(x)[0, :, :, 0], np.ones((2, 2))))
+
+
+# Training and sampling
+
+
+def test_it_trains_under_the_diffusion_objective() -> None:
+    task = Diffusion(ONE["adm"], label_dropout=0.5)
+    images = jnp.asarray(RNG.integers(0, 256, (4, 4, 4, 1)), jnp.uint8)
+    given = {"image": images, "label": jnp.array([0, 1, 2, 0])}
+    shapes = jax.eval_shape(task.init, KEY, given)["params"]
+    params = jax.tree.map(lambda s: jnp.asarray(0.1 * RNG.standard_normal(s.shape), jnp.float32), shapes)
+
+    @parity.jit
+    def step(params: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        value, grads = jax.value_and_grad(lambda p: task.loss(p, Extras(), given, key, True).value)(params)
+        return jax.tree.map(lambda p, g: p - 0.02 * g, params, grads), value
+
+    losses = []
+    for _ in range(8):
+        params, value = step(params, KEY)
+        losses.append(float(value))
+    assert losses[-1] < 0.99 * losses[0]
+
+
+@KINDS
+def test_its_samples_are_images(kind: str) -> None:
+    task = Diffusion(ONE[kind].clone(learn_sigma=kind == "adm"))
+    shapes = jax.eval_shape(task.init, KEY, {"image": jnp.zeros((1, 4, 4, 1)), "label": jnp.zeros(1)})
+    sample = make_sampler(Sampling(steps=2, guidance=2.0), task, (4, 4, 1))
+    labels = jnp.array([0, 1], jnp.int32)
+    assert jax.eval_shape(sample, shapes["params"], labels, labels).shape == (2, 4, 4, 1)
+
+
+@KINDS
+def test_the_null_label_is_the_last_row_of_the_table(kind: str) -> None:
+    model, inputs = ONE[kind], batch()
+    params = random_params(model, inputs)
+    changed = jax.tree.map(lambda x: x, params)
+    changed["params"]["label"]["embedding"] = params["params"]["label"]["embedding"].at[10].add(1.0)
+    apply = parity.jit(model.apply)
+    before, after = apply(params, **inputs), apply(changed, **inputs)
+    assert_allclose(before[0], after[0])  # label 4
+    assert not jnp.allclose(before[1], after[1])  # label 10
+
+
+# What it accepts
+
+
+@pytest.mark.parametrize("variant", unet.SIZES)
+def test_a_variants_inputs(variant: str) -> None:
+    model, inputs = unet.make(variant), unet.inputs(variant)
+    assert next(iter(inputs)) == "x" and ("low" in inputs) == model.upsampler == (variant == "ADM-U-256")
+    if model.upsampler:
+        assert inputs["low"].shape == (1, 64, 64, 3)
+    size = {"ADM-64": 64, "LDM-4": 64, "LDM-8": 32, "small": 28}.get(variant, 256)
+    assert inputs["x"].shape == (1, size, size, {"LDM-8": 4, "small": 1}.get(variant, 3))
+    resolutions = {size // stride for stride in model.attention}
+    assert resolutions == ({14, 7} if variant == "small" else {32, 16, 8})
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "message"),
+    [
+        ("ADM-512", {}, "variant='ADM-512': must be one of ADM-64, ADM-256, ADM-U-256, LDM-4, LDM-8, small"),
+        ("LDM-8", {"blok": 1}, r"model\.blok: no such key"),
+        ("LDM-8", {"kind": "ddpm"}, r"model\.kind='ddpm': must be one of adm, ldm"),
+        ("LDM-8", {"multipliers": 2}, r"model\.multipliers=2: must be a tuple of an integer"),
+        ("LDM-8", {"head_width": 0}, r"model\.head_width=0: must be positive"),
+        ("LDM-8", {"dtype": "float16"}, "dtype='float16': must be one of float32, bfloat16"),
+    ],
+)
+def test_bad_options_are_named(variant: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        unet.make(variant, **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multipliers": ()}, r"multipliers=\(\): must be one or more positive integers"),
+        ({"multipliers": (1, 0, 1)}, r"multipliers=\(1, 0, 1\): must be one or more positive integers"),
+        ({"attention": (3,)}, r"attention=\(3,\): must be of the stages' strides \(1, 2, 4\)"),
+        ({"multipliers": (1, 1, 1, 1)}, "4 stages need a height and width that 8 divides, .* are 28x28"),
+        ({"groups": 32}, "groups=32: must divide the width, which is 16"),
+        ({"heads": 3}, "heads=3: must divide the channels of stage 1, which are 32"),
+        ({"head_width": 48}, "head_width=48: must divide the channels of stage 1, which are 32"),
+        ({"upsampler": True}, "upsampler=True: this model needs the input low"),
+    ],
+)
+def test_what_does_not_fit_is_found_without_compiling(options: dict[str, Any], message: str) -> None:
+    model = unet.make("small", **options)
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(functools.partial(model.init, KEY), **unet.inputs("small"))
+
+
+def test_an_image_at_low_resolution_is_for_upsamplers() -> None:
+    with pytest.raises(UserError, match="upsampler=False: this model takes no input low"):
+        jax.eval_shape(functools.partial(ONE["adm"].init, KEY), **batch(), low=jnp.zeros((2, 2, 1, 3)))
