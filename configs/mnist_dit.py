@@ -17,13 +17,13 @@ def get_config(variant: str = "P/7") -> ConfigDict:
             model=dict(family="dit", variant=variant, learn_sigma=False),
             objective=dict(name="diffusion", path="straight", prediction="v", label_dropout=0.1),
             data=dict(name="mnist", batch_size=32),
-            optimizer=dict(learning_rate=2e-3, warmup="5 %", schedule="constant", clip=1.0, ema=(0.99,)),
+            optimizer=dict(learning_rate=1e-2, b2=0.95, warmup="5 %", clip=1.0, ema=(0.99,)),
             train=dict(duration="1600 steps"),
             evaluate=dict(
                 fd=dict(
                     kind="frechet",
                     classifier="runs/mnist_classifier",
-                    classifier_config="configs/mnist_vit.py:P/7",
+                    classifier_config="configs/mnist_vit.py:N/14",
                     sampling=sampling,
                 ),
                 grid=dict(kind="grid", every="100 %", sampling=sampling),

@@ -12,7 +12,9 @@ def get_config(variant: str = "N/7") -> ConfigDict:
             model=dict(family="vit", variant=variant, pool="mean"),
             objective=dict(name="classification", label_smoothing=0.1),
             data=dict(name="mnist", batch_size=64),
-            optimizer=dict(learning_rate=2e-3, warmup="10 %", schedule="cosine", weight_decay=0.05, clip=1.0),
+            optimizer=dict(
+                learning_rate=5e-3, b2=0.95, warmup="10 %", schedule="cosine", weight_decay=0.05, clip=1.0
+            ),
             train=dict(duration="10 epochs"),
             evaluate=dict(val=dict(kind="metrics")),
             checkpoint=dict(every="25 %", keep=1),

@@ -2,14 +2,14 @@
 
 from scaling.study.sweep import Study, product
 
-# The costliest first, so that two workers finish together.
-VARIANTS = [f"{size}/{patch}" for size in ("P", "F", "A") for patch in (4, 7, 14)]
-
 STUDY = Study(
     name="mnist_dit",
     config="configs/mnist_dit.py:F/7",
-    # More seeds at the end of the list keep the runs that are done.
-    sweep=product({"train.seed": [0]}, {"model.variant": VARIANTS}),
+    # The costliest first, so that two workers finish together. More seeds at the end keep the runs that are
+    # done.
+    sweep=product(
+        {"train.seed": [0]}, {"model.patch": [4, 7, 14]}, {"model.depth": [4, 2], "model.width": [32, 24]}
+    ),
     metric="fd_mnist",
     title="Diffusion transformers on MNIST digits",
     question="Does compute buy more sample quality in smaller patches, in depth or in width, "
