@@ -23,7 +23,7 @@ def get_config(variant: str = "P/7") -> ConfigDict:
                 fd=dict(
                     kind="frechet",
                     classifier="runs/mnist_classifier",
-                    classifier_config="configs/mnist_vit.py:N/14",
+                    classifier_config="configs/mnist_vit.py:N/7",
                     sampling=sampling,
                 ),
                 grid=dict(kind="grid", every="100 %", sampling=sampling),
