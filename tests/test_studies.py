@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import spearmanr
 
+from scaling import models
 from scaling.engine import config
 from scaling.study import launch, results, sweep
 
@@ -16,11 +18,13 @@ STUDIES = sorted(p.parent for p in (ROOT / "experiments").glob("*/study.py"))
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
 def test_every_run_of_every_study_is_a_checked_config(folder: Path) -> None:
     study = sweep.load(folder)
-    variants = {run["model.variant"] for run in study.sweep}
-    assert len(study.sweep) >= 9
-    assert len({v.split("/")[0] for v in variants}) >= 3 and len({v.split("/")[1] for v in variants}) >= 3
+    shapes = []
     for overrides in study.sweep:
-        config.load(str(ROOT / study.config), overrides)
+        chosen = config.load(str(ROOT / study.config), overrides).model
+        model: Any = models.make(chosen.name, chosen.variant, **chosen.options)
+        shapes.append((model.depth, model.width, model.patch))
+    assert len(set(shapes)) >= 9
+    assert len({shape[:2] for shape in shapes}) >= 3 and {shape[2] for shape in shapes} == {4, 7, 14}
 
 
 @pytest.mark.slow

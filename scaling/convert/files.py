@@ -150,7 +150,7 @@ def _write_shards(folder: Path, name: str, tensors: Tensors) -> None:
         if size and size + tensor.nbytes > SHARD:
             shards.append({})
             size = 0
-        shards[-1][key] = np.ascontiguousarray(tensor)
+        shards[-1][key] = np.asarray(tensor, order="C")
         size += tensor.nbytes
     if len(shards) == 1:
         save_file(shards[0], folder / f"{name}.safetensors", metadata={"format": "pt"})

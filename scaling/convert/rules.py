@@ -189,7 +189,7 @@ def save(rules: Rules, variables: Mapping[str, Any]) -> dict[str, Array]:
         parts = [np.asarray(flat[path]) for path in rule.ours]
         for row, name in enumerate(names(rule)):
             one = parts if rule.layers is None else [p[row] for p in parts]
-            tensors[name] = np.ascontiguousarray(rule.shape.save(*one))
+            tensors[name] = np.asarray(rule.shape.save(*one), order="C")
         tensors |= dict.fromkeys(rule.copies, tensors[names(rule)[0]])
     return tensors
 

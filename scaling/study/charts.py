@@ -164,8 +164,8 @@ def gallery(folder: StudyFolder) -> list[tuple[str, Path]]:
         if image is None or rows.empty or run.label in chosen:
             continue
         row = rows.iloc[-1]
-        value = f"\n{metric} {row[metric]:.3g}" if metric in row and pd.notna(row[metric]) else ""
-        chosen[run.label] = (row.gmacs, f"{run.label}: {row.gmacs:.3g} gmacs{value}", image)
+        value = f", {metric} {row[metric]:.3g}" if metric in row and pd.notna(row[metric]) else ""
+        chosen[run.label] = (row.gmacs, f"{run.label}\n{row.gmacs:.3g} gmacs{value}", image)
     return [(caption, image) for _, caption, image in sorted(chosen.values())]
 
 

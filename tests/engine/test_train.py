@@ -51,7 +51,7 @@ def test_a_run_leaves_what_the_run_folder_promises(tmp_path: Path, tiny: Tiny) -
     last = train.run(cfg, tmp_path / "run")
     described = json.loads((tmp_path / "run/config.json").read_text())
     assert config.flat(described["config"]) == config.flat(cfg.raw)
-    assert described["model"] == {"depth": 1, "width": 16, "heads": 1, "patch": 4}
+    assert described["model"] == {"depth": 1, "width": 16, "heads": 2, "patch": 4}
     assert set(described["cost"]) == {"params", "gmacs", "gflops", "tokens", "train_flops_per_step"}
     assert described["cost"]["tokens"] == 4
     assert status(tmp_path / "run") | {"heartbeat": 0} == {

@@ -27,7 +27,7 @@ TEXT: Tree = {
     "vocabulary": 30,
     "context": 9,
 }
-VIT: Tree = {"patch": 4, "width": 24, "depth": 3, "heads": 3, "resolution": 12, **TEXT}
+VIT: Tree = {"patch": 4, "width": 24, "depth": 2, "heads": 3, "resolution": 12, **TEXT}
 
 
 def images(height: int, width: int | None = None, batch: int = 3) -> np.ndarray:
@@ -154,22 +154,20 @@ def scanned() -> Any:
     return variables, *run(clip.CLIP(**VIT), variables, INPUTS)
 
 
-@pytest.mark.parametrize("form", [{"unroll": True, "remat": "dots"}, {"remat": "full"}], ids=str)
-def test_every_form_of_the_depth_gives_the_same(form: Tree, scanned: Any) -> None:
+def test_every_form_of_the_depth_gives_the_same(scanned: Any) -> None:
     variables, expected, expected_grads = scanned
-    out, grads = run(clip.CLIP(**VIT, **form), variables, INPUTS)
+    out, grads = run(clip.CLIP(**VIT, unroll=True, remat="full"), variables, INPUTS)
     assert largest_error(out, expected) < 1e-5
     assert largest_error(grads, expected_grads) < 1e-5
 
 
 def test_bfloat16_is_close_and_its_embeddings_float32(scanned: Any) -> None:
-    variables, expected, expected_grads = scanned
-    out, grads = run(clip.CLIP(**VIT, dtype="bfloat16"), variables, INPUTS)
-    assert {leaf.dtype for leaf in jax.tree.leaves((out, grads))} == {np.dtype("float32")}
+    variables, expected, _ = scanned
+    out = jax.device_get(parity.jit(clip.CLIP(**VIT, dtype="bfloat16").apply)(variables, **INPUTS))
+    assert {leaf.dtype for leaf in out} == {np.dtype("float32")}
     # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
     for ours, exact in ((out.image, expected.image), (out.text, expected.text)):
         assert 1e-4 < largest_error(ours, exact) < 2e-2
-    assert largest_error(grads, expected_grads) < 2e-2
 
 
 def test_forward_mode_agrees_with_finite_differences(scanned: Any) -> None:
@@ -258,7 +256,7 @@ def blocks(prefix: str, width: int, depth: int) -> dict[str, float]:
 
 def test_start_of_the_transformers() -> None:
     flat = start(VIT | {"width": 96, "text_width": 64, "vocabulary": 300, "context": 40})
-    std = blocks("image", 96, 3) | {f"image/{n}": 96**-0.5 for n in ("token", "positions")}
+    std = blocks("image", 96, 2) | {f"image/{n}": 96**-0.5 for n in ("token", "positions")}
     std |= {"image/projection/kernel": 96**-0.5, "image/patch/kernel": (3 * 48) ** -0.5}
     check_start(flat, std, "image/")
     assert np.abs(flat["image/patch/kernel"]).max() <= 48**-0.5
@@ -269,7 +267,7 @@ def test_start_of_the_transformers() -> None:
     assert flat["logit_scale"].shape == ()
     assert flat["image/token"].shape == (1, 96)
     assert flat["image/positions"].shape == (10, 96)
-    assert flat["image/blocks/attention/query/kernel"].shape == (3, 96, 3, 32)
+    assert flat["image/blocks/attention/query/kernel"].shape == (2, 96, 3, 32)
     assert flat["text/blocks/mlp/up/kernel"].shape == (2, 64, 256)
 
 

@@ -184,10 +184,9 @@ def test_every_form_of_the_depth_gives_the_same() -> None:
     x, stage = images(8), functools.partial(Stage, 3, 4, 2, jnp.float32)
     variables = random_variables(functools.partial(stage("none", False).init, train=True), x)
     expected, expected_grads = run(stage("none", False), variables, x)
-    for remat, unroll in (("dots", True), ("full", False)):
-        out, grads = run(stage(remat, unroll), variables, x)
-        assert largest_error(out, expected) < 1e-5
-        assert largest_error(grads, expected_grads) < 1e-5
+    out, grads = run(stage("dots", True), variables, x)
+    assert largest_error(out, expected) < 1e-5
+    assert largest_error(grads, expected_grads) < 1e-5
     changed = jax.tree.map(lambda a, b: np.abs(a - b).max() > 1e-3, expected[1], variables["batch_stats"])
     assert all(jax.tree.leaves(changed))
 

@@ -14,6 +14,7 @@ import torch
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 from transformers import ResNetConfig, ResNetForImageClassification
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
 from scaling import flops
 from scaling.convert import rules
@@ -66,9 +67,27 @@ def channels_first(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(x).double().permute(0, 3, 1, 2)
 
 
-def compare(model: resnet.ResNet, x: np.ndarray, train: bool, gradients: bool = True) -> None:
+def away_from_kinks(made: Any) -> None:
+    """Moves the input of most ReLUs away from 0, where rounding decides whether a gradient passes.
+
+    Of a full-size network's millions some are so close: PyTorch's own gradients in float32 then differ from
+    those in float64 by several per cent.
+    """
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data *= 0.5
+            module.bias.data += 2 * torch.sign(module.bias.data)
+        if isinstance(module, ResNetBasicLayer | ResNetBottleNeckLayer):
+            module.layer[-1].normalization.weight.data *= 0.25
+
+
+def compare(
+    model: resnet.ResNet, x: np.ndarray, train: bool, gradients: bool = True, large: bool = False
+) -> None:
     """Logits, what the running statistics are afterwards, and gradients."""
     theirs, names = reference(model).train(train), huggingface_resnet.table(model)
+    if large:
+        away_from_kinks(theirs)
     variables = rules.load(names, parity.saved(theirs))
     logits = theirs(channels_first(x)).logits
     expected = logits.detach().float().numpy()
@@ -99,10 +118,9 @@ def test_against_transformers(bottleneck: bool, train: bool, gradients: bool) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("variant", ["18", "50"])
+@pytest.mark.parametrize(("variant", "train"), [("18", True), ("50", True), ("50", False)])
 def test_full_size_against_transformers(variant: str, train: bool) -> None:
-    compare(resnet.make(variant), images(4, 96, 96), train)
+    compare(resnet.make(variant), images(2, 64, 64), train, large=True)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from tests.models import parity
 from tests.models.video import (
     KEY,
     a_vit,
+    check_closely,
     check_forward_mode,
     features,
     largest_error,
@@ -136,13 +137,14 @@ def test_factorised_models_against_a_naive_form(attention: Any) -> None:
     sizes = {**SMALL, "width": 12, "heads": 4, "frames": 2 * T, "resolution": (2 * H, 2 * W)}
     model = vivit.ViViT(**sizes, attention=attention)
     x = videos(2 * T, 2 * H, 2 * W)
-    params = random_params(model, x, 0.8)["params"]  # enough for the two forms of GELU to differ
+    params = random_params(model, x, 0.7)["params"]
 
     theirs = jax.tree.map(lambda p: torch.tensor(np.asarray(p, np.float64), requires_grad=True), params)
     out = torch.stack([naive_vivit(theirs, model, each) for each in np.asarray(x)])
     (out * torch.from_numpy(parity.weights(tuple(out.shape)))).sum().backward()
     grads = jax.tree.map(lambda p: p.grad.numpy(), theirs)
     parity.check(model, {"params": params}, {"x": x}, out.detach().numpy(), grads)
+    check_closely(model, {"params": params}, x, out.detach().numpy())
 
 
 # Sizes and the start

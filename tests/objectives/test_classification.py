@@ -184,6 +184,6 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 
 def test_unknown_objectives_are_named() -> None:
     with pytest.raises(
-        UserError, match=r"^objective='regression': must be one of classification, diffusion$"
+        UserError, match=r"^objective='regression': must be one of classification, diffusion, autoencoder$"
     ):
         make("regression", Linear())

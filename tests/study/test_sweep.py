@@ -109,7 +109,4 @@ def test_the_projects_studies(name: str, metric: str, lower: bool) -> None:
     assert load(ROOT / "experiments" / name / "study.py") == study
     assert (study.name, study.metric, study.lower_is_better) == (name, metric, lower)
     assert (ROOT / study.config.partition(":")[0]).parent.name == "configs"
-    variants = [run["model.variant"].split("/") for run in study.sweep]
     assert len(study.runs()) >= 9
-    assert len({size for size, _ in variants}) >= 3
-    assert {patch for _, patch in variants} == {"14", "7", "4"}
