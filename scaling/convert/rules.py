@@ -84,6 +84,13 @@ def split_heads(heads: int, parts: int = 1) -> Shape:
     return Shape(load, save)
 
 
+def side_by_side(parts: int) -> Shape:
+    """[parts * out, in] <-> `parts` kernels [in, out]; a bias likewise <-> [out]."""
+    return Shape(
+        lambda x: tuple(part.T for part in np.split(x, parts)), lambda *x: np.concatenate([p.T for p in x])
+    )
+
+
 def merged_heads(heads: int) -> Shape:
     """The projection after attention: [D, heads * d] <-> [heads, d, D]."""
     return Shape(lambda x: (x.T.reshape(heads, -1, len(x)),), lambda x: x.reshape(-1, x.shape[-1]).T)
@@ -106,6 +113,14 @@ def linear(
     layers = None if layers is None else tuple(layers)
     rules = tensor(f"{theirs}.weight", f"{ours}/kernel", shape, layers)
     return rules + (tensor(f"{theirs}.bias", f"{ours}/bias", SAME, layers) if bias else [])
+
+
+def gated(theirs: str, ours: str) -> Rules:
+    """The first layer of a gated MLP, one tensor with the values before the gates."""
+    return [
+        Rule(f"{theirs}.{their}", (f"params/{ours}/up/{our}", f"params/{ours}/gate/{our}"), side_by_side(2))
+        for their, our in (("weight", "kernel"), ("bias", "bias"))
+    ]
 
 
 def convolution(theirs: str, ours: str, layers: Layers = None, *, bias: bool = True) -> Rules:

@@ -5,18 +5,30 @@ x is an image [B, H, W, C], text [B, N] token ids; D is a tower's width, E that 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scaling.errors import UserError
 from scaling.models import variants
-from scaling.models.clip_resnet import ModifiedResNet, learned_positions, lecun_uniform
-from scaling.models.layers import Remat, constrain, layer_norm, patch_grid, patchify, stack
-from scaling.models.text import Block, TextTransformer, end_of_text, normal
+from scaling.models.clip_resnet import STRIDE, ModifiedResNet, learned_positions
+from scaling.models.layers import (
+    EncoderBlock,
+    Remat,
+    constrain,
+    fan_in_uniform,
+    layer_norm,
+    patch_grid,
+    patchify,
+    prepended,
+    resize_positions,
+    stack,
+)
+from scaling.models.text import TextTransformer, end_of_text, kernels, normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,23 +88,21 @@ class VisionTransformer(nn.Module):
         old = patch_grid((self.resolution, self.resolution, 1), self.patch)
         start = normal(self.width**-0.5)
         embed = nn.Dense(
-            self.width, use_bias=False, kernel_init=lecun_uniform, dtype=self.dtype, name="patch"
+            self.width, use_bias=False, kernel_init=fan_in_uniform, dtype=self.dtype, name="patch"
         )
         x = embed(patchify(x, self.patch))  # [B, N, D]
-        token = self.param("token", start, (1, self.width)).astype(self.dtype)
-        token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
-        x = jnp.concatenate([token, x], axis=1)  # [B, 1 + N, D]
+        x = prepended(self.param("token", start, (1, self.width)), x)  # [B, 1 + N, D]
         x = x + learned_positions(self, old, grid, self.width).astype(self.dtype)[None]
         x = layer_norm(x, "norm_pre", epsilon=self.epsilon)
         x = constrain(x, "batch", "token", "embed")
 
-        block = Block(
+        block = EncoderBlock(
             self.heads,
-            self.depth,
             self.mlp_ratio,
             self.activation,
-            self.epsilon,
-            self.dtype,
+            epsilon=self.epsilon,
+            kernels=kernels(self.width, self.depth),
+            dtype=self.dtype,
             name="blocks",
         )
         x = stack(block, self.depth, x, remat=self.remat, unroll=self.unroll)  # [B, 1 + N, D]
@@ -221,6 +231,16 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
         "x": jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
         "text": jax.ShapeDtypeStruct((1, options.get("context", CONTEXT)), jnp.int32),
     }
+
+
+def resized(variables: Mapping[str, Any], old: CLIP, new: CLIP) -> tuple[dict[str, Any], list[str]]:
+    """The variables of a model `old` for one that differs in resolution alone, and what was done."""
+    before, after = ((m.resolution // (m.patch or STRIDE),) * 2 for m in (old, new))
+    where = "image/positions" if old.patch else "image/pool/positions"
+    flat = flatten_dict(variables["params"], sep="/")
+    flat[where] = resize_positions(jnp.asarray(flat[where]), before, after, extra=1)
+    said = f"{where}: resized from {before[0]}x{before[1]} to {after[0]}x{after[1]} patches"
+    return {**variables, "params": unflatten_dict(flat, sep="/")}, [said]
 
 
 def _parse(variant: str) -> tuple[Size, int | None]:

@@ -13,22 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from scaling.errors import UserError
-from scaling.models.convolutions import BatchNorm, convolution
-from scaling.models.layers import Remat, constrain, resize_positions
-from scaling.models.resnet import POLICIES
-from scaling.models.text import Attention, normal
+from scaling.models.convolutions import BatchNorm, Stage, average_pool, convolution
+from scaling.models.layers import Attention, Kernels, Remat, constrain, fan_in_uniform, resize_positions
 
 STRIDE = 32  # pixels of the image to one of the last stage
 EXPANSION = 4  # a bottleneck's output is this many times as wide as its 3x3 convolution
 
+normal = nn.initializers.normal
 zeros = nn.initializers.zeros_init()
-lecun_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in)
-
-
-def average_pool(x: jax.Array, side: int) -> jax.Array:
-    """[B, H, W, C] -> [B, H / side, W / side, C]."""
-    batch, height, width, channels = x.shape
-    return jnp.mean(x.reshape(batch, height // side, side, width // side, side, channels), axis=(2, 4))
 
 
 class Bottleneck(nn.Module):
@@ -44,7 +36,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv = functools.partial(convolution, bias=False, init=lecun_uniform, dtype=self.dtype)
+        conv = functools.partial(convolution, bias=False, init=fan_in_uniform, dtype=self.dtype)
         out = EXPANSION * self.width
         h = conv(self.width, 1, name="conv1")(x)  # [B, H, W, width]
         h = nn.relu(BatchNorm(name="norm1")(h, train))
@@ -58,44 +50,6 @@ class Bottleneck(nn.Module):
             x = conv(out, 1, name="shortcut")(x)  # [B, H / stride, W / stride, 4 width]
             x = BatchNorm(name="norm_shortcut")(x, train)
         return nn.relu(h + x)
-
-
-class Stage(nn.Module):
-    """`depth` bottlenecks, [B, H, W, C] -> [B, H / stride, W / stride, 4 width].
-
-    The first has the stride; the rest are equal, and their parameters and statistics stacked
-    [depth - 1, ...], whether the loop over them is compiled once (`nn.scan`) or unrolled.
-    """
-
-    depth: int
-    width: int
-    stride: int
-    dtype: Any
-    remat: Remat
-    unroll: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def step(block: Bottleneck, x: jax.Array) -> tuple[jax.Array, None]:
-            return block(x, train), None
-
-        first = rest = step
-        if self.remat != "none":
-            # Inside a loop the compiler cannot merge the recomputation with the forward pass.
-            first = nn.remat(step, policy=POLICIES[self.remat])
-            rest = nn.remat(step, policy=POLICIES[self.remat], prevent_cse=self.unroll)
-        x, _ = first(Bottleneck(self.width, self.stride, self.dtype, name="first"), x)
-        if self.depth == 1:
-            return x
-        loop = nn.scan(
-            rest,
-            variable_axes={"params": 0, "batch_stats": 0},
-            split_rngs={"params": True},
-            check_constancy_invariants=False,  # nothing here could vary; checking it costs another trace
-            length=self.depth - 1,
-            unroll=self.depth - 1 if self.unroll else 1,
-        )
-        return loop(Bottleneck(self.width, dtype=self.dtype, name="blocks"), x)[0]
 
 
 class AttentionPool(nn.Module):
@@ -115,8 +69,13 @@ class AttentionPool(nn.Module):
         x = x.reshape(batch, rows * columns, width)  # [B, N, D]
         x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)  # [B, 1 + N, D]
         x = x + learned_positions(self, self.grid, (rows, columns), width).astype(self.dtype)[None]
-        std = width**-0.5
-        attention = Attention(self.heads, (std, std, std), self.features, dtype=self.dtype, name="attention")
+        attention = Attention(
+            self.heads,
+            features=self.features,
+            kernels=Kernels(*(normal(width**-0.5),) * 5),
+            dtype=self.dtype,
+            name="attention",
+        )
         return attention(x[:, :1], x)[:, 0]  # [B, features]
 
 
@@ -126,7 +85,7 @@ def learned_positions(module: nn.Module, old: tuple[int, int], new: tuple[int, i
     They start N(0, 1 / D).
     """
     table = module.param("positions", normal(width**-0.5), (1 + old[0] * old[1], width))
-    return jnp.concatenate([table[:1], resize_positions(table[1:], old, new)])
+    return resize_positions(table, old, new, extra=1)
 
 
 class ModifiedResNet(nn.Module):
@@ -153,15 +112,16 @@ class ModifiedResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         self._check(*x.shape[1:3])
-        conv = functools.partial(convolution, bias=False, init=lecun_uniform, dtype=self.dtype)
+        conv = functools.partial(convolution, bias=False, init=fan_in_uniform, dtype=self.dtype)
         stem = self.width // STRIDE
         for i, (width, stride) in enumerate(((stem // 2, 2), (stem // 2, 1), (stem, 1)), 1):
             x = conv(width, 3, stride, name=f"stem{i}")(x)  # [B, H / 2, W / 2, D / 64; at last D / 32]
             x = nn.relu(BatchNorm(name=f"norm_stem{i}")(x, train))
         x = average_pool(x, 2)  # [B, H / 4, W / 4, D / 32]
         for i, depth in enumerate(self.depth):
-            stride, repeat = 1 if i == 0 else 2, (self.dtype, self.remat, self.unroll)
-            x = Stage(depth, stem * 2**i, stride, *repeat, name=f"stage{i + 1}")(x, train)
+            block = functools.partial(Bottleneck, stem * 2**i, dtype=self.dtype)
+            stride, repeat = 1 if i == 0 else 2, (self.remat, self.unroll)
+            x = Stage(block, depth, stride, *repeat, name=f"stage{i + 1}")(x, train)
             x = constrain(x, "batch", None, None, None)  # [B, H / 2^(2 + i), W / 2^(2 + i), D / 2^(3 - i)]
         grid = (self.resolution // STRIDE,) * 2
         x = AttentionPool(self.features, self.heads, grid, self.dtype, name="pool")(x)  # [B, features]

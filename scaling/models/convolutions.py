@@ -4,15 +4,25 @@ Activations are [B, H, W, C]. Parameters are float32; `dtype` is that of the ari
 float32.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Init = nn.initializers.Initializer
+from scaling.models.layers import REMAT, Init, Remat
+
 lecun = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()
+
+
+def _is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name == "conv_general_dilated"
+
+
+# As for linear layers: "dots" keeps what is costly to recompute, here the outputs of convolutions.
+POLICIES = {**REMAT, "dots": _is_convolution}
 
 
 def convolution(
@@ -50,6 +60,17 @@ def group_norm(x: jax.Array, name: str, *, groups: int = 32, epsilon: float = 1e
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
+def upsample(x: jax.Array) -> jax.Array:
+    """Nearest neighbour: [B, H, W, C] -> [B, 2H, 2W, C]."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def average_pool(x: jax.Array, side: int) -> jax.Array:
+    """Means of squares: [B, H, W, C] -> [B, H / side, W / side, C]."""
+    batch, height, width, channels = x.shape
+    return jnp.mean(x.reshape(batch, height // side, side, width // side, side, channels), axis=(2, 4))
+
+
 class BatchNorm(nn.Module):
     """BatchNorm (Ioffe & Szegedy 2015) over all but the last axis of x [..., C], in float32.
 
@@ -82,3 +103,41 @@ class BatchNorm(nn.Module):
         shape = (1,) * (x.ndim - 1) + (width,)
         x = (x - m.reshape(shape)) * (jax.lax.rsqrt(v + self.epsilon) * scale).reshape(shape)
         return (x + bias.reshape(shape)).astype(dtype)
+
+
+class Stage(nn.Module):
+    """`depth` residual blocks at one resolution: [B, H, W, C] -> [B, H / stride, W / stride, F].
+
+    `block(stride=..., name=...)` makes one, which is called with (x, train). The first has the stride; the
+    rest are equal, and their parameters and statistics stacked [depth - 1, ...], whether the loop over them
+    is compiled once (`nn.scan`) or unrolled.
+    """
+
+    block: Callable[..., nn.Module]
+    depth: int
+    stride: int
+    remat: Remat
+    unroll: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def step(block: nn.Module, x: jax.Array) -> tuple[jax.Array, None]:
+            return block(x, train), None  # type: ignore[operator]
+
+        first = rest = step
+        if self.remat != "none":
+            # Inside a loop the compiler cannot merge the recomputation with the forward pass.
+            first = nn.remat(step, policy=POLICIES[self.remat])
+            rest = nn.remat(step, policy=POLICIES[self.remat], prevent_cse=self.unroll)
+        x, _ = first(self.block(stride=self.stride, name="first"), x)  # [B, H / stride, W / stride, F]
+        if self.depth == 1:
+            return x
+        loop = nn.scan(
+            rest,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            check_constancy_invariants=False,  # nothing here could vary; checking it costs another trace
+            length=self.depth - 1,
+            unroll=self.depth - 1 if self.unroll else 1,
+        )
+        return loop(self.block(name="blocks"), x)[0]  # [B, H / stride, W / stride, F]

@@ -4,6 +4,7 @@ x is a noisy image or latent [B, H, W, C], t a time [B], y a class [B]; D is the
 patches.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from scaling.models import variants
 from scaling.models.layers import (
+    XAVIER,
     Attention,
     Dense,
     EncoderBlock,
@@ -92,10 +94,12 @@ class AdaLNBlock(nn.Module):
             gate1 = gate2 = jnp.ones_like(shift1)
 
         h = layer_norm(x, "norm_attention", scale=False, bias=False)  # [B, N, D]
-        h = Attention(self.heads, self.qk_norm, self.dtype, name="attention")(modulate(h, shift1, scale1))
+        attention = Attention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")
+        h = attention(modulate(h, shift1, scale1))
         x = x + gate1[:, None, :] * h
         h = layer_norm(x, "norm_mlp", scale=False, bias=False)
-        h = Mlp(self.mlp_ratio, "gelu_tanh", self.dtype, name="mlp")(modulate(h, shift2, scale2))
+        mlp = Mlp(round(width * self.mlp_ratio), "gelu_tanh", dtype=self.dtype, name="mlp")
+        h = mlp(modulate(h, shift2, scale2))
         x = x + gate2[:, None, :] * h
         return constrain(x, "batch", "token", "embed")
 
@@ -113,12 +117,14 @@ class CrossAttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
+        attention = functools.partial(Attention, self.heads, self.qk_norm, dtype=self.dtype)
         h = layer_norm(x, "norm_attention")  # [B, N, D]
-        x = x + Attention(self.heads, self.qk_norm, self.dtype, name="attention")(h)
+        x = x + attention(name="attention")(h)
         h = layer_norm(x, "norm_cross_attention")
-        x = x + Attention(self.heads, self.qk_norm, self.dtype, name="cross_attention")(h, tokens)
+        x = x + attention(kernels=XAVIER, name="cross_attention")(h, tokens)
         h = layer_norm(x, "norm_mlp")
-        x = x + Mlp(self.mlp_ratio, "gelu_tanh", self.dtype, name="mlp")(h)
+        hidden = round(x.shape[-1] * self.mlp_ratio)
+        x = x + Mlp(hidden, "gelu_tanh", dtype=self.dtype, name="mlp")(h)
         return constrain(x, "batch", "token", "embed")
 
 

@@ -7,7 +7,7 @@ arithmetic. Softmax and the statistics of LayerNorm are always float32.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,8 +28,37 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
 
+Init = nn.initializers.Initializer
+
 xavier = nn.initializers.xavier_uniform()
+fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in)
 Dense = functools.partial(nn.Dense, kernel_init=xavier)
+
+
+def uniform(bound: float) -> Init:
+    """U(-bound, bound)."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+        return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
+
+    return init
+
+
+class Kernels(NamedTuple):
+    """How the kernels of attention and MLP start, the value's as the key's. Their biases start at 0."""
+
+    query: Init
+    key: Init
+    out: Init
+    up: Init
+    down: Init
+
+
+XAVIER = Kernels(*(xavier,) * 5)
+# Query, key and value as slices of one fused [D, 3D] kernel, whose Xavier bound is sqrt(6 / (D + 3D)) where
+# theirs would be sqrt(6 / 2D): half the variance.
+_fused = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+FUSED = XAVIER._replace(query=_fused, key=_fused)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -88,15 +117,19 @@ def sincos_positions(grid: Sequence[int], width: int) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def resize_positions(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
-    """A learned table [h * w, D] for an `old` (h, w) grid, resampled bicubically for a `new` one.
+def resize_positions(
+    table: jax.Array, old: tuple[int, int], new: tuple[int, int], extra: int = 0
+) -> jax.Array:
+    """A learned table [extra + h * w, D] for an `old` (h, w) grid, resampled bicubically for a `new` one.
 
-    Half-pixel centres, and antialiasing when the grid shrinks, as in timm's `resample_abs_pos_embed`.
+    Half-pixel centres, and antialiasing when the grid shrinks, as in timm's `resample_abs_pos_embed`. The
+    first `extra` rows, of class tokens, stay.
     """
     if old == new:
         return table
     width = table.shape[-1]
-    return jax.image.resize(table.reshape(*old, width), (*new, width), "bicubic").reshape(-1, width)
+    grid = jax.image.resize(table[extra:].reshape(*old, width), (*new, width), "bicubic")  # [h', w', D]
+    return jnp.concatenate([table[:extra], grid.reshape(-1, width)])
 
 
 def sincos_embedding(t: jax.Array, width: int) -> jax.Array:
@@ -105,6 +138,12 @@ def sincos_embedding(t: jax.Array, width: int) -> jax.Array:
     frequencies = jnp.asarray(np.exp(-math.log(10000) * np.arange(half) / half), jnp.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]  # [B, half]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+
+def prepended(token: jax.Array, x: jax.Array) -> jax.Array:
+    """A learned token [1, D] before each sequence of x [B, N, D]: [B, 1 + N, D], in the dtype of x."""
+    first = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+    return jnp.concatenate([first, x], axis=1)
 
 
 # Blocks
@@ -148,60 +187,87 @@ def dot_product_attention(
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x [B, N, D] to itself, or to a context [B, M, D]. Returns [B, N, D].
+    """Multi-head attention of x [..., N, D] to itself, or to a context [..., M, K]: [..., N, features].
 
-    Query, key and value are separate kernels [D, heads, D / heads]. In self-attention they start as slices
-    of one fused [D, 3D] Xavier-uniform kernel would. With `qk_norm`, queries and keys pass through LayerNorm
-    with a scale and no bias (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters").
-    A `bias` float32 [B or 1, heads or 1, N or 1, M] is added to the logits: masks, relative positions.
+    Query, key and value are separate kernels [D, heads, head_width]; `features` are D and `head_width` is
+    D / heads unless given. With `qk_norm`, queries and keys pass through LayerNorm with a scale and no bias
+    (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters"). A `bias` float32 [B or 1,
+    heads or 1, N or 1, M] is added to the logits: masks, relative positions. `attend` is what is done with
+    queries, keys and values: `dot_product_attention`, or what takes its arguments.
 
-    Raises: UserError where `heads` does not divide D.
+    Raises: UserError where `heads` does not divide D and no `head_width` is given.
     """
 
     heads: int
     qk_norm: bool = False
+    head_width: int | None = None
+    features: int | None = None
+    scale: float | None = None
+    qkv_bias: bool = True
+    out_bias: bool = True
+    kernels: Kernels = FUSED
+    attend: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: jax.Array, context: jax.Array | None = None, bias: jax.Array | None = None
     ) -> jax.Array:
-        width = x.shape[-1]
-        if width % self.heads:
+        width, source = x.shape[-1], x if context is None else context
+        if self.head_width is None and width % self.heads:
             raise UserError(f"heads={self.heads}: must divide the width, which is {width}")
-        # Half the variance: Xavier's bound is sqrt(6 / (D + 3D)) for the fused kernel, sqrt(6 / 2D) for each.
-        fused = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
         project = functools.partial(
             nn.DenseGeneral,
-            features=(self.heads, width // self.heads),
-            kernel_init=fused if context is None else xavier,
+            (self.heads, self.head_width or width // self.heads),
+            use_bias=self.qkv_bias,
             dtype=self.dtype,
         )
-        source = x if context is None else context
-        q = project(name="query")(x)  # [B, N, heads, D / heads]
-        k = project(name="key")(source)  # [B, M, heads, D / heads]
-        v = project(name="value")(source)  # [B, M, heads, D / heads]
+        q = project(kernel_init=self.kernels.query, name="query")(x)  # [..., N, heads, d]
+        k = project(kernel_init=self.kernels.key, name="key")(source)  # [..., M, heads, d]
+        v = project(kernel_init=self.kernels.key, name="value")(source)  # [..., M, heads, d]
         if self.qk_norm:
             q = layer_norm(q, "norm_query", bias=False)
             k = layer_norm(k, "norm_key", bias=False)
-        q, k, v = (constrain(each, "batch", "token", "heads", None) for each in (q, k, v))
-        x = dot_product_attention(q, k, v, bias)  # [B, N, heads, D / heads]
-        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out")(x)
+        q, k, v = (constrain(each, "batch", *_tokens(x), "heads", None) for each in (q, k, v))
+        x = self.attend(q, k, v, bias, self.scale)  # [..., N, heads, d]
+        out = nn.DenseGeneral(
+            self.features or width,
+            axis=(-2, -1),
+            use_bias=self.out_bias,
+            kernel_init=self.kernels.out,
+            dtype=self.dtype,
+            name="out",
+        )
+        return out(x)  # [..., N, features]
 
 
 class Mlp(nn.Module):
-    """Two linear layers, [..., D] -> [..., ratio * D] -> [..., D], with an activation between them."""
+    """Two linear layers, [..., D] -> [..., hidden] -> [..., D], with an activation between them.
 
-    ratio: float = 4.0
+    `gated`: a third layer, with the activation, multiplies the first, which is without (Shazeer 2020, "GLU
+    Variants Improve Transformer", equation 6).
+    """
+
+    hidden: int
     activation: str = "gelu"
+    gated: bool = False
+    use_bias: bool = True
+    kernels: Kernels = FUSED
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        x = Dense(int(width * self.ratio), dtype=self.dtype, name="up")(x)  # [B, N, ratio * D]
-        x = constrain(ACTIVATIONS[self.activation](x), "batch", "token", "mlp")
-        return Dense(width, dtype=self.dtype, name="down")(x)  # [B, N, D]
+        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
+        enter = functools.partial(dense, self.hidden, kernel_init=self.kernels.up)
+        activation, h = ACTIVATIONS[self.activation], enter(name="up")(x)  # [..., hidden]
+        h = h * activation(enter(name="gate")(x)) if self.gated else activation(h)
+        h = constrain(h, "batch", *_tokens(x), "mlp")
+        return dense(x.shape[-1], kernel_init=self.kernels.down, name="down")(h)  # [..., D]
+
+
+def _tokens(x: jax.Array) -> tuple[str | None, ...]:
+    """The names of the axes of x [B, ..., D] between its first and last: of a map or windows none."""
+    return ("token",) if x.ndim == 3 else (None,) * (x.ndim - 2)
 
 
 class DropPath(nn.Module):
@@ -219,6 +285,11 @@ class DropPath(nn.Module):
         return jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
 
 
+def drop_rates(last: float, depth: int, train: bool) -> jax.Array | None:
+    """The blocks' rates of stochastic depth [depth], from 0 linearly to the `last`; None for none."""
+    return jnp.linspace(0, last, depth) if train and last else None
+
+
 class EncoderBlock(nn.Module):
     """The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3): [B, N, D] -> [B, N, D].
 
@@ -230,17 +301,21 @@ class EncoderBlock(nn.Module):
     activation: str = "gelu"
     qk_norm: bool = False
     epsilon: float = 1e-6
+    kernels: Kernels = FUSED
+    attend: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: jax.Array, bias: jax.Array | None = None, *, drop: jax.Array | None = None
     ) -> jax.Array:
-        h = layer_norm(x, "norm_attention", epsilon=self.epsilon)  # [B, N, D]
-        h = Attention(self.heads, self.qk_norm, self.dtype, name="attention")(h, bias=bias)
+        hidden = round(x.shape[-1] * self.mlp_ratio)
+        parts: dict[str, Any] = dict(kernels=self.kernels, dtype=self.dtype)
+        attention = Attention(self.heads, self.qk_norm, attend=self.attend, **parts, name="attention")
+        h = attention(layer_norm(x, "norm_attention", epsilon=self.epsilon), bias=bias)  # [B, N, D]
         x = x + DropPath(name="drop_attention")(h, drop)
         h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
-        h = Mlp(self.mlp_ratio, self.activation, self.dtype, name="mlp")(h)
+        h = Mlp(hidden, self.activation, **parts, name="mlp")(h)
         x = x + DropPath(name="drop_mlp")(h, drop)
         return constrain(x, "batch", "token", "embed")
 

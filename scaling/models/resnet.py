@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models import variants
-from scaling.models.convolutions import BatchNorm, convolution
-from scaling.models.layers import REMAT, Remat, constrain
+from scaling.models.convolutions import BatchNorm, Stage, convolution
+from scaling.models.layers import Remat, constrain, uniform
 
 SIZES: dict[str, dict[str, Any]] = {  # table 1 of the paper
     "18": {"depths": (2, 2, 2, 2), "bottleneck": False},
@@ -30,15 +30,6 @@ EXPANSION = 4  # of a bottleneck: its output is this many times as wide as its 3
 
 zeros = nn.initializers.zeros_init()
 he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, equation 14
-head_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in)
-
-
-def is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name == "conv_general_dilated"
-
-
-# As for linear layers: "dots" keeps what is costly to recompute, here the outputs of convolutions.
-POLICIES = {**REMAT, "dots": is_convolution}
 
 
 class Block(nn.Module):
@@ -73,46 +64,6 @@ class Block(nn.Module):
             x = conv(out, 1, self.stride, name="shortcut")(x)  # [B, H / stride, W / stride, F]
             x = BatchNorm(name="norm_shortcut")(x, train)
         return nn.relu(h + x)
-
-
-class Stage(nn.Module):
-    """`depth` blocks at one resolution, [B, H, W, C] -> [B, H / stride, W / stride, F].
-
-    The first has the stride; the rest are equal, and their parameters and statistics stacked
-    [depth - 1, ...], whether the loop over them is compiled once (`nn.scan`) or unrolled.
-    """
-
-    depth: int
-    width: int
-    stride: int
-    bottleneck: bool
-    dtype: Any
-    remat: Remat
-    unroll: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def step(block: Block, x: jax.Array) -> tuple[jax.Array, None]:
-            return block(x, train), None
-
-        first = rest = step
-        if self.remat != "none":
-            # Inside a loop the compiler cannot merge the recomputation with the forward pass.
-            first = nn.remat(step, policy=POLICIES[self.remat])
-            rest = nn.remat(step, policy=POLICIES[self.remat], prevent_cse=self.unroll)
-        block = functools.partial(Block, self.width, bottleneck=self.bottleneck, dtype=self.dtype)
-        x, _ = first(block(stride=self.stride, name="first"), x)  # [B, H / stride, W / stride, F]
-        if self.depth == 1:
-            return x
-        loop = nn.scan(
-            rest,
-            variable_axes={"params": 0, "batch_stats": 0},
-            split_rngs={"params": True},
-            check_constancy_invariants=False,  # nothing here could vary; checking it costs another trace
-            length=self.depth - 1,
-            unroll=self.depth - 1 if self.unroll else 1,
-        )
-        return loop(block(name="blocks"), x)[0]  # [B, H / stride, W / stride, F]
 
 
 class ResNet(nn.Module):
@@ -160,8 +111,8 @@ class ResNet(nn.Module):
         maps = []
         for i, depth in enumerate(self.depths):
             width, stride = self.width * 2**i, 1 if i == 0 else 2
-            options: dict[str, Any] = dict(dtype=dtype, remat=self.remat, unroll=self.unroll)
-            stage = Stage(depth, width, stride, self.bottleneck, **options, name=f"stage{i + 1}")
+            block = functools.partial(Block, width, bottleneck=self.bottleneck, dtype=dtype)
+            stage = Stage(block, depth, stride, self.remat, self.unroll, name=f"stage{i + 1}")
             x = constrain(stage(x, train), "batch", None, None, None)  # [B, H / 2^(2 + i), W / 2^(2 + i), F]
             maps.append(x.astype(jnp.float32))
         if output == "stages":
@@ -169,19 +120,8 @@ class ResNet(nn.Module):
         x = jnp.mean(maps[-1], axis=(1, 2))  # [B, F]
         if output == "features":
             return x
-        head = nn.Dense(
-            self.num_classes, kernel_init=head_kernel, bias_init=head_bias(x.shape[-1]), name="head"
-        )
-        return head(x)  # [B, num_classes]
-
-
-def head_bias(inputs: int) -> nn.initializers.Initializer:
-    """Uniform within 1 / sqrt(inputs)."""
-
-    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, *_: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
-
-    return init
+        start = uniform(x.shape[-1] ** -0.5)
+        return nn.Dense(self.num_classes, kernel_init=start, bias_init=start, name="head")(x)
 
 
 MODULE = ResNet

@@ -17,15 +17,19 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.layers import (
-    ACTIVATIONS,
+    Attention,
     DropPath,
+    Kernels,
+    Mlp,
     Remat,
     constrain,
     dot_product_attention,
+    drop_rates,
     layer_norm,
     patch_grid,
     patchify,
     stack,
+    uniform,
     unpatchify,
 )
 from scaling.models.vit import side_lengths
@@ -40,16 +44,8 @@ LARGE: dict[str, Any] = {"resolution": 384, "window": 12}
 VARIANTS: tuple[variants.Variant, ...] = (*((size, {}) for size in SIZES), ("B", LARGE), ("L", LARGE))
 
 normal = nn.initializers.normal(0.02)
+kernels = Kernels(*(normal,) * 5)
 Dense = functools.partial(nn.Dense, kernel_init=normal)
-
-
-def uniform(bound: float) -> nn.initializers.Initializer:
-    """U(-bound, bound)."""
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-        return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
-
-    return init
 
 
 # Windows
@@ -113,6 +109,16 @@ def resize_relative_bias(table: jax.Array, old_window: int, new_window: int) -> 
 # Blocks
 
 
+def attend_in_windows(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, scale: float | None
+) -> jax.Array:
+    """`layers.dot_product_attention` in each window: q, k, v [B, n, N, heads, d], bias [n or 1, heads, N, N].
+
+    Returns [B, n, N, heads, d].
+    """
+    return jax.vmap(dot_product_attention, in_axes=(0, 0, 0, None, None))(q, k, v, bias, scale)
+
+
 class WindowAttention(nn.Module):
     """Attention within windows with a relative position bias (section 3.2, equation 4).
 
@@ -125,38 +131,14 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        width, window = x.shape[-1], math.isqrt(x.shape[-2])
-        if width % self.heads:
-            raise UserError(f"heads={self.heads}: must divide the width of its stage, which is {width}")
-        project = functools.partial(
-            nn.DenseGeneral,
-            features=(self.heads, width // self.heads),
-            kernel_init=normal,
-            dtype=self.dtype,
-        )
-        q, k, v = (project(name=name)(x) for name in ("query", "key", "value"))  # [B, n, N, heads, D / heads]
-        q, k, v = (constrain(each, "batch", None, "token", "heads", None) for each in (q, k, v))
         table = self.param("relative_bias", normal, ((2 * self.window - 1) ** 2, self.heads))
-        bias = table[relative_index(window, self.window)].transpose(2, 0, 1)[None]  # [1, heads, N, N]
+        bias = table[relative_index(math.isqrt(x.shape[-2]), self.window)]  # [N, N, heads]
+        bias = bias.transpose(2, 0, 1)[None]  # [1, heads, N, N]
         if mask is not None:
             bias = bias + mask[:, None]  # [n, heads, N, N]
-        attend = jax.vmap(dot_product_attention, in_axes=(0, 0, 0, None))
-        x = attend(q, k, v, bias)  # [B, n, N, heads, D / heads]
-        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=normal, dtype=self.dtype, name="out")(x)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with the exact GELU between them: [B, h, w, D] -> [B, h, w, D]."""
-
-    ratio: float = 4.0
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        x = Dense(int(width * self.ratio), dtype=self.dtype, name="up")(x)  # [B, h, w, ratio * D]
-        x = constrain(ACTIVATIONS["gelu"](x), "batch", None, None, "mlp")
-        return Dense(width, dtype=self.dtype, name="down")(x)  # [B, h, w, D]
+        attention = Attention(self.heads, kernels=kernels, attend=attend_in_windows, dtype=self.dtype)
+        nn.share_scope(self, attention)
+        return attention(x, bias=bias)
 
 
 class Block(nn.Module):
@@ -185,7 +167,7 @@ class Block(nn.Module):
         h = jnp.roll(h, (self.shift, self.shift), (1, 2))[:, :height, :width]  # [B, h, w, D]
         x = x + DropPath(name="drop_attention")(h, drop)
         h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
-        h = Mlp(self.mlp_ratio, self.dtype, name="mlp")(h)
+        h = Mlp(round(channels * self.mlp_ratio), kernels=kernels, dtype=self.dtype, name="mlp")(h)
         x = x + DropPath(name="drop_mlp")(h, drop)
         return constrain(x, "batch", None, None, "embed")
 
@@ -291,13 +273,12 @@ class Swin(nn.Module):
         x = embed(patchify(x, self.patch))  # [B, H / 4 * W / 4, D]
         x = layer_norm(x, "norm_patch", epsilon=self.epsilon).reshape(x.shape[0], *grid, self.width)
 
-        total, drop, maps = sum(self.depths), None, []
+        rates, maps = drop_rates(self.drop_path, sum(self.depths), train), []
         for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
             if stage > 0:
                 x = PatchMerging(self.epsilon, dtype, name=f"merging{stage + 1}")(x)
-            if train and self.drop_path:
-                first = sum(self.depths[:stage])
-                drop = jnp.linspace(0, self.drop_path, total)[first : first + depth].reshape(-1, 2)
+            first = sum(self.depths[:stage])
+            drop = None if rates is None else rates[first : first + depth].reshape(-1, 2)
             x = self._stage(x, f"stage{stage + 1}", depth, heads, drop)  # [B, h, w, D]
             maps.append(x.astype(jnp.float32))
         if output == "maps":

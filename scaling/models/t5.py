@@ -16,8 +16,9 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
-from scaling.models.layers import Remat, bias_of, constrain, stack
-from scaling.models.text import Attention, Mlp, normal
+from scaling.models.layers import Attention, Kernels, Mlp, Remat, bias_of, constrain, stack
+
+normal = nn.initializers.normal
 
 LENGTH = 512  # tokens of a text in pre-training (section 3.1.2)
 
@@ -75,24 +76,24 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, positions: jax.Array, padding: jax.Array) -> jax.Array:
         width, inner = x.shape[-1], self.heads * self.head_width
+        kernels = Kernels(
+            query=normal((width * self.head_width) ** -0.5),
+            key=normal(width**-0.5),
+            out=normal(inner**-0.5),
+            up=normal(width**-0.5),
+            down=normal(self.mlp_width**-0.5),
+        )
+        parts: dict[str, Any] = dict(kernels=kernels, dtype=self.dtype)
         attention = Attention(
             self.heads,
-            ((width * self.head_width) ** -0.5, width**-0.5, inner**-0.5),
             head_width=self.head_width,
             scale=1.0,
-            use_bias=False,
-            dtype=self.dtype,
+            qkv_bias=False,
+            out_bias=False,
+            **parts,
             name="attention",
         )
-        mlp = Mlp(
-            self.mlp_width,
-            "gelu_tanh",
-            (width**-0.5, self.mlp_width**-0.5),
-            gated=True,
-            use_bias=False,
-            dtype=self.dtype,
-            name="mlp",
-        )
+        mlp = Mlp(self.mlp_width, "gelu_tanh", gated=True, use_bias=False, **parts, name="mlp")
         x = x + attention(rms_norm(x, "norm_attention", self.epsilon), bias=positions + padding)  # [B, N, D]
         x = x + mlp(rms_norm(x, "norm_mlp", self.epsilon))
         return constrain(x, "batch", "token", "embed")

@@ -20,8 +20,10 @@ from scaling.models.layers import (
     Mlp,
     Remat,
     constrain,
+    drop_rates,
     layer_norm,
     patch_grid,
+    prepended,
     resize_positions,
     stack,
 )
@@ -29,6 +31,7 @@ from scaling.models.variants import Size
 from scaling.models.video import (
     check_fit,
     from_places,
+    one_video,
     resize_grid,
     spatial_positions,
     to_places,
@@ -86,7 +89,7 @@ class DividedBlock(nn.Module):
         x = jnp.concatenate([token, x], axis=1)  # [B, 1 + N, D]
 
         h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
-        h = Mlp(self.mlp_ratio, "gelu", self.dtype, name="mlp")(h)
+        h = Mlp(round(width * self.mlp_ratio), dtype=self.dtype, name="mlp")(h)
         x = x + DropPath(name="drop_mlp")(h, drop)
         return constrain(x, "batch", "token", "embed")
 
@@ -136,12 +139,11 @@ class TimeSformer(nn.Module):
         time = resize_grid(time, (self.frames, 1, 1), (t, 1, 1))  # [T, D]
         positions = (time[:, None] + space[None]).reshape(-1, self.width)  # [N, D]
         x = x + positions.astype(dtype)[None]
-        token = (self.param("token", zeros, (1, self.width)) + table[:1]).astype(dtype)
-        token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
-        x = constrain(jnp.concatenate([token, x], axis=1), "batch", "token", "embed")  # [B, 1 + N, D]
+        token = self.param("token", zeros, (1, self.width)) + table[:1]
+        x = constrain(prepended(token, x), "batch", "token", "embed")  # [B, 1 + N, D]
 
         block = DividedBlock(self.heads, t, self.mlp_ratio, self.epsilon, dtype, name="blocks")
-        drop = jnp.linspace(0, self.drop_path, self.depth) if train and self.drop_path else None
+        drop = drop_rates(self.drop_path, self.depth, train)
         x = stack(block, self.depth, x, drop=drop, remat=self.remat, unroll=self.unroll)  # [B, 1 + N, D]
         x = layer_norm(x[:, 0].astype(jnp.float32), "norm", epsilon=self.epsilon)  # [B, D]
         if not head:
@@ -194,6 +196,4 @@ def make(variant: str, **options: Any) -> TimeSformer:
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """One example of what `variant` is for: x [1, T, H, W, C], by the options `frames` and `resolution`."""
     size, _ = variants.parse(variant, SIZES)
-    sides = side_lengths(options.get("resolution", size.shape[:2]))
-    shape = (1, options.get("frames", FRAMES), *sides, size.shape[2])
-    return {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    return one_video(size, FRAMES, options)

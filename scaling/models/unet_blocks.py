@@ -13,27 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from scaling.models import convolutions
-from scaling.models.convolutions import group_norm
-from scaling.models.layers import ACTIVATIONS, dot_product_attention, layer_norm, sincos_embedding
+from scaling.models.convolutions import average_pool, group_norm, upsample
+from scaling.models.layers import Attention, Kernels, Mlp, fan_in_uniform, layer_norm, sincos_embedding
 
 Kind = Literal["adm", "ldm"]
 Sampling = Literal["none", "up", "down"]
 
-uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan_in)
 zeros = nn.initializers.zeros_init()
-Dense = functools.partial(nn.Dense, kernel_init=uniform)
-convolution = functools.partial(convolutions.convolution, init=uniform)
-
-
-def upsample(x: jax.Array) -> jax.Array:
-    """Nearest neighbour: [B, H, W, C] -> [B, 2H, 2W, C]."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
-def downsample(x: jax.Array) -> jax.Array:
-    """Means of 2x2 pixels: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+kernels = Kernels(*(fan_in_uniform,) * 5)
+Dense = functools.partial(nn.Dense, kernel_init=fan_in_uniform)
+convolution = functools.partial(convolutions.convolution, init=fan_in_uniform)
 
 
 class TimeEmbedding(nn.Module):
@@ -70,7 +59,7 @@ class ResidualBlock(nn.Module):
         conv = functools.partial(convolution, self.features, dtype=self.dtype)
         h = nn.silu(norm(x, "norm_in"))  # [B, H, W, C]
         if self.sampling != "none":
-            resample = upsample if self.sampling == "up" else downsample
+            resample = upsample if self.sampling == "up" else functools.partial(average_pool, side=2)
             h, x = resample(h), resample(x)  # [B, H', W', C]
         h = conv(name="conv_in")(h)  # [B, H', W', features]
 
@@ -88,49 +77,6 @@ class ResidualBlock(nn.Module):
         return x + h
 
 
-class Attention(nn.Module):
-    """Multi-head attention of x [B, N, D] to itself, or to a context [B, M, K]. Returns [B, N, D].
-
-    Unlike `layers.Attention` its kernels start as PyTorch's, and query, key and value may go without a bias.
-    """
-
-    heads: int
-    bias: bool = True
-    out_init: nn.initializers.Initializer = uniform
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        width = x.shape[-1]
-        project = functools.partial(
-            nn.DenseGeneral,
-            features=(self.heads, width // self.heads),
-            use_bias=self.bias,
-            kernel_init=uniform,
-            dtype=self.dtype,
-        )
-        source = x if context is None else context
-        q = project(name="query")(x)  # [B, N, heads, D / heads]
-        k = project(name="key")(source)  # [B, M, heads, D / heads]
-        v = project(name="value")(source)  # [B, M, heads, D / heads]
-        x = dot_product_attention(q, k, v)  # [B, N, heads, D / heads]
-        out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=self.out_init, dtype=self.dtype, name="out")
-        return out(x)  # [B, N, D]
-
-
-class GatedMlp(nn.Module):
-    """GEGLU (Shazeer 2020): [B, N, D] -> value * gelu(gate), each [B, N, 4D] -> [B, N, D]."""
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        x = Dense(8 * width, dtype=self.dtype, name="up")(x)  # [B, N, 8D]
-        value, gate = jnp.split(x, 2, axis=-1)  # [B, N, 4D] each
-        return Dense(width, dtype=self.dtype, name="down")(value * ACTIVATIONS["gelu"](gate))  # [B, N, D]
-
-
 class SpatialTransformer(nn.Module):
     """LDM's transformer over pixels, x [B, H, W, C] and context [B, M, K] -> [B, H, W, C].
 
@@ -145,7 +91,8 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        attention = functools.partial(Attention, self.heads, bias=False, dtype=self.dtype)
+        parts: dict[str, Any] = dict(kernels=kernels, dtype=self.dtype)
+        attention = functools.partial(Attention, self.heads, qkv_bias=False, **parts)
         norm = functools.partial(layer_norm, epsilon=1e-5)
         batch, height, width, channels = x.shape
         h = group_norm(x, "norm", groups=self.groups, epsilon=1e-6)  # [B, H, W, C]
@@ -153,7 +100,7 @@ class SpatialTransformer(nn.Module):
         h = h.reshape(batch, height * width, channels)  # [B, N, C]
         h = h + attention(name="attention")(norm(h, "norm_attention"))
         h = h + attention(name="cross_attention")(norm(h, "norm_cross_attention"), context)
-        h = h + GatedMlp(self.dtype, name="mlp")(norm(h, "norm_mlp"))
+        h = h + Mlp(4 * channels, "gelu", gated=True, **parts, name="mlp")(norm(h, "norm_mlp"))  # GEGLU
         h = h.reshape(batch, height, width, channels)  # [B, H, W, C]
         return x + convolution(channels, 1, init=zeros, dtype=self.dtype, name="proj_out")(h)
 
@@ -186,5 +133,6 @@ class Block(nn.Module):
             return SpatialTransformer(self.heads, self.groups, self.dtype, name="transformer")(x, context)
         h = group_norm(x, "norm_attention", groups=self.groups, epsilon=self.epsilon)
         h = h.reshape(h.shape[0], -1, self.features)  # [B, N, features]
-        h = Attention(self.heads, out_init=zeros, dtype=self.dtype, name="attention")(h)
+        starts = kernels._replace(out=zeros)
+        h = Attention(self.heads, kernels=starts, dtype=self.dtype, name="attention")(h)
         return x + h.reshape(x.shape)  # [B, H', W', features]

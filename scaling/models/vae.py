@@ -18,8 +18,8 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
-from scaling.models.convolutions import convolution, group_norm
-from scaling.models.layers import REMAT, Attention, constrain
+from scaling.models.convolutions import convolution, group_norm, upsample
+from scaling.models.layers import REMAT, Attention, constrain, fan_in_uniform
 
 Remat = Literal["none", "full"]
 
@@ -45,9 +45,7 @@ SIZES = {
 }
 VARIANTS: tuple[variants.Variant, ...] = tuple((name, {}) for name in SIZES)
 
-# U(-1/sqrt(fan in), 1/sqrt(fan in)), with which the original's convolutions start.
-uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-conv = functools.partial(convolution, init=uniform)
+conv = functools.partial(convolution, init=fan_in_uniform)  # as the original's start
 
 
 class ResBlock(nn.Module):
@@ -123,8 +121,8 @@ def _remat(module: Any, remat: Remat) -> Any:
     return module if remat == "none" else nn.remat(module, policy=REMAT[remat])
 
 
-class Encoder(nn.Module):
-    """x [B, H, W, C] -> [B, H/f, W/f, features]."""
+class Half(nn.Module):
+    """What the encoder and the decoder are made of: `blocks` at each of the widths, the encoder's first."""
 
     widths: tuple[int, ...]
     blocks: int
@@ -132,6 +130,10 @@ class Encoder(nn.Module):
     norm: dict[str, Any]
     dtype: Any
     remat: Remat
+
+
+class Encoder(Half):
+    """x [B, H, W, C] -> [B, H/f, W/f, features]."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -141,7 +143,7 @@ class Encoder(nn.Module):
             if i < len(self.widths) - 1:
                 below = ((0, 1), (0, 1))  # padded at the bottom and the right only
                 down = nn.Conv(
-                    width, (3, 3), 2, below, kernel_init=uniform, dtype=self.dtype, name=f"down_{i}"
+                    width, (3, 3), 2, below, kernel_init=fan_in_uniform, dtype=self.dtype, name=f"down_{i}"
                 )
                 x = down(x)  # [B, H / 2^(i + 1), W / 2^(i + 1), D]
         x = Middle(self.norm, self.dtype, self.remat, name="middle")(x)  # [B, H/f, W/f, D]
@@ -149,15 +151,8 @@ class Encoder(nn.Module):
         return conv(self.features, dtype=self.dtype, name="conv_out")(x)  # [B, H/f, W/f, features]
 
 
-class Decoder(nn.Module):
-    """z [B, h, w, Z] -> [B, f h, f w, features]. The widths are in the encoder's order, level 0 the last."""
-
-    widths: tuple[int, ...]
-    blocks: int
-    features: int
-    norm: dict[str, Any]
-    dtype: Any
-    remat: Remat
+class Decoder(Half):
+    """z [B, h, w, Z] -> [B, f h, f w, features], level 0 the last."""
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
@@ -166,7 +161,7 @@ class Decoder(nn.Module):
         for i, width in reversed(list(enumerate(self.widths))):
             x = Level(width, self.blocks, self.norm, self.dtype, self.remat, name=f"level_{i}")(x)
             if i > 0:
-                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # nearest; [B, 2 h, 2 w, D]
+                x = upsample(x)  # [B, 2 h, 2 w, D]
                 x = conv(width, dtype=self.dtype, name=f"up_{i}")(x)
         x = nn.silu(group_norm(x, "norm_out", **self.norm))  # [B, f h, f w, D]
         return conv(self.features, dtype=self.dtype, name="conv_out")(x)  # [B, f h, f w, features]

@@ -9,9 +9,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models.layers import patch_grid, resize_positions
+from scaling.models.variants import Size
 from scaling.models.vit import ViT, side_lengths
 
 Grid = tuple[int, int, int]
@@ -58,6 +60,13 @@ def from_places(x: jax.Array, places: int) -> jax.Array:
     rows, frames, *rest = x.shape
     batch = rows // places
     return x.reshape(batch, places, frames, *rest).swapaxes(1, 2).reshape(batch, frames * places, *rest)
+
+
+def one_video(size: Size, frames: int, options: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """x [1, T, H, W, C] of a size; the options `frames` and `resolution` change it."""
+    sides = side_lengths(options.get("resolution", size.shape[:2]))
+    shape = (1, options.get("frames", frames), *sides, size.shape[2])
+    return {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
 
 # A ViT's parameters

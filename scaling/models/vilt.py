@@ -23,9 +23,11 @@ from scaling.models.layers import (
     Remat,
     bias_of,
     constrain,
+    drop_rates,
     layer_norm,
     patch_grid,
     patchify,
+    prepended,
     stack,
 )
 
@@ -112,11 +114,10 @@ class ImageEmbedding(nn.Module):
         if self.mask_token:
             token = self.param("mask_token", zeros, (1, self.width)).astype(self.dtype)
             x = x if hidden is None else jnp.where(hidden[:, :, None], token[None], x)
-        token = self.param("token", zeros, (1, self.width)).astype(self.dtype)
-        token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+        x = prepended(self.param("token", zeros, (1, self.width)), x)  # [B, 1 + M, D]
         table = self.param("positions", normal, (1 + math.prod(old), self.width))
         positions = jnp.concatenate([table[:1], resize_positions(table[1:], old, grid)])  # [1 + M, D]
-        return jnp.concatenate([token, x], axis=1) + positions.astype(self.dtype)[None]
+        return x + positions.astype(self.dtype)[None]
 
 
 def transform(x: jax.Array, epsilon: float) -> jax.Array:
@@ -234,7 +235,7 @@ class ViLT(nn.Module):
         block = EncoderBlock(
             self.heads, self.mlp_ratio, "gelu", epsilon=self.epsilon, dtype=dtype, name="blocks"
         )
-        drop = jnp.linspace(0, self.drop_path, self.depth) if train and self.drop_path else None
+        drop = drop_rates(self.drop_path, self.depth, train)
         repeat: dict[str, Any] = dict(drop=drop, remat=self.remat, unroll=self.unroll)
         x = stack(block, self.depth, x, bias_of(seen)[:, None, None], **repeat)  # [B, N + 1 + M, D]
         x = layer_norm(x.astype(jnp.float32), "norm", epsilon=self.epsilon)

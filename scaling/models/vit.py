@@ -17,9 +17,11 @@ from scaling.models.layers import (
     EncoderBlock,
     Remat,
     constrain,
+    drop_rates,
     layer_norm,
     patch_grid,
     patchify,
+    prepended,
     resize_positions,
     stack,
 )
@@ -86,20 +88,17 @@ class ViT(nn.Module):
         extra = 1 if self.pool == "token" else 0
         x = Dense(self.width, dtype=dtype, name="patch")(patchify(x, self.patch))  # [B, N, D]
         if extra:
-            token = self.param("token", zeros, (1, self.width)).astype(dtype)
-            token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
-            x = jnp.concatenate([token, x], axis=1)  # [B, 1 + N, D]
+            x = prepended(self.param("token", zeros, (1, self.width)), x)  # [B, 1 + N, D]
 
         old = patch_grid((*side_lengths(self.resolution), 1), self.patch)
         table = self.param("positions", normal, (extra + math.prod(old), self.width))
-        patches = resize_positions(table[extra:], old, grid)  # [N, D]
-        positions = jnp.concatenate([table[:extra], patches])  # [1 + N, D]
+        positions = resize_positions(table, old, grid, extra)  # [1 + N, D]
         x = constrain(x + positions.astype(dtype)[None], "batch", "token", "embed")
 
         block = EncoderBlock(
             self.heads, self.mlp_ratio, "gelu", epsilon=self.epsilon, dtype=dtype, name="blocks"
         )
-        drop = jnp.linspace(0, self.drop_path, self.depth) if train and self.drop_path else None
+        drop = drop_rates(self.drop_path, self.depth, train)
         x = stack(block, self.depth, x, drop=drop, remat=self.remat, unroll=self.unroll)  # [B, 1 + N, D]
         x = layer_norm(x.astype(jnp.float32), "norm", epsilon=self.epsilon)
         x = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)  # [B, D]
@@ -134,8 +133,7 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def resized(variables: Mapping[str, Any], old: ViT, new: ViT) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model `old` for one that differs in resolution alone, and what was done."""
     before, after = (patch_grid((*side_lengths(m.resolution), 1), m.patch) for m in (old, new))
-    table, extra = variables["params"]["positions"], 1 if old.pool == "token" else 0
-    patches = resize_positions(jnp.asarray(table[extra:]), before, after)
-    params = {**variables["params"], "positions": jnp.concatenate([table[:extra], patches])}
+    table, extra = jnp.asarray(variables["params"]["positions"]), 1 if old.pool == "token" else 0
+    params = {**variables["params"], "positions": resize_positions(table, before, after, extra)}
     grids = (f"{rows}x{columns}" for rows, columns in (before, after))
     return {**variables, "params": params}, ["positions: resized from {} to {} patches".format(*grids)]

@@ -4,6 +4,7 @@ x is a video [B, T, H, W, C]; D is the width. Tokens stand on a grid of t x h x 
 the number of places in a frame, and N = t s that of all tokens.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -23,15 +24,17 @@ from scaling.models.layers import (
     Remat,
     constrain,
     dot_product_attention,
+    drop_rates,
     layer_norm,
+    prepended,
     stack,
-    xavier,
 )
 from scaling.models.variants import Size
 from scaling.models.video import (
     Grid,
     check_fit,
     from_places,
+    one_video,
     resize_grid,
     spatial_positions,
     to_places,
@@ -83,7 +86,7 @@ class FactorisedSelfAttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, drop: jax.Array | None = None) -> jax.Array:
         _, tokens, width = x.shape
-        places = tokens // self.frames
+        places, hidden = tokens // self.frames, round(width * self.mlp_ratio)
         h = layer_norm(x, "norm_attention", epsilon=self.epsilon).reshape(-1, places, width)  # [B t, s, D]
         h = Attention(self.heads, dtype=self.dtype, name="attention")(h).reshape(x.shape)  # [B, N, D]
         x = x + DropPath(name="drop_attention")(h, drop)
@@ -91,64 +94,38 @@ class FactorisedSelfAttentionBlock(nn.Module):
         h = Attention(self.heads, dtype=self.dtype, name="temporal_attention")(h)
         x = x + DropPath(name="drop_temporal")(from_places(h, places), drop)  # [B, N, D]
         h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
-        h = Mlp(self.mlp_ratio, self.activation, self.dtype, name="mlp")(h)
+        h = Mlp(hidden, self.activation, dtype=self.dtype, name="mlp")(h)
         x = x + DropPath(name="drop_mlp")(h, drop)
         return constrain(x, "batch", "token", "embed")
 
 
-class FactorisedDotProductAttention(nn.Module):
+def factorised_dot_product(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+    *,
+    frames: int,
+) -> jax.Array:
     """Half of the heads attend along time at their place, the other half within their frame (section 3.3).
 
-    x [B, N, D] -> [B, N, D], with `layers.Attention`'s parameters. The first half is time's, as in the
-    authors' code; the paper leaves it open.
+    `layers.dot_product_attention` of q, k, v [B, N, heads, d] -> [B, N, heads, d]; `frames` is t. The first
+    half is time's, as in the authors' code; the paper leaves it open.
 
-    Raises: UserError where `heads` is odd, or does not divide D.
+    Raises: UserError where `heads` is odd.
     """
-
-    heads: int
-    frames: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        _, tokens, width = x.shape
-        if width % self.heads or self.heads % 2:
-            raise UserError(f"heads={self.heads}: must be even and divide the width, which is {width}")
-        half, places = self.heads // 2, tokens // self.frames
-        fused = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")  # as in layers.Attention
-        times, spaces = [], []
-        for name in ("query", "key", "value"):
-            project = nn.DenseGeneral(
-                (self.heads, width // self.heads), kernel_init=fused, dtype=self.dtype, name=name
-            )
-            each = constrain(project(x), "batch", "token", "heads", None)  # [B, N, heads, d]
-            times.append(to_places(each[:, :, :half], self.frames))  # [B s, t, heads / 2, d]
-            spaces.append(each[:, :, half:].reshape(-1, places, half, each.shape[-1]))  # [B t, s, ...]
-        time = from_places(dot_product_attention(times[0], times[1], times[2]), places)
-        space = dot_product_attention(spaces[0], spaces[1], spaces[2]).reshape(time.shape)
-        x = jnp.concatenate([time, space], axis=2)  # [B, N, heads, d]
-        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out")(x)
-
-
-class FactorisedDotProductBlock(nn.Module):
-    """ViT's block with factorised dot-product attention: x [B, N, D] -> [B, N, D]; `frames` is t."""
-
-    heads: int
-    frames: int
-    mlp_ratio: float = 4.0
-    activation: str = "gelu_tanh"
-    epsilon: float = 1e-6
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, drop: jax.Array | None = None) -> jax.Array:
-        h = layer_norm(x, "norm_attention", epsilon=self.epsilon)  # [B, N, D]
-        h = FactorisedDotProductAttention(self.heads, self.frames, self.dtype, name="attention")(h)
-        x = x + DropPath(name="drop_attention")(h, drop)
-        h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
-        h = Mlp(self.mlp_ratio, self.activation, self.dtype, name="mlp")(h)
-        x = x + DropPath(name="drop_mlp")(h, drop)
-        return constrain(x, "batch", "token", "embed")
+    _, tokens, heads, head_width = q.shape
+    if heads % 2:
+        raise UserError(f"heads={heads}: must be even, as half of them attend along time")
+    half, places = heads // 2, tokens // frames
+    qt, kt, vt = (to_places(each[:, :, :half], frames) for each in (q, k, v))  # [B s, t, heads / 2, d]
+    qs, ks, vs = (
+        each[:, :, half:].reshape(-1, places, half, head_width) for each in (q, k, v)
+    )  # [B t, s, ...]
+    time = from_places(dot_product_attention(qt, kt, vt, bias, scale), places)  # [B, N, heads / 2, d]
+    space = dot_product_attention(qs, ks, vs, bias, scale).reshape(time.shape)
+    return jnp.concatenate([time, space], axis=2)
 
 
 # Models
@@ -231,7 +208,8 @@ class ViViT(nn.Module):
             if self.attention == "factorised-self-attention":
                 factorised: nn.Module = FactorisedSelfAttentionBlock(**block, frames=t, name="blocks")
             else:
-                factorised = FactorisedDotProductBlock(**block, frames=t, name="blocks")
+                attend = functools.partial(factorised_dot_product, frames=t)
+                factorised = EncoderBlock(**block, attend=attend, name="blocks")
             x = jnp.mean(self._encoded(factorised, self.depth, x, train), axis=1)
         if not head:
             return x  # [B, D]
@@ -245,9 +223,7 @@ class ViViT(nn.Module):
         """x [B, N, D], behind a class token where there is to be one, with learned positions added."""
         extra = 1 if token else 0
         if token:
-            first = self.param(f"{prefix}token", zeros, (1, self.width)).astype(x.dtype)
-            first = jnp.broadcast_to(first, (x.shape[0], 1, self.width))
-            x = jnp.concatenate([first, x], axis=1)  # [B, 1 + N, D]
+            x = prepended(self.param(f"{prefix}token", zeros, (1, self.width)), x)  # [B, 1 + N, D]
         table = self.param(f"{prefix}positions", normal, (extra + math.prod(old), self.width))
         positions = jnp.concatenate([table[:extra], resize_grid(table[extra:], old, new)])  # [1 + N, D]
         return constrain(x + positions.astype(x.dtype)[None], "batch", "token", "embed")
@@ -256,7 +232,7 @@ class ViViT(nn.Module):
         self, block: nn.Module, depth: int, x: jax.Array, train: bool, *, prefix: str = ""
     ) -> jax.Array:
         """x [B, N, D] -> [B, N, D] float32: `depth` blocks and the last norm."""
-        drop = jnp.linspace(0, self.drop_path, depth) if train and self.drop_path else None
+        drop = drop_rates(self.drop_path, depth, train)
         x = stack(block, depth, x, drop=drop, remat=self.remat, unroll=self.unroll)
         return layer_norm(x.astype(jnp.float32), f"{prefix}norm", epsilon=self.epsilon)
 
@@ -322,9 +298,7 @@ def make(variant: str, **options: Any) -> ViViT:
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """One example of what `variant` is for: x [1, T, H, W, C], by the options `frames` and `resolution`."""
     size, _, _ = parse(variant)
-    sides = side_lengths(options.get("resolution", size.shape[:2]))
-    shape = (1, options.get("frames", FRAMES), *sides, size.shape[2])
-    return {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    return one_video(size, FRAMES, options)
 
 
 def parse(variant: str) -> tuple[Size, int, int]:

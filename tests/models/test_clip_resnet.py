@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from scaling.errors import UserError
 from scaling.models import clip, layers
-from scaling.models.clip_resnet import ModifiedResNet, Stage
+from scaling.models.clip_resnet import Bottleneck, ModifiedResNet
+from scaling.models.convolutions import Stage
 from tests.models import parity
 
 Tree = dict[str, Any]
@@ -181,7 +182,7 @@ def run(stage: Stage, variables: Any, x: np.ndarray) -> tuple[Any, Any]:
 
 
 def test_every_form_of_the_depth_gives_the_same() -> None:
-    x, stage = images(8), functools.partial(Stage, 3, 4, 2, jnp.float32)
+    x, stage = images(8), functools.partial(Stage, functools.partial(Bottleneck, 4), 3, 2)
     variables = random_variables(functools.partial(stage("none", False).init, train=True), x)
     expected, expected_grads = run(stage("none", False), variables, x)
     out, grads = run(stage("dots", True), variables, x)

@@ -145,7 +145,7 @@ def test_attention_starts_as_the_fused_kernel_would() -> None:
     assert is_uniform(params["out"]["kernel"], math.sqrt(6 / (2 * width)))
     assert all(not jnp.any(layer["bias"]) for layer in params.values())
     # Cross-attention has no fused kernel to imitate.
-    params = init(layers.Attention(heads=4), x, x)
+    params = init(layers.Attention(heads=4, kernels=layers.XAVIER), x, x)
     assert is_uniform(params["query"]["kernel"], math.sqrt(6 / (2 * width)))
 
 
@@ -159,7 +159,7 @@ def test_the_two_forms_of_gelu() -> None:
 
 
 def test_mlp_starts_xavier_uniform() -> None:
-    params = init(layers.Mlp(), jnp.zeros((1, 4, 64)))
+    params = init(layers.Mlp(256), jnp.zeros((1, 4, 64)))
     assert params["up"]["kernel"].shape == (64, 256)
     for layer in params.values():
         assert is_uniform(layer["kernel"], math.sqrt(6 / (64 + 256)))

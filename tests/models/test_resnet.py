@@ -21,6 +21,7 @@ from scaling.convert import rules
 from scaling.convert.huggingface import resnet as huggingface_resnet
 from scaling.errors import UserError
 from scaling.models import resnet
+from scaling.models.convolutions import Stage
 from tests.models import parity
 
 KEY = jax.random.key(0)
@@ -210,9 +211,9 @@ def test_statistics_over_devices_are_those_of_the_whole_batch() -> None:
     assert largest_error(jax.device_get(out[0]), logits) < 1e-5
 
 
-def stage(**form: Any) -> resnet.Stage:
+def stage(**form: Any) -> Stage:
     options: dict[str, Any] = {"remat": "none", "unroll": False} | form
-    return resnet.Stage(depth=4, width=6, stride=2, bottleneck=False, dtype=jnp.float32, **options)
+    return Stage(functools.partial(resnet.Block, 6, bottleneck=False), depth=4, stride=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def scanned() -> Any:
     return variables, x, gradients(stage(), variables, x)
 
 
-def gradients(model: resnet.Stage, variables: Any, x: np.ndarray) -> Any:
+def gradients(model: Stage, variables: Any, x: np.ndarray) -> Any:
     """Of a sum of what a training step gives; and what it gives."""
 
     def loss(params: Any, x: jax.Array) -> Any:

@@ -360,7 +360,7 @@ def test_bad_options_are_named(variant: str, options: dict[str, Any], message: s
         ({"depths": (2, 0, 6, 2)}, r"depths=\(2, 0, 6, 2\): must be even and positive"),
         ({"heads": (3, 6)}, r"heads=\(3, 6\): must be one positive number for each of depths="),
         ({"heads": (3, 6, 12, 0)}, r"heads=\(3, 6, 12, 0\): must be one positive number for each"),
-        ({"heads": (3, 6, 12, 25)}, "heads=25: must divide the width of its stage, which is 768"),
+        ({"heads": (3, 6, 12, 25)}, "heads=25: must divide the width, which is 768"),
     ],
 )
 def test_what_does_not_fit_is_found_without_compiling(options: dict[str, Any], message: str) -> None:

@@ -12,7 +12,8 @@ from numpy.testing import assert_allclose
 
 from scaling import flops
 from scaling.errors import UserError
-from scaling.models import table, unet, unet_blocks
+from scaling.models import table, unet
+from scaling.models.convolutions import average_pool, upsample
 from scaling.objectives.base import Extras
 from scaling.objectives.diffusion import Diffusion
 from scaling.sampling import Sampling, make_sampler
@@ -100,7 +101,8 @@ KIND_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
         "down_1_block_0/residual/condition/kernel": (256, 128),
         "down_1_block_0/transformer/attention/query/kernel": (128, 2, 64),
         "down_1_block_0/transformer/cross_attention/key/kernel": (512, 2, 64),
-        "down_1_block_0/transformer/mlp/up/kernel": (128, 1024),
+        "down_1_block_0/transformer/mlp/up/kernel": (128, 512),
+        "down_1_block_0/transformer/mlp/gate/kernel": (128, 512),
         "down_1_block_0/transformer/mlp/down/kernel": (512, 128),
     },
 }  # fmt: skip
@@ -198,8 +200,8 @@ def test_forward_mode_agrees_with_finite_differences(kind: str) -> None:
 
 def test_resampling_of_pixels() -> None:
     x = jnp.arange(8, dtype=jnp.float32).reshape(1, 2, 4, 1)
-    assert_allclose(unet_blocks.downsample(x)[0, :, :, 0], [[2.5, 4.5]])
-    up = np.asarray(unet_blocks.upsample(x))[0, :, :, 0]
+    assert_allclose(average_pool(x, 2)[0, :, :, 0], [[2.5, 4.5]])
+    up = np.asarray(upsample(x))[0, :, :, 0]
     assert_allclose(up, np.kron(np.asarray(x)[0, :, :, 0], np.ones((2, 2))))
 
 

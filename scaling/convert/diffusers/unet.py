@@ -167,7 +167,7 @@ def _transformer(theirs: str, ours: str, heads: int) -> Rules:
     found = [
         *rules.norm(f"{theirs}.norm", f"{ours}/norm"),
         *rules.convolution(f"{theirs}.proj_in", f"{ours}/proj_in"),
-        *rules.linear(f"{block}.ff.net.0.proj", f"{ours}/mlp/up"),
+        *rules.gated(f"{block}.ff.net.0.proj", f"{ours}/mlp"),
         *rules.linear(f"{block}.ff.net.2", f"{ours}/mlp/down"),
         *rules.norm(f"{block}.norm3", f"{ours}/norm_mlp"),
         *rules.convolution(f"{theirs}.proj_out", f"{ours}/proj_out"),
