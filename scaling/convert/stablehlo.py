@@ -3,9 +3,10 @@
 `function.bin` is a `jax.export` of one call, for any batch size, on CPU, GPU and TPU. A classifier takes
 images [B, H, W, C] float32 in [-1, 1] and gives logits [B, K]. A generator takes indices and labels, int32
 [B] each, and gives images [B, H, W, C] float32 in [-1, 1], its whole guided sampling loop inside: image i
-depends on its index and label alone.
+depends on its index and label alone. A frozen model takes its own arguments and gives what it gives.
 """
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from scaling.errors import UserError
 from scaling.files import read_json
 from scaling.objectives.classification import Classification
 from scaling.objectives.diffusion import Diffusion
+from scaling.objectives.frozen import Frozen
 from scaling.sampling import make_sampler
 
 INSIDE = 2**30  # bytes; weights above this stand beside the function, as its first argument
@@ -41,8 +43,8 @@ outputs = function.call(*weights, {names})
 def export_function(folder: Path, out: Path, inside: int = INSIDE) -> None:
     """Writes the run `folder` as `out`: function.bin, model.json (the card) and, where large, its weights.
 
-    Weights of up to `inside` bytes are constants of the function. Raises: UserError for a run that neither
-    classifies nor generates, or an `out` that exists.
+    Weights of up to `inside` bytes are constants of the function. Raises: UserError for a run of another
+    kind, or an `out` that exists.
     """
     trained = features.restore(folder)
     call, arguments = _call(trained)
@@ -74,7 +76,16 @@ def _call(trained: features.Trained) -> tuple[Callable[..., jax.Array], dict[str
         count = jax.ShapeDtypeStruct((batch,), jnp.int32)
         arguments = {"indices": count, "labels": count}
         return lambda variables, i, y: sampler(variables["params"], i, y), arguments
+    if isinstance(task, Frozen):
+        own = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in built.batch(1).items()}
+        return functools.partial(_forward, task.model, tuple(own)), own
     raise UserError(f"format='stablehlo': {built.config.objective.name} has no function to export")
+
+
+def _forward(model: Any, names: tuple[str, ...], variables: Any, *arguments: jax.Array) -> Any:
+    """What the model gives, a named tuple as a dict, which needs no class to be read."""
+    out = model.apply(variables, **dict(zip(names, arguments, strict=True)))
+    return out._asdict() if hasattr(out, "_asdict") else out
 
 
 def _card(folder: Path, trained: features.Trained, arguments: dict[str, Any], beside: bool) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def export_run(name: str, folder: Path, out: Path) -> None:
     tensors = rules.save(family.table(built.model), weights)
     others = {}
     if chosen.config_file:
-        inputs = {"x": jax.ShapeDtypeStruct((1, *built.image_shape), np.float32)}
+        image = {"x": jax.ShapeDtypeStruct((1, *built.image_shape), np.float32)}
+        inputs = image if built.config.trains else built.batch(1)
         described = json.dumps(family.config(built.model, inputs), indent=2) + "\n"
         others["config.json"] = described.encode()
     files.write_folder(out, chosen.file, tensors, others)
@@ -77,18 +78,10 @@ def _converter(name: str, family: str) -> tuple[Format, ModuleType]:
 def _build(cfg: config.Config) -> build.Built:
     """The run; where its data are not at hand, for what the variant is made for."""
     try:
-        info = data.info(cfg.data)
+        info = data.info(cfg.data) if cfg.trains else None
     except UserError:
-        info = _made_for(cfg)
+        info = build.made_for(cfg)
     return build.build(cfg, info=info)
-
-
-def _made_for(cfg: config.Config) -> data.Info:
-    """The classes and the image shape of a variant's own inputs."""
-    family, variant, options = cfg.model.name, cfg.model.variant, cfg.model.options
-    first = next(iter(models.inputs(family, variant, **options).values()))
-    classes = getattr(models.make(family, variant, **options), "num_classes", 0)
-    return data.Info(cfg.data.builder or cfg.data.name, classes, first.shape[1:], cfg.data.batch_size)
 
 
 def _named(family: ModuleType, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -55,7 +55,14 @@ class Built:
         return steps
 
     def batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a batch of `size` examples: image uint8 [B, H, W, C], label int32 [B]."""
+        """The shapes of a batch of `size` examples: image uint8 [B, H, W, C], label int32 [B].
+
+        Of a model that is not trained, its own arguments.
+        """
+        if not self.config.trains:
+            model = self.config.model
+            own = models.inputs(model.name, model.variant, **model.options)
+            return {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in own.items()}
         return {
             "image": jax.ShapeDtypeStruct((size, *self.image_shape), jnp.uint8),
             "label": jax.ShapeDtypeStruct((size,), jnp.int32),
@@ -76,10 +83,10 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.batch_sharding(mesh, config.data.batch_size, "data.batch_size")
-    info = data.info(config.data) if info is None else info
-    model = _model(config, info)
+    if info is None:
+        info = data.info(config.data) if config.trains else made_for(config)
     try:
-        task = objectives.make(config.objective.name, model, **config.objective.options)
+        task = objectives.make(config.objective.name, _model(config, info), **config.objective.options)
     except UserError as e:
         raise UserError(f"objective.{e}") from None
     built = Built(config, mesh, info, task)
@@ -88,11 +95,20 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
     return built
 
 
+def made_for(config: Config) -> data.Info:
+    """The classes and the image shape that a variant is made for, where there are no data to tell."""
+    family, variant, options = config.model.name, config.model.variant, config.model.options
+    first = next(iter(models.inputs(family, variant, **options).values()))
+    classes = getattr(models.make(family, variant, **options), "num_classes", 0)
+    name = (config.data.builder or config.data.name) if config.trains else "none"
+    return data.Info(name, classes, first.shape[1:], config.data.batch_size)
+
+
 def _model(config: Config, info: data.Info) -> Any:
     """The model, with the data's classes and resolution where the config leaves them open."""
     family, options = models.MODELS[config.model.name], dict(config.model.options)
-    known = {f.name for f in dataclasses.fields(family.MODULE)}
-    for key, value in (("num_classes", info.num_classes), ("resolution", info.image_shape[:2])):
+    known = {f.name for f in dataclasses.fields(family.MODULE)} if config.trains else ()
+    for key, value in (("num_classes", info.num_classes), ("resolution", info.image_shape[-3:-1])):
         if key in known and key not in options:
             options[key] = value
     return models.make(config.model.name, config.model.variant, **options)
@@ -114,6 +130,8 @@ def cost(built: Built) -> dict[str, float | None]:
     is twice the multiply-adds of the gradient of the loss for one global batch.
     """
     plain = table.plain(built.model)
+    if not built.config.trains:
+        return {**table.cost(plain, built.batch(1)), "train_flops_per_step": None}
     task: Any = dataclasses.replace(built.task, model=plain)  # type: ignore[type-var]
     variables = jax.eval_shape(lambda: init_variables(built, jax.random.key(0)))
     params = variables["params"]

@@ -119,6 +119,11 @@ class Config:
     checkpoint: Checkpoint
     raw: Mapping[str, Any] = field(repr=False)
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is a loss; without one there are no data either."""
+        return hasattr(_objective_class(self.objective.name), "loss")
+
 
 def _require(key: str, value: object, ok: bool, allowed: str) -> None:
     if not ok:
@@ -272,7 +277,7 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     for key in given:
         if key not in names:
             raise UserError(unknown(key, names))
-    for key in ("model", "objective", "data"):
+    for key in ("model", "objective"):
         if not given.get(key):
             raise UserError(f"{key}: the config has no such section")
     config: dict[str, Any] = {name: _plain(given.get(name, {})) for name in names}
@@ -281,6 +286,8 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
         "family": None, "variant": None, **dict.fromkeys(_model_options(model.get("family"))), **model
     }  # fmt: skip
     task = _objective_class(objective.get("name"))
+    if not config["data"] and hasattr(task, "loss"):
+        raise UserError("data: the config has no such section")
     config["objective"] = {"name": None, **defaults_of(task, skip=("model",)), **objective}
     for section, cls in _sections().items():
         config[section] = _merge(defaults_of(cls), config[section])

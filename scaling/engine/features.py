@@ -66,9 +66,10 @@ class Features:
         self.folder = Path(folder)
         self.trained = restore(folder)
         built = self.trained.built
-        if not hasattr(built.model, "features"):
+        if not hasattr(built.task, "features") or not hasattr(built.model, "features"):
             raise UserError(
-                f"classifier={folder}: is a run of {built.config.model.name}, which has no features"
+                f"classifier={folder}: is a run of {built.config.objective.name} with "
+                f"{built.config.model.name}, which has no features; give that of a classifier"
             )
         whole = NamedSharding(built.mesh, PartitionSpec())  # every process sees every row
         self._apply = jax.jit(self._forward, out_shardings=whole)

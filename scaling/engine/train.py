@@ -76,6 +76,8 @@ def run(cfg: Config, workdir: Path | str) -> dict[str, float]:
         UserError: for bad input, a diverged loss, a full disk; the run folder says why.
         Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
+    if not cfg.trains:
+        raise UserError(f"objective.name={cfg.objective.name!r}: has no loss to train by; name another")
     with RunFolder(workdir, writer=jax.process_index() == 0) as folder, Stop() as stop:
         _same_config(folder.path, cfg)
         try:

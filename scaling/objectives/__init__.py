@@ -10,11 +10,13 @@ from scaling.objectives.autoencoder import Autoencoder
 from scaling.objectives.base import Objective
 from scaling.objectives.classification import Classification
 from scaling.objectives.diffusion import Diffusion
+from scaling.objectives.frozen import Frozen
 
 OBJECTIVES: dict[str, Any] = {
     "classification": Classification,
     "diffusion": Diffusion,
     "autoencoder": Autoencoder,
+    "frozen": Frozen,
 }
 
 

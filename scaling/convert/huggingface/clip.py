@@ -1,10 +1,11 @@
 """CLIP as transformers' `CLIPModel`, whose image tower is a ViT."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import rules
-from scaling.convert.rules import Rules
+from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.clip import CLIP
 
@@ -55,6 +56,14 @@ def _blocks(theirs: str, ours: str, depth: int, heads: int) -> Rules:
         *rules.linear(f"{block}.mlp.fc1", f"{ours}/blocks/mlp/up", layers),
         *rules.linear(f"{block}.mlp.fc2", f"{ours}/blocks/mlp/down", layers),
     ]
+
+
+def source(model: CLIP, tensors: Tensors) -> CLIP:
+    """The model for the resolution that the file's position table is for, taken to be square."""
+    table = tensors.get("vision_model.embeddings.position_embedding.weight")
+    if table is None or model.patch is None:
+        return model
+    return model.clone(resolution=math.isqrt(len(table) - 1) * model.patch)
 
 
 def config(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, Any]:
