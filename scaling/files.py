@@ -29,11 +29,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The file's value, or None if there is no such file; raises UserError if it is not JSON."""
+def read_json(path: Path, advice: str = "delete it or choose another folder") -> Any:
+    """The file's value, or None if there is no such file; raises UserError, with `advice`, if not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError as e:
-        raise UserError(f"{path}: is not JSON ({e}); delete it or choose another folder") from None
+        raise UserError(f"{path}: is not JSON ({e}); {advice}") from None

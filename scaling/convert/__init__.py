@@ -1,17 +1,20 @@
 """Checkpoints in and out: a package an outside format, in it a file a family.
 
-A family's file has `table(model)`, the rules between outside names and ours; for formats with a config.json
-`config(model, inputs)`, which writes it, and `fields(config)`, what it says of the model in the names of our
-fields; `IGNORED`, patterns of outside names that are no parameters; `RENAMED`, patterns of old names and what
-they are today; and where the outside tensors can be of
-another resolution `source(model, tensors)`, the model that they are of.
+A family's file has `table(model)`, the rules between outside names and ours, and where there is need
+- `IGNORED`, patterns of outside names that are not read, and `buffers(model, inputs)`, what an export adds to
+  the table's tensors: those that are not trained, but must be there for a strict load;
+- `RENAMED`, patterns of old names and what they are today;
+- `source(model, tensors, config)`, the model that the outside tensors are of, where that can be one for
+  another resolution than `model`; `config` is that of config.json, or None.
+A format with a config.json has `config(model, inputs)`, which writes it, and `fields(config)`, what it says
+of the model in the names of our fields. What several files share is in `layouts`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-from scaling.convert import diffusers, huggingface, microsoft, torchvision
+from scaling.convert import diffusers, facebookresearch, huggingface, microsoft, openai, timm, torchvision
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Format:
 FORMATS: dict[str, Format] = {
     "huggingface": Format(huggingface.FAMILIES),
     "diffusers": Format(diffusers.FAMILIES, file="diffusion_pytorch_model"),
+    "timm": Format(timm.FAMILIES, config_file=False),
     "torchvision": Format(torchvision.FAMILIES, config_file=False),
     "microsoft": Format(microsoft.FAMILIES, config_file=False),
+    "facebookresearch": Format(facebookresearch.FAMILIES, config_file=False),
+    "openai": Format(openai.FAMILIES, config_file=False),
 }

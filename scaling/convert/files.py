@@ -1,8 +1,11 @@
 """Outside checkpoints as files: read without running anything that they hold, written whole or not at all."""
 
+import argparse
 import json
+import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from scaling.errors import UserError
+from scaling.files import read_json
 
 Tensors = Mapping[str, np.ndarray]
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
@@ -42,12 +46,11 @@ def read_config(source: Path) -> dict[str, Any] | None:
     Raises: UserError where it is not a JSON object.
     """
     path = source / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as e:
-        raise UserError(f"{path}: is not JSON ({e}); get the file again") from None
+    return _object(path) if path.is_file() else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path, advice="get the file again")
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a JSON object; get the file again")
     return value
@@ -64,21 +67,21 @@ def _files(source: Path) -> list[Path]:
     for endings in ((".safetensors",), TORCH):
         found = sorted(f for f in source.iterdir() if f.suffix in endings)
         if found:
-            _all_shards(source, found)
+            for ending in endings:
+                for index in source.glob(f"*{ending}.index.json"):
+                    _check_shards(index, {file.name for file in found})
             return found
     raise UserError(f"{source}: holds no .safetensors, {', '.join(TORCH)}")
 
 
-def _all_shards(folder: Path, found: list[Path]) -> None:
+def _check_shards(index: Path, found: set[str]) -> None:
     """Every shard that an index file names must be there."""
-    for index in folder.glob("*.index.json"):
-        try:
-            named = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as e:
-            raise UserError(f"{index}: is not an index of shards ({e!r}); get the file again") from None
-        missing = named - {file.name for file in found}
-        if missing:
-            raise UserError(f"{folder}: the index names {', '.join(sorted(missing))}, which are missing")
+    placed = _object(index).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+        raise UserError(f"{index}: is not an index of shards; get the file again")
+    missing = set(placed.values()) - found
+    if missing:
+        raise UserError(f"{index.parent}: the index names {', '.join(sorted(missing))}, which are missing")
 
 
 def _safetensors(file: Path) -> dict[str, np.ndarray]:
@@ -86,8 +89,7 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
         found = deserialize(file.read_bytes())
         return {name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in found}
     except (SafetensorError, OSError, ValueError, KeyError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise UserError(f"{file}: cannot be read as safetensors ({reason}); get the file again") from None
+        raise UserError(f"{file}: cannot be read as safetensors ({_reason(e)}); get the file again") from None
 
 
 def _torch(file: Path) -> dict[str, np.ndarray]:
@@ -96,25 +98,54 @@ def _torch(file: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise UserError(f"{file}: reading it needs PyTorch; install torch, or give safetensors") from None
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as e:  # a foreign file fails in many ways, and none of them may go further
-        reason = str(e).splitlines()[0][:160] if str(e) else type(e).__name__
+    if _is_program(file):
         raise UserError(
-            f"{file}: cannot be read as tensors alone ({reason}); save its state_dict() as safetensors"
+            f"{file}: is a TorchScript archive, which is a program; where you trust it, save "
+            "model.state_dict() of model = torch.jit.load(FILE) first, and give that"
+        )
+    try:
+        # Training scripts keep their arguments beside the weights; a Namespace only holds values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as e:  # a foreign file fails in many ways, and none of them may go further
+        raise UserError(
+            f"{file}: cannot be read as tensors alone ({_reason(e)}); save its state_dict() as safetensors"
         ) from None
     wrapped = next(
         (loaded[w] for w in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(w), dict)), loaded
     )
-    if not isinstance(wrapped, dict) or not all(isinstance(t, torch.Tensor) for t in wrapped.values()):
+    if not isinstance(wrapped, dict) or not all(
+        isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in wrapped.items()
+    ):
         raise UserError(f"{file}: is not a state dict of tensors; save its state_dict() as safetensors")
-    return {name: _array(tensor) for name, tensor in wrapped.items()}
+    return {name: _array(file, name, tensor) for name, tensor in wrapped.items()}
 
 
-def _array(tensor: Any) -> np.ndarray:
+def _is_program(file: Path) -> bool:
+    """Whether it is an archive by `torch.jit.save`: that keeps constants apart, and `torch.save` has none."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """In a line: what the file would call, or the first line of what PyTorch says."""
+    said = str(error)
+    called = re.search(r"GLOBAL (\S+)", said)
+    if called:
+        return f"it would call {called[1]}"
+    return said.splitlines()[0][:160] if said else type(error).__name__
+
+
+def _array(file: Path, name: str, tensor: Any) -> np.ndarray:
     import torch
 
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    try:
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+    except (TypeError, RuntimeError) as e:  # sparse, quantised, or of a type that NumPy has not
+        raise UserError(f"{file}: {name} cannot be read ({_reason(e)}); save it as a plain float32") from None
 
 
 def write_folder(out: Path, name: str, tensors: Tensors, others: Mapping[str, bytes]) -> None:

@@ -34,10 +34,9 @@ def import_run(
         raise UserError(f"out={out}: exists; choose another folder, nothing is written over")
     chosen, family = _converter(name, cfg.model.name)
     built = _build(cfg)
-    stated, tensors = files.read_config(source), _named(family, files.read_tensors(source))
-    model = family.source(built.model, tensors) if hasattr(family, "source") else built.model
-    if stated is not None and chosen.config_file:
-        _agree(source, family.fields(stated), model)
+    stated = files.read_config(source) if chosen.config_file else None
+    tensors = _named(family, files.read_tensors(source))
+    model = _source(family, built.model, tensors, stated, source)
     variables, said = _read(family, model, built, tensors, source, reinit)
     if model != built.model:
         module = models.module(cfg.model.name)
@@ -57,10 +56,12 @@ def export_run(name: str, folder: Path, out: Path) -> None:
     chosen, family = _converter(name, built.config.model.name)
     weights = jax.device_get({"params": trained.weights["params"], **trained.weights["collections"]})
     tensors = rules.save(family.table(built.model), weights)
+    image = {"x": jax.ShapeDtypeStruct((1, *built.image_shape), np.float32)}
+    inputs = image if built.config.trains else built.batch(1)
+    if hasattr(family, "buffers"):
+        tensors |= family.buffers(built.model, inputs)
     others = {}
     if chosen.config_file:
-        image = {"x": jax.ShapeDtypeStruct((1, *built.image_shape), np.float32)}
-        inputs = image if built.config.trains else built.batch(1)
         described = json.dumps(family.config(built.model, inputs), indent=2) + "\n"
         others["config.json"] = described.encode()
     files.write_folder(out, chosen.file, tensors, others)
@@ -91,16 +92,37 @@ def _named(family: ModuleType, tensors: dict[str, np.ndarray]) -> dict[str, np.n
     return tensors
 
 
-def _agree(source: Path, stated: Mapping[str, Any], model: Any) -> None:
-    """Raises UserError where a folder's config.json is of another model."""
-    for field, value in stated.items():
-        ours = getattr(model, field)
+def _source(
+    family: ModuleType,
+    model: Any,
+    tensors: Mapping[str, np.ndarray],
+    stated: Mapping[str, Any] | None,
+    source: Path,
+) -> Any:
+    """The model that a checkpoint is of: ours, but for what can be resized.
+
+    Raises: UserError where the folder's config.json is of another model.
+    """
+    try:
+        found = family.source(model, tensors, stated) if hasattr(family, "source") else model
+        fields = {} if stated is None else family.fields(stated)
+    except UserError:
+        raise
+    except Exception as e:  # a config.json of another family lacks what is asked for, or has it otherwise
+        reason = f"{type(e).__name__}: {e}"
+        raise UserError(
+            f"{source}/config.json: is not of the family {family.__name__.split('.')[-1]} ({reason}); give "
+            f"the folder of one"
+        ) from None
+    for field, value in fields.items():
+        ours = getattr(found, field)
         same = math.isclose(value, ours) if isinstance(value, float) else value == ours
         if not same:
             raise UserError(
                 f"{source}/config.json: is of a model with {field}={value!r}, and model.{field}={ours!r}; "
                 f"give --config.model.{field}={value!r}"
             )
+    return found
 
 
 def _read(

@@ -197,3 +197,21 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """One example of what `variant` is for: x [1, T, H, W, C], by the options `frames` and `resolution`."""
     size, _ = variants.parse(variant, SIZES)
     return one_video(size, FRAMES, options)
+
+
+def resized(
+    variables: Mapping[str, Any], old: TimeSformer, new: TimeSformer
+) -> tuple[dict[str, Any], list[str]]:
+    """The variables of a model `old` for one of other frames or another resolution, and what was done."""
+    params, said = dict(variables["params"]), []
+    before, after = (patch_grid((*side_lengths(m.resolution), 1), m.patch) for m in (old, new))
+    if before != after:
+        table = jnp.asarray(params["positions"])
+        params["positions"] = resize_positions(table, before, after, extra=1)
+        grids = (f"{rows}x{columns}" for rows, columns in (before, after))
+        said.append("positions: resized from {} to {} patches".format(*grids))
+    if old.frames != new.frames:
+        table = jnp.asarray(params["temporal_positions"])
+        params["temporal_positions"] = resize_grid(table, (old.frames, 1, 1), (new.frames, 1, 1))
+        said.append(f"temporal_positions: resized from {old.frames} to {new.frames} frames")
+    return {**variables, "params": params}, said

@@ -6,7 +6,7 @@ patches. One transformer reads words and patches alike.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -298,3 +298,15 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
         "text": jax.ShapeDtypeStruct((1, model.length), jnp.int32),
         "mask": jax.ShapeDtypeStruct((1, model.length), jnp.bool_),
     }
+
+
+def resized(variables: Mapping[str, Any], old: ViLT, new: ViLT) -> tuple[dict[str, Any], list[str]]:
+    """The variables of a model `old` for one that differs in resolution alone, and what was done."""
+    before, after = (patch_grid((*_sides(m.resolution), 1), m.patch) for m in (old, new))
+    params = dict(variables["params"])
+    table = jnp.asarray(params["image"]["positions"])
+    positions = jnp.concatenate([table[:1], resize_positions(table[1:], before, after)])
+    params["image"] = {**params["image"], "positions": positions}
+    grids = (f"{rows}x{columns}" for rows, columns in (before, after))
+    said = "image/positions: resized from {} to {} patches".format(*grids)
+    return {**variables, "params": params}, [said]

@@ -301,6 +301,26 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return one_video(size, FRAMES, options)
 
 
+def resized(variables: Mapping[str, Any], old: ViViT, new: ViViT) -> tuple[dict[str, Any], list[str]]:
+    """The variables of a model `old` for one of other frames or another resolution, and what was done."""
+    params, before, after = dict(variables["params"]), old.grid(), new.grid()
+    tables: dict[str, tuple[Grid, Grid]] = {"positions": (before, after)}
+    if old.attention == "factorised-encoder":  # one table for places, another for time
+        tables = {
+            "positions": ((1, *before[1:]), (1, *after[1:])),
+            "temporal_positions": ((before[0], 1, 1), (after[0], 1, 1)),
+        }
+    said = []
+    for name, grids in tables.items():
+        if grids[0] != grids[1]:
+            table = jnp.asarray(params[name])
+            extra = len(table) - math.prod(grids[0])  # the class token's, where there is one
+            params[name] = jnp.concatenate([table[:extra], resize_grid(table[extra:], *grids)])
+            words = ("x".join(map(str, grid)) for grid in grids)
+            said.append("{}: resized from {} to {} tokens".format(name, *words))
+    return {**variables, "params": params}, said
+
+
 def parse(variant: str) -> tuple[Size, int, int]:
     """The size, the patch and the tubelet that `variant` names.
 

@@ -89,7 +89,7 @@ def test_what_a_config_says() -> None:
     assert said == {name: getattr(model, name) for name in said}
     assert {"heads", "patch", "epsilon"} <= set(said)
     for name, value in (("attention_type", "space_only"), ("hidden_act", "relu"), ("qkv_bias", False)):
-        with pytest.raises(UserError, match=f"{name}={value!r}: must be"):
+        with pytest.raises(UserError, match=f"{name}={value!r}: the family timesformer has"):
             format.fields({**config, name: value})
 
 

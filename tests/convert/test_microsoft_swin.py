@@ -93,5 +93,5 @@ def test_names_and_shapes_are_those_of_the_files() -> None:
 
 
 def test_the_window_is_read_from_the_tables(renamed: Any) -> None:
-    assert microsoft.source(MODEL.clone(window=7), renamed) == MODEL
-    assert microsoft.source(MODEL, {}) == MODEL
+    assert microsoft.source(MODEL.clone(window=7), renamed, None) == MODEL
+    assert microsoft.source(MODEL, {}, None) == MODEL

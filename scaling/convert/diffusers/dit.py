@@ -3,24 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import rules
+from scaling.convert import layouts, rules
 from scaling.convert.rules import Rule, Rules
 from scaling.models.dit import DiT
 
+BLOCK = layouts.BlockNames(
+    qkv=("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    out="attn1.to_out.0",
+    up="ff.net.0.proj",
+    down="ff.net.2",
+)
+
 
 def table(model: DiT) -> Rules:
-    """The tensors of diffusion_pytorch_model.safetensors; only the block adaLN-Zero has such a form."""
+    """The tensors of diffusion_pytorch_model.safetensors.
+
+    Raises: UserError for a model that diffusers does not have.
+    """
+    layouts.only(model, block="adaln-zero", qk_norm=False, mlp_ratio=4.0)
     block, layers = "transformer_blocks.{i}", range(model.depth)
-    query, key, value = (f"{block}.attn1.to_{name}" for name in "qkv")
     return [
         *rules.linear("pos_embed.proj", "patch", shape=rules.patches(model.patch, model.patch)),
         *_embedders(model.depth),
         *rules.linear(f"{block}.norm1.linear", "blocks/modulation", layers),
-        *rules.attention(
-            query, key, value, f"{block}.attn1.to_out.0", "blocks/attention", model.heads, layers
-        ),
-        *rules.linear(f"{block}.ff.net.0.proj", "blocks/mlp/up", layers),
-        *rules.linear(f"{block}.ff.net.2", "blocks/mlp/down", layers),
+        *layouts.blocks(BLOCK, block, "blocks", model.heads, layers),
         *rules.linear("proj_out_1", "final/modulation"),
         *rules.linear("proj_out_2", "final/linear"),
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling.convert import rules
+from scaling.convert import layouts, rules
 from scaling.convert.rules import Rule, Rules, Shape
 from scaling.errors import UserError
 from scaling.models.unet import UNet
@@ -236,9 +236,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     wanted["up_block_types"] = [names["up"][each] for each in reversed(attends)]
     if kind == "adm":
         wanted["attn_norm_num_groups"] = groups
-    for key, value in wanted.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{key}={config[key]!r}: the family unet has {value!r} and no other")
+    layouts.stated(config, "unet", wanted)
     classes = config["num_class_embeds" if kind == "adm" else "encoder_hid_dim"]
     if classes is None:
         raise UserError("num_class_embeds=None: the family unet has class-conditional models only")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import rules
+from scaling.convert import layouts, rules
 from scaling.convert.rules import Rules
 from scaling.errors import UserError
 from scaling.models.vae import VAE
@@ -121,9 +121,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
-    for key, value in wanted.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{key}={config[key]!r}: the family vae has {value!r} and no other")
+    layouts.stated(config, "vae", wanted)
     return {
         "widths": tuple(config["block_out_channels"]),
         "blocks": config["layers_per_block"],

@@ -1,16 +1,22 @@
 """CLIP as transformers' `CLIPModel`, whose image tower is a ViT."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import rules
+from scaling.convert import layouts, rules
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.clip import CLIP
 
 IGNORED = (r"\.position_ids$",)  # 0, 1, 2, ...: older folders hold them
 ACTIVATIONS = ("quick_gelu", "gelu")  # named as here
+BLOCK = layouts.BlockNames(
+    norms=("layer_norm1", "layer_norm2"),
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    out="self_attn.out_proj",
+    up="mlp.fc1",
+    down="mlp.fc2",
+)
 # As the end of text, transformers reads 2 as "the greatest token id"; so it stands in OpenAI's own folders.
 GREATEST_ID = 2
 
@@ -23,7 +29,7 @@ def table(model: CLIP) -> Rules:
     patch, depth = model.patch, model.depth
     if patch is None or not isinstance(depth, int):
         raise UserError("patch=None: transformers has no CLIP with a ResNet; its image tower must be a ViT")
-    vision, text = "vision_model", "text_model"
+    vision, text, block = "vision_model", "text_model", "encoder.layers.{i}"
     return [
         *rules.tensor(f"{vision}.embeddings.class_embedding", "image/token", rules.reshaped((-1,), (1, -1))),
         *rules.linear(
@@ -34,36 +40,24 @@ def table(model: CLIP) -> Rules:
         ),
         *rules.tensor(f"{vision}.embeddings.position_embedding.weight", "image/positions"),
         *rules.norm(f"{vision}.pre_layrnorm", "image/norm_pre"),
-        *_blocks(vision, "image", depth, model.heads),
+        *layouts.blocks(BLOCK, f"{vision}.{block}", "image/blocks", model.heads, range(depth)),
         *rules.norm(f"{vision}.post_layernorm", "image/norm"),
         *rules.linear("visual_projection", "image/projection", bias=False),
         *rules.tensor(f"{text}.embeddings.token_embedding.weight", "text/tokens/embedding"),
         *rules.tensor(f"{text}.embeddings.position_embedding.weight", "text/positions"),
-        *_blocks(text, "text", model.text_depth, model.text_heads),
+        *layouts.blocks(BLOCK, f"{text}.{block}", "text/blocks", model.text_heads, range(model.text_depth)),
         *rules.norm(f"{text}.final_layer_norm", "text/norm"),
         *rules.linear("text_projection", "text_projection", bias=False),
         *rules.tensor("logit_scale", "logit_scale"),
     ]
 
 
-def _blocks(theirs: str, ours: str, depth: int, heads: int) -> Rules:
-    block, layers = theirs + ".encoder.layers.{i}", range(depth)
-    query, key, value, out = (f"{block}.self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
-    return [
-        *rules.norm(f"{block}.layer_norm1", f"{ours}/blocks/norm_attention", layers),
-        *rules.attention(query, key, value, out, f"{ours}/blocks/attention", heads, layers),
-        *rules.norm(f"{block}.layer_norm2", f"{ours}/blocks/norm_mlp", layers),
-        *rules.linear(f"{block}.mlp.fc1", f"{ours}/blocks/mlp/up", layers),
-        *rules.linear(f"{block}.mlp.fc2", f"{ours}/blocks/mlp/down", layers),
-    ]
-
-
-def source(model: CLIP, tensors: Tensors) -> CLIP:
-    """The model for the resolution that the file's position table is for, taken to be square."""
+def source(model: CLIP, tensors: Tensors, config: Mapping[str, Any] | None) -> CLIP:
+    """The model for the resolution that the file's position table is for."""
+    if model.patch is None:
+        return model  # which `table` refuses
     table = tensors.get("vision_model.embeddings.position_embedding.weight")
-    if table is None or model.patch is None:
-        return model
-    return model.clone(resolution=math.isqrt(len(table) - 1) * model.patch)
+    return layouts.with_resolution(model, table, model.patch)
 
 
 def config(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,45 +1,51 @@
 """TimeSformer as transformers' `TimesformerForVideoClassification`, with divided attention."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import rules
-from scaling.convert.rules import Rules
+from scaling.convert import layouts, rules
+from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.timesformer import TimeSformer
 from scaling.models.vit import side_lengths
 
+BLOCK = dataclasses.replace(layouts.TRANSFORMERS, qkv="attention.attention.qkv.")
+POSITIONS = "timesformer.embeddings.position_embeddings"
+TIMES = "timesformer.embeddings.time_embeddings"
 FIXED = {"attention_type": "divided_space_time", "hidden_act": "gelu", "qkv_bias": True}
 
 
 def table(model: TimeSformer) -> Rules:
     """The tensors of model.safetensors."""
-    embeddings, block, layers = "timesformer.embeddings", "timesformer.encoder.layer.{i}", range(model.depth)
-    attention: Rules = []
-    for theirs, ours in (("temporal_attention", "temporal_attention"), ("attention", "attention")):
-        qkv, out = f"{block}.{theirs}.attention.qkv", f"{block}.{theirs}.output.dense"
-        attention += rules.fused_attention(
-            f"{qkv}.weight", f"{qkv}.bias", out, f"blocks/{ours}", model.heads, layers
-        )
+    block, layers = "timesformer.encoder.layer.{i}", range(model.depth)
+    qkv, out = f"{block}.temporal_attention.attention.qkv", f"{block}.temporal_attention.output.dense"
     return [
         *rules.linear(
-            f"{embeddings}.patch_embeddings.projection",
+            "timesformer.embeddings.patch_embeddings.projection",
             "patch",
             shape=rules.patches(model.patch, model.patch),
         ),
-        *rules.tensor(f"{embeddings}.cls_token", "token", rules.LEADING),
-        *rules.tensor(f"{embeddings}.position_embeddings", "positions", rules.LEADING),
-        *rules.tensor(f"{embeddings}.time_embeddings", "temporal_positions", rules.LEADING),
+        *rules.tensor("timesformer.embeddings.cls_token", "token", rules.LEADING),
+        *rules.tensor(POSITIONS, "positions", rules.LEADING),
+        *rules.tensor(TIMES, "temporal_positions", rules.LEADING),
         *rules.norm(f"{block}.temporal_layernorm", "blocks/norm_temporal", layers),
-        *rules.norm(f"{block}.layernorm_before", "blocks/norm_attention", layers),
-        *attention,
+        *rules.fused_attention(
+            f"{qkv}.weight", f"{qkv}.bias", out, "blocks/temporal_attention", model.heads, layers
+        ),
         *rules.linear(f"{block}.temporal_dense", "blocks/temporal_fc", layers),
-        *rules.norm(f"{block}.layernorm_after", "blocks/norm_mlp", layers),
-        *rules.linear(f"{block}.intermediate.dense", "blocks/mlp/up", layers),
-        *rules.linear(f"{block}.output.dense", "blocks/mlp/down", layers),
+        *layouts.blocks(BLOCK, block, "blocks", model.heads, layers),
         *rules.norm("timesformer.layernorm", "norm"),
         *rules.linear("classifier", "head"),
     ]
+
+
+def source(model: TimeSformer, tensors: Tensors, config: Mapping[str, Any] | None) -> TimeSformer:
+    """The model for the frames and the resolution that the file's position tables are for."""
+    times = tensors.get(TIMES)
+    if times is not None and times.ndim == 3 and times.shape[1]:
+        model = model.clone(frames=times.shape[1])
+    return layouts.with_resolution(model, tensors.get(POSITIONS), model.patch)
 
 
 def config(model: TimeSformer, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,8 +69,7 @@ def config(model: TimeSformer, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "patch_size": model.patch,
         "num_channels": inputs["x"].shape[-1],
         **FIXED,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(model.num_classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(model.num_classes)},
+        **layouts.labels(model.num_classes),
         "torch_dtype": "float32",
     }
 
@@ -74,9 +79,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: UserError where it is of another attention or activation.
     """
-    for name, value in FIXED.items():
-        if config.get(name, value) != value:
-            raise UserError(f"{name}={config[name]!r}: must be {value!r}, the only one that the model has")
+    layouts.stated(config, "timesformer", FIXED)
     return {
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import rules
-from scaling.convert.rules import Rules
+from scaling.convert import layouts, rules
+from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.vilt import ViLT
 
@@ -25,11 +25,9 @@ def table(model: ViLT) -> Rules:
 
     Raises: UserError for tasks that transformers has no model for.
     """
-    base = "" if _architecture(model) == "ViltModel" else "vilt."
+    base = _base(model)
     embeddings, block, layers = f"{base}embeddings", f"{base}encoder.layer.{{i}}", range(model.depth)
     text, patches = f"{embeddings}.text_embeddings", f"{embeddings}.patch_embeddings.projection"
-    query, key, value = (f"{block}.attention.attention.{n}" for n in ("query", "key", "value"))
-    out = f"{block}.attention.output.dense"
     return [
         *rules.tensor(f"{text}.word_embeddings.weight", "word/embedding"),
         *rules.tensor(f"{text}.position_embeddings.weight", "text/positions"),
@@ -39,15 +37,22 @@ def table(model: ViLT) -> Rules:
         *rules.tensor(f"{embeddings}.cls_token", "image/token", rules.LEADING),
         *rules.tensor(f"{embeddings}.position_embeddings", "image/positions", rules.LEADING),
         *rules.tensor(f"{embeddings}.token_type_embeddings.weight", "modality_embedding"),
-        *rules.norm(f"{block}.layernorm_before", "blocks/norm_attention", layers),
-        *rules.attention(query, key, value, out, "blocks/attention", model.heads, layers),
-        *rules.norm(f"{block}.layernorm_after", "blocks/norm_mlp", layers),
-        *rules.linear(f"{block}.intermediate.dense", "blocks/mlp/up", layers),
-        *rules.linear(f"{block}.output.dense", "blocks/mlp/down", layers),
+        *layouts.blocks(layouts.TRANSFORMERS, block, "blocks", model.heads, layers),
         *rules.norm(f"{base}layernorm", "norm"),
         *rules.linear(f"{base}pooler.dense", "pooler"),
         *_head(model),
     ]
+
+
+def source(model: ViLT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViLT:
+    """The model for the resolution that the file's position table is for, always a square."""
+    table = tensors.get(f"{_base(model)}embeddings.position_embeddings")
+    return layouts.with_resolution(model, table, model.patch)
+
+
+def _base(model: ViLT) -> str:
+    """What the names of the trunk begin with."""
+    return "" if _architecture(model) == "ViltModel" else "vilt."
 
 
 def _head(model: ViLT) -> Rules:
@@ -89,7 +94,6 @@ def config(model: ViLT, inputs: Mapping[str, Any]) -> dict[str, Any]:
     if not square:
         raise UserError(f"resolution={model.resolution}: must be square, which transformers' ViLT always is")
     pair = "nlvr2" in model.tasks
-    labels = 2 if pair else model.num_classes
     return {
         "architectures": [_architecture(model)],
         "model_type": "vilt",
@@ -108,8 +112,7 @@ def config(model: ViLT, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "modality_type_vocab_size": 3 if pair else 2,
         "num_images": 2 if pair else -1,
         "max_image_length": -1,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
-        "label2id": {f"LABEL_{i}": i for i in range(labels)},
+        **layouts.labels(2 if pair else model.num_classes),
         "torch_dtype": "float32",
     }
 

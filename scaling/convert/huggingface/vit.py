@@ -1,33 +1,33 @@
 """ViT as transformers' `ViTForImageClassification`."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import rules
-from scaling.convert.rules import Rules, Tensors
+from scaling.convert import layouts, rules
+from scaling.convert.rules import Rules, Shape, Tensors
 from scaling.models.vit import ViT, side_lengths
+from scaling.models.vivit import ViViT
 
 
 def table(model: ViT) -> Rules:
-    """The tensors of model.safetensors."""
-    block, layers = "vit.encoder.layer.{i}", range(model.depth)
-    query, key, value = (f"{block}.attention.attention.{n}" for n in ("query", "key", "value"))
-    out = f"{block}.attention.output.dense"
+    """The tensors of model.safetensors.
+
+    Raises: UserError for a model without a class token, which transformers does not have.
+    """
+    layouts.only(model, pool="token")
+    return encoder("vit", model, rules.patches(model.patch, model.patch))
+
+
+def encoder(name: str, model: ViT | ViViT, patches: Shape) -> Rules:
+    """The tensors of a ViT, or of a model like it, of transformers' name `name`."""
     return [
-        *rules.linear(
-            "vit.embeddings.patch_embeddings.projection",
-            "patch",
-            shape=rules.patches(model.patch, model.patch),
+        *rules.linear(f"{name}.embeddings.patch_embeddings.projection", "patch", shape=patches),
+        *rules.tensor(f"{name}.embeddings.cls_token", "token", rules.LEADING),
+        *rules.tensor(f"{name}.embeddings.position_embeddings", "positions", rules.LEADING),
+        *layouts.blocks(
+            layouts.TRANSFORMERS, f"{name}.encoder.layer.{{i}}", "blocks", model.heads, range(model.depth)
         ),
-        *rules.tensor("vit.embeddings.cls_token", "token", rules.LEADING),
-        *rules.tensor("vit.embeddings.position_embeddings", "positions", rules.LEADING),
-        *rules.norm(f"{block}.layernorm_before", "blocks/norm_attention", layers),
-        *rules.attention(query, key, value, out, "blocks/attention", model.heads, layers),
-        *rules.norm(f"{block}.layernorm_after", "blocks/norm_mlp", layers),
-        *rules.linear(f"{block}.intermediate.dense", "blocks/mlp/up", layers),
-        *rules.linear(f"{block}.output.dense", "blocks/mlp/down", layers),
-        *rules.norm("vit.layernorm", "norm"),
+        *rules.norm(f"{name}.layernorm", "norm"),
         *rules.linear("classifier", "head"),
     ]
 
@@ -47,8 +47,7 @@ def config(model: ViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "image_size": height if height == width else [height, width],
         "patch_size": model.patch,
         "num_channels": inputs["x"].shape[-1],
-        "id2label": {str(i): f"LABEL_{i}" for i in range(model.num_classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(model.num_classes)},
+        **layouts.labels(model.num_classes),
         "torch_dtype": "float32",
     }
 
@@ -66,10 +65,6 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def source(model: ViT, tensors: Tensors) -> ViT:
+def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViT:
     """The model for the resolution that the file's position table is for, taken to be square."""
-    table = tensors.get("vit.embeddings.position_embeddings")
-    rows, columns = (side // model.patch for side in side_lengths(model.resolution))
-    if table is None or table.shape[1] == 1 + rows * columns:
-        return model
-    return model.clone(resolution=math.isqrt(table.shape[1] - 1) * model.patch)
+    return layouts.with_resolution(model, tensors.get("vit.embeddings.position_embeddings"), model.patch)

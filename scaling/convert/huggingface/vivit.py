@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import rules
-from scaling.convert.rules import Rules
+from scaling.convert import layouts, rules
+from scaling.convert.huggingface.vit import encoder
+from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.vit import side_lengths
 from scaling.models.vivit import ViViT
@@ -18,31 +19,26 @@ def table(model: ViViT) -> Rules:
     Raises: UserError for a model that transformers does not have.
     """
     check(model)
-    block, layers = "vivit.encoder.layer.{i}", range(model.depth)
-    query, key, value = (f"{block}.attention.attention.{n}" for n in ("query", "key", "value"))
-    out = f"{block}.attention.output.dense"
-    return [
-        *rules.linear(
-            "vivit.embeddings.patch_embeddings.projection",
-            "patch",
-            shape=rules.patches(model.tubelet, model.patch, model.patch),
-        ),
-        *rules.tensor("vivit.embeddings.cls_token", "token", rules.LEADING),
-        *rules.tensor("vivit.embeddings.position_embeddings", "positions", rules.LEADING),
-        *rules.norm(f"{block}.layernorm_before", "blocks/norm_attention", layers),
-        *rules.attention(query, key, value, out, "blocks/attention", model.heads, layers),
-        *rules.norm(f"{block}.layernorm_after", "blocks/norm_mlp", layers),
-        *rules.linear(f"{block}.intermediate.dense", "blocks/mlp/up", layers),
-        *rules.linear(f"{block}.output.dense", "blocks/mlp/down", layers),
-        *rules.norm("vivit.layernorm", "norm"),
-        *rules.linear("classifier", "head"),
-    ]
+    return encoder("vivit", model, rules.patches(model.tubelet, model.patch, model.patch))
+
+
+def source(model: ViViT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViViT:
+    """The model for the frames and the resolution that config.json names.
+
+    A file without it must be of the model's own: the position table does not say what it is for.
+    """
+    if config is None:
+        return model
+    side = config["image_size"]
+    found = model.clone(
+        frames=config["num_frames"], resolution=side if isinstance(side, int) else tuple(side)
+    )
+    return model if found.grid() == model.grid() else found
 
 
 def check(model: ViViT) -> None:
     """Raises UserError for a model that transformers does not have."""
-    if model.attention != "joint":
-        raise UserError(f"model.attention={model.attention}: must be joint, the only one in this format")
+    layouts.only(model, attention="joint")
     if model.embedding == "frame" and model.tubelet > 1:
         raise UserError(f"model.embedding={model.embedding}: must be tubelet, the only one in this format")
 
@@ -69,8 +65,7 @@ def config(model: ViViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "tubelet_size": [model.tubelet, model.patch, model.patch],
         "num_channels": inputs["x"].shape[-1],
         "qkv_bias": True,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(model.num_classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(model.num_classes)},
+        **layouts.labels(model.num_classes),
         "torch_dtype": "float32",
     }
 

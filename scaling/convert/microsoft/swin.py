@@ -1,55 +1,50 @@
 """Swin as Microsoft's `SwinTransformer`: the state dict under the key "model" of the released files.
 
-timm's files had the same names before its version 0.9, which counts each merging to the stage after it and
-calls the head `head.fc`.
+timm's files had the same names before its version 0.9.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from scaling.convert import rules
-from scaling.convert.huggingface.swin import BIAS, with_window
-from scaling.convert.rules import Rules
-from scaling.models.swin import Swin
+from scaling.convert import layouts
+from scaling.convert.rules import Rules, Tensors
+from scaling.models.swin import Swin, relative_index, shift_mask
 
 IGNORED = (r"\.relative_position_index$", r"\.attn_mask$")  # computed from the window and the resolution
+NAMES = layouts.SwinNames(
+    patch="patch_embed.proj",
+    norm_patch="patch_embed.norm",
+    norm="norm",
+    head="head",
+    stage="layers.{stage}",
+    block=layouts.TIMM,
+    bias="attn.relative_position_bias_table",
+)
 
 
-def source(model: Swin, tensors: Mapping[str, np.ndarray]) -> Swin:
+def source(model: Swin, tensors: Tensors, config: Mapping[str, Any] | None) -> Swin:
     """The model with the window of the tensors' bias tables."""
-    return with_window(model, tensors.get(f"layers.0.blocks.0.attn.{BIAS}"))
+    return layouts.with_window(model, tensors, NAMES)
 
 
 def table(model: Swin) -> Rules:
     """The tensors that are trained."""
-    made: Rules = [
-        *rules.linear("patch_embed.proj", "patch", shape=rules.patches(model.patch, model.patch)),
-        *rules.norm("patch_embed.norm", "norm_patch"),
-        *rules.norm("norm", "norm"),
-        *rules.linear("head", "head"),
-    ]
-    for stage, (depth, heads) in enumerate(zip(model.depths, model.heads, strict=True)):
-        layer = f"layers.{stage}"
-        for parity, name in enumerate(("plain", "shifted")):
-            made += _blocks(
-                f"{layer}.blocks.{{i}}", f"stage{stage + 1}/{name}", heads, range(parity, depth, 2)
-            )
-        if stage + 1 < len(model.depths):  # here a stage ends with the merging
-            made += rules.norm(f"{layer}.downsample.norm", f"merging{stage + 2}/norm")
-            made += rules.linear(f"{layer}.downsample.reduction", f"merging{stage + 2}/reduction", bias=False)
+    return layouts.swin(model, NAMES)
+
+
+def buffers(model: Swin, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The index of relative positions in every block, and the mask of every one that is shifted.
+
+    Raises: UserError where the window does not divide the map of a stage, which it must in this format.
+    """
+    made: dict[str, np.ndarray] = {}
+    window, shift = model.window, model.window // 2
+    for stage, sides in enumerate(layouts.swin_maps(model, inputs)):
+        for i in range(model.depths[stage]):
+            block = f"layers.{stage}.blocks.{i}"
+            made[f"{block}.attn.relative_position_index"] = relative_index(window, window).astype(np.int64)
+            if i % 2 and shift and min(sides) > window:
+                made[f"{block}.attn_mask"] = shift_mask(*sides, window, shift)
     return made
-
-
-def _blocks(theirs: str, ours: str, heads: int, layers: range) -> Rules:
-    qkv = f"{theirs}.attn.qkv"
-    return [
-        *rules.norm(f"{theirs}.norm1", f"{ours}/norm_attention", layers),
-        *rules.fused_attention(
-            f"{qkv}.weight", f"{qkv}.bias", f"{theirs}.attn.proj", f"{ours}/attention", heads, layers
-        ),
-        *rules.tensor(f"{theirs}.attn.{BIAS}", f"{ours}/attention/relative_bias", layers=layers),
-        *rules.norm(f"{theirs}.norm2", f"{ours}/norm_mlp", layers),
-        *rules.linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/up", layers),
-        *rules.linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/down", layers),
-    ]

@@ -1,0 +1,39 @@
+"""ViT as timm's `VisionTransformer`.
+
+`pool="mean"` is timm's with `class_token=False, global_pool="avg", fc_norm=False`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.convert import layouts, rules
+from scaling.convert.rules import Rules, Tensors
+from scaling.errors import UserError
+from scaling.models.vit import ViT
+
+
+def table(model: ViT) -> Rules:
+    """The tensors of a state dict."""
+    token = rules.tensor("cls_token", "token", rules.LEADING) if model.pool == "token" else []
+    return [
+        *token,
+        *rules.tensor("pos_embed", "positions", rules.LEADING),
+        *rules.linear("patch_embed.proj", "patch", shape=rules.patches(model.patch, model.patch)),
+        *layouts.blocks(layouts.TIMM, "blocks.{i}", "blocks", model.heads, range(model.depth)),
+        *rules.norm("norm", "norm"),
+        *rules.linear("head", "head"),
+    ]
+
+
+def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViT:
+    """The model for the resolution that the file's position table is for, taken to be square.
+
+    Raises: UserError for a file whose last norm comes after the mean over patches.
+    """
+    if "fc_norm.weight" in tensors:
+        raise UserError(
+            "fc_norm.weight: the file is of a ViT that averages before its last norm; the family vit "
+            "averages after it (timm's fc_norm=False)"
+        )
+    extra = 1 if model.pool == "token" else 0
+    return layouts.with_resolution(model, tensors.get("pos_embed"), model.patch, extra)
