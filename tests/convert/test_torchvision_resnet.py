@@ -102,4 +102,7 @@ def test_it_is_the_network_of_transformers_under_other_names(bottleneck: bool) -
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
     for name, tensor in rules.save(table, variables).items():
         np.testing.assert_array_equal(tensor, renamed.pop(name))
-    assert all(name.endswith(".num_batches_tracked") for name in renamed)
+    counters = torchvision.buffers(model, {"x": x})
+    assert counters.keys() == renamed.keys()
+    for name, counter in counters.items():
+        assert (counter.shape, counter.dtype) == (renamed[name].shape, renamed[name].dtype)

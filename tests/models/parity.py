@@ -26,8 +26,7 @@ def randomise(model: torch.nn.Module, scale: float = 0.2, seed: int = 0) -> None
     """Random parameters, and running statistics that are not the initial ones."""
     rng = np.random.default_rng(seed)
     for parameter in model.parameters():
-        drawn = np.asarray(scale * rng.standard_normal(tuple(parameter.shape)))
-        parameter.data = torch.from_numpy(drawn).to(parameter)
+        parameter.data = torch.tensor(scale * rng.standard_normal(tuple(parameter.shape))).to(parameter)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.data = torch.from_numpy(rng.standard_normal(tuple(buffer.shape))).to(buffer)
