@@ -101,8 +101,8 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate=self.form))
 
 
-def patches(width: int, patch: int, **more: nn.Module) -> nn.ModuleDict:
-    return nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch), **more})
+def patches(width: int, patch: int, channels: int = 3, **more: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict({"proj": nn.Conv2d(channels, width, patch, patch), **more})
 
 
 class WindowAttention(Attention):

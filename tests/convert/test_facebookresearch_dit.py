@@ -1,18 +1,24 @@
 """The authors' DiT, written plainly, against ours; its names, its positions, and other forms refused."""
 
+import argparse
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 
+from scaling.convert import transfer
 from scaling.convert.facebookresearch import dit as facebookresearch
+from scaling.engine import config
 from scaling.errors import UserError
 from scaling.models import dit
 from tests.convert import originals
+from tests.models import parity
 
 SMALL: dict[str, Any] = {"patch": 2, "width": 24, "depth": 3, "heads": 3}
 RNG = np.random.default_rng(0)
@@ -35,12 +41,22 @@ def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torc
 
 
 class DiT(nn.Module):
-    """With adaLN-Zero and learned variances."""
+    """With adaLN-Zero; `outputs` are the channels in, or twice as many with learned variances."""
 
-    def __init__(self, patch: int, width: int, depth: int, heads: int, side: int, classes: int) -> None:
+    def __init__(
+        self,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        side: int,
+        classes: int,
+        inputs: int,
+        outputs: int,
+    ) -> None:
         super().__init__()
         self.patch = patch
-        self.x_embedder = originals.patches(width, patch)
+        self.x_embedder = originals.patches(width, patch, inputs)
         table = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.t_embedder = nn.ModuleDict({"mlp": table})
         self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(classes + 1, width)})
@@ -60,13 +76,13 @@ class DiT(nn.Module):
         )
         self.final_layer = nn.ModuleDict(
             {
-                "linear": nn.Linear(width, patch * patch * 2 * 3),
+                "linear": nn.Linear(width, patch * patch * outputs),
                 "adaLN_modulation": nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width)),
             }
         )
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W] -> [B, H, W, 2C]."""
+        """[B, C, H, W] -> [B, H, W, outputs]."""
         x = self.x_embedder["proj"](x).flatten(2).transpose(1, 2) + self.pos_embed
         sine, cosine = sines(t, 256).chunk(2, dim=1)
         c = self.t_embedder["mlp"](torch.cat([cosine, sine], 1)) + self.y_embedder["embedding_table"](y)
@@ -86,7 +102,7 @@ class DiT(nn.Module):
 
 
 def test_it_goes_there_and_back_and_gives_the_same() -> None:
-    net, model = DiT(**SMALL, side=6, classes=10), dit.DiT(**SMALL, num_classes=10)
+    net, model = DiT(**SMALL, side=6, classes=10, inputs=3, outputs=6), dit.DiT(**SMALL, num_classes=10)
     t, y = torch.from_numpy(INPUTS["t"]).double(), torch.from_numpy(INPUTS["y"]).long()
     originals.compare(
         facebookresearch, model, net, INPUTS, lambda net: net(originals.pixels(INPUTS["x"]), t, y)
@@ -95,14 +111,28 @@ def test_it_goes_there_and_back_and_gives_the_same() -> None:
 
 def test_names_at_full_size() -> None:
     with torch.device("meta"):
-        net = DiT(2, 1152, 28, 16, 32, 1000)
+        net = DiT(2, 1152, 28, 16, 32, 1000, 4, 8)
     names = originals.names(facebookresearch, dit.make("XL/2"), dit.inputs("XL/2"))
     assert names == sorted(net.state_dict())
     assert len(names) == 28 * 10 + 12  # of DiT-XL-2-256x256.pt
 
 
+def test_a_training_checkpoint_becomes_a_run_and_opens_there_again(tmp_path: Path) -> None:
+    """The tiny config's model, with the EMA beside the arguments of training, as the authors save it."""
+    cfg = config.load(str(Path(__file__).parents[1] / "tiny_dit.py"))
+    net = DiT(patch=4, width=16, depth=2, heads=2, side=8, classes=10, inputs=1, outputs=1)
+    parity.randomise(net)
+    torch.save({"ema": net.state_dict(), "args": argparse.Namespace(lr=1e-4)}, tmp_path / "dit.pt")
+    assert transfer.import_run("facebookresearch", tmp_path / "dit.pt", cfg, tmp_path / "run") == []
+    transfer.export_run("facebookresearch", tmp_path / "run", tmp_path / "back")
+    assert [file.name for file in (tmp_path / "back").iterdir()] == ["model.safetensors"]
+    back, before = load_file(tmp_path / "back/model.safetensors"), originals.tensors(net)
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in back.items()}, strict=True)
+    assert all(np.array_equal(back[name], before[name]) for name in back if name != "pos_embed")
+
+
 def test_positions_are_checked_and_not_read() -> None:
-    model, net = dit.DiT(**SMALL, num_classes=10), DiT(**SMALL, side=10, classes=10)
+    model, net = dit.DiT(**SMALL, num_classes=10), DiT(**SMALL, side=10, classes=10, inputs=3, outputs=6)
     table = originals.tensors(net)["pos_embed"]  # of another resolution, for which ours computes it too
     assert facebookresearch.source(model, {"pos_embed": table}, None) == model
     assert facebookresearch.source(model, {}, None) == model

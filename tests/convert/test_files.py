@@ -1,8 +1,11 @@
 """Files of tensors: what is read, what is refused, and that nothing is written over or left half-written."""
 
+import argparse
 import json
 import os
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +53,50 @@ def test_shards_are_read_together_and_a_missing_one_is_named(tmp_path: Path) -> 
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(UserError, match=r"the index names model-1\.safetensors, which are missing"):
         files.read_tensors(tmp_path)
+    for broken in ("{", "[1]", "{}", '{"weight_map": {"a": 1}}'):
+        (tmp_path / "model.safetensors.index.json").write_text(broken)
+        with pytest.raises(UserError, match=r"index\.json: is not .*; get the file again"):
+            files.read_tensors(tmp_path)
+    (tmp_path / "model.safetensors.index.json").rename(tmp_path / "pytorch_model.bin.index.json")
+    assert files.read_tensors(tmp_path).keys() == {"a.weight"}  # that index is of other files
 
 
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     target = tmp_path / "made by the file"
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"a": Malicious(target)}))
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"a": Malicious(target)}, protocol=2))
     torch.save({"a": Malicious(target)}, tmp_path / "evil2.pt")
-    for file in ("evil.pt", "evil2.pt"):
-        with pytest.raises(UserError, match=r"cannot be read as tensors alone .*; save its state_dict\(\)"):
-            files.read_tensors(tmp_path / file)
+    torch.save({"model": WEIGHTS, "args": Malicious(target)}, tmp_path / "evil3.pt")
+    torch.save({"model": WEIGHTS, "args": argparse.Namespace(a=Malicious(target))}, tmp_path / "evil4.pt")
+    for i in ("", 2, 3, 4):
+        message = r"cannot be read as tensors alone \(.*it would call \w+.mkdir.*\); save its state_dict\(\)"
+        with pytest.raises(UserError, match=message) as e:
+            files.read_tensors(tmp_path / f"evil{i}.pt")
+        assert "\n" not in str(e.value)
     assert not target.exists()
+
+
+def test_a_program_is_refused_with_the_way_to_its_weights(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and files of it remain
+        torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "program.pt")
+    message = (
+        r"program\.pt: is a TorchScript archive, .* save model\.state_dict\(\) of model = torch\.jit\.load"
+    )
+    with pytest.raises(UserError, match=message):
+        files.read_tensors(tmp_path / "program.pt")
+
+
+def test_arguments_beside_the_weights_and_parameters_are_read(tmp_path: Path) -> None:
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in WEIGHTS.items()}
+    torch.save({"model": parameters, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "training.pt")
+    check(files.read_tensors(tmp_path / "training.pt"))
+
+
+def test_tensors_that_numpy_has_not_are_named(tmp_path: Path) -> None:
+    for tensor in (torch.eye(2).to_sparse(), torch.ones(2).to(torch.float8_e4m3fn)):
+        torch.save({"odd": tensor}, tmp_path / "odd.pt")
+        with pytest.raises(UserError, match=r"odd\.pt: odd cannot be read .*; save it as a plain float32"):
+            files.read_tensors(tmp_path / "odd.pt")
 
 
 def test_what_is_broken_or_foreign_is_refused_in_a_line(tmp_path: Path) -> None:
@@ -72,9 +109,15 @@ def test_what_is_broken_or_foreign_is_refused_in_a_line(tmp_path: Path) -> None:
             with pytest.raises(UserError, match=f"{name}.{ending}: cannot be read as") as e:
                 files.read_tensors(tmp_path / f"{name}.{ending}")
             assert "\n" not in str(e.value)
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="is not a state dict of tensors"):
-        files.read_tensors(tmp_path / "list.pt")
+    with zipfile.ZipFile(tmp_path / "foreign.pt", "w") as archive:
+        archive.writestr("notes/hello.txt", "hello")
+    with pytest.raises(UserError, match=r"foreign\.pt: cannot be read as tensors alone") as e:
+        files.read_tensors(tmp_path / "foreign.pt")
+    assert "\n" not in str(e.value)
+    for other in ([1, 2], {1: torch.ones(1)}, {"step": 3}):
+        torch.save(other, tmp_path / "other.pt")
+        with pytest.raises(UserError, match="is not a state dict of tensors"):
+            files.read_tensors(tmp_path / "other.pt")
     with pytest.raises(UserError, match="no such file or folder"):
         files.read_tensors(tmp_path / "nowhere")
     (tmp_path / "bare").mkdir()
@@ -84,9 +127,9 @@ def test_what_is_broken_or_foreign_is_refused_in_a_line(tmp_path: Path) -> None:
 
 def test_a_config_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
     assert files.read_config(tmp_path) is None
-    for content in ("{", "[1]"):
+    for content in ("{", "[1]", "null"):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(UserError, match=r"config\.json: is not"):
+        with pytest.raises(UserError, match=r"config\.json: is not .*; get the file again"):
             files.read_config(tmp_path)
 
 

@@ -109,3 +109,16 @@ def test_what_there_is_no_form_of_is_refused() -> None:
         UserError, match="patch=None: transformers has no CLIP with a ResNet; its image tower"
     ):
         huggingface_clip.table(clip.make("RN50"))
+
+
+def test_a_folder_for_another_resolution_is_resized(saved: Any) -> None:
+    wanted = MODEL.clone(resolution=20)
+    found = huggingface_clip.source(wanted, saved, CONFIG)
+    assert found == MODEL == huggingface_clip.source(MODEL, saved, CONFIG)
+    variables = rules.load(huggingface_clip.table(MODEL), saved)
+    made, said = clip.resized(variables, MODEL, wanted)
+    assert said == ["image/positions: resized from 3x3 to 5x5 patches"]
+    x = np.random.default_rng(0).standard_normal((2, 20, 20, 3)).astype(np.float32)
+    at_run_time = parity.jit(MODEL.apply)(variables, x, TEXT)
+    for a, b in zip(parity.jit(wanted.apply)(made, x, TEXT), at_run_time, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -97,3 +97,20 @@ def test_a_model_that_is_not_square_is_named() -> None:
     model = timesformer.TimeSformer(**{**SMALL, "resolution": (12, 8)})
     with pytest.raises(UserError, match=r"model\.resolution=\(12, 8\): must be square for this format"):
         format.config(model, {"x": jax.ShapeDtypeStruct((1, 4, 12, 8, 3), np.float32)})
+
+
+def test_a_folder_for_other_frames_and_another_resolution_is_resized() -> None:
+    model, saved = timesformer.TimeSformer(**SMALL), parity.saved(reference_of().float())
+    wanted = model.clone(frames=6, resolution=(8, 16))
+    assert format.source(wanted, saved, None) == model == format.source(model, saved, None)
+    variables = rules.load(format.table(model), saved)
+    made, said = timesformer.resized(variables, model, wanted)
+    assert said == [
+        "positions: resized from 3x3 to 2x4 patches",
+        "temporal_positions: resized from 4 to 6 frames",
+    ]
+    x = RNG.standard_normal((2, 6, 8, 16, 3)).astype(np.float32)
+    at_run_time = parity.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(parity.jit(wanted.apply)(made, x), at_run_time, rtol=1e-4, atol=1e-4)
+    only_time = timesformer.resized(variables, model, model.clone(frames=6))[1]
+    assert only_time == ["temporal_positions: resized from 4 to 6 frames"]

@@ -218,3 +218,16 @@ def test_what_does_not_fit_the_format_is_named() -> None:
     config = format.config(vilt.ViLT(**SMALL), examples(()))
     with pytest.raises(UserError, match="architectures=ViltForTokenClassification: must be one of ViltModel"):
         format.fields(config | {"architectures": ["ViltForTokenClassification"]})
+
+
+def test_a_folder_for_another_resolution_is_resized() -> None:
+    model, reference = vilt.ViLT(**SMALL, epsilon=1e-2, tasks=("vqa",)), reference_of(("vqa",))
+    saved, wanted = parity.saved(reference), model.clone(resolution=(8, 20))
+    assert format.source(wanted, saved, None) == model == format.source(model, saved, None)
+    variables = rules.load(format.table(model), saved)
+    made, said = vilt.resized(variables, model, wanted)
+    assert said == ["image/positions: resized from 3x3 to 2x5 patches"]
+    inputs = examples((), 8, 20)
+    at_run_time = parity.jit(only(model, "vqa"))(variables, **inputs)
+    again = parity.jit(only(wanted, "vqa"))(made, **inputs)
+    np.testing.assert_allclose(again["vqa"], at_run_time["vqa"], rtol=1e-5, atol=1e-5)

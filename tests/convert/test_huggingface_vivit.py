@@ -110,3 +110,32 @@ def test_frame_embedding_of_every_frame_is_a_tubelet_of_one() -> None:
     model = vivit.ViViT(**{**SMALL, "tubelet": 1}, embedding="frame")
     config = format.config(model, {"x": jax.ShapeDtypeStruct((1, 6, 8, 12, 3), np.float32)})
     assert config["tubelet_size"] == [1, 4, 4]
+
+
+def test_a_folder_for_other_frames_and_another_resolution_is_resized() -> None:
+    model, saved = vivit.ViViT(**SMALL), parity.saved(reference_of().float())
+    config = format.config(model, {"x": jax.ShapeDtypeStruct((1, 6, 8, 12, 3), np.float32)})
+    wanted = model.clone(frames=8, resolution=12)
+    found = format.source(wanted, saved, config)
+    assert found == model.clone(resolution=(8, 12))
+    assert format.source(model, saved, config) == model
+    assert format.source(wanted, saved, None) == wanted  # a table of 18 tokens could be of 2x3x3
+    variables = rules.load(format.table(found), saved)
+    made, said = vivit.resized(variables, found, wanted)
+    assert said == ["positions: resized from 3x2x3 to 4x3x3 tokens"]
+    x = RNG.standard_normal((2, 8, 12, 12, 3)).astype(np.float32)
+    at_run_time = parity.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(parity.jit(wanted.apply)(made, x), at_run_time, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["factorised-encoder", "factorised-dot-product"])
+def test_every_table_of_a_model_is_resized(attention: Any) -> None:
+    model = vivit.ViViT(**{**SMALL, "heads": 4, "depth": 1}, attention=attention)
+    wanted = model.clone(frames=8, resolution=12)
+    x = RNG.standard_normal((2, 8, 12, 12, 3)).astype(np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda s: RNG.standard_normal(s.shape).astype(np.float32), shapes)
+    made, said = vivit.resized(variables, model, wanted)
+    assert len(said) == (2 if attention == "factorised-encoder" else 1)
+    at_run_time = parity.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(parity.jit(wanted.apply)(made, x), at_run_time, rtol=1e-4, atol=1e-4)

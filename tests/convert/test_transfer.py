@@ -1,6 +1,8 @@
 """Import and export of runs: a Hugging Face ViT in, trained on, out, and opened by transformers again."""
 
 import json
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,35 @@ def test_another_resolution_resizes_the_positions_and_says_so(outside: Path, tmp
     said = transfer.import_run("huggingface", outside, cfg("model.resolution=16"), tmp_path / "run")
     assert said == ["positions: resized from 2x2 to 4x4 patches"]
     assert features.restore(tmp_path / "run").weights["params"]["positions"].shape == (17, 16)
+
+
+BAD: dict[str, tuple[Any, str]] = {  # a bad file's content, of a whole one's, and what is said of it
+    "cut.safetensors": (lambda whole: whole[:-7], "cannot be read as safetensors"),
+    "text.pt": (lambda _: b"hello", "cannot be read as tensors alone"),
+    "evil.bin": (lambda _: pickle.dumps({"a": print}, protocol=2), "it would call .*print"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_leaves_everything_as_it_was(outside: Path, tmp_path: Path, name: str) -> None:
+    content, message = BAD[name]
+    (tmp_path / name).write_bytes(content((outside / "model.safetensors").read_bytes()))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text("kept")
+    with pytest.raises(UserError, match=f"{name}: .*{message}"):
+        transfer.import_run("huggingface", tmp_path / name, cfg(), tmp_path / "new")
+    with pytest.raises(UserError, match="old: exists; choose another folder, nothing is written over"):
+        transfer.import_run("huggingface", outside, cfg(), tmp_path / "old")
+    assert sorted(f.name for f in tmp_path.iterdir()) == sorted([name, "old"])
+    assert [(f.name, f.read_text()) for f in (tmp_path / "old").iterdir()] == [("config.json", "kept")]
+
+
+def test_a_folder_of_another_family_is_refused(outside: Path, tmp_path: Path) -> None:
+    shutil.copytree(outside, tmp_path / "other")
+    for content in ('{"d_model": 16}', '{"hidden_size": "16", "intermediate_size": []}'):
+        (tmp_path / "other/config.json").write_text(content)
+        with pytest.raises(UserError, match=r"other/config\.json: is not of the family vit \(\w+Error: "):
+            transfer.import_run("huggingface", tmp_path / "other", cfg(), tmp_path / "run")
 
 
 def test_unknown_formats_and_families(outside: Path, imported: Path, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""What several formats share: that a model and a config are of the one form, and tables of other sizes."""
+
+import numpy as np
+import pytest
+
+from scaling.convert import layouts
+from scaling.convert.diffusers import dit as diffusers_dit
+from scaling.convert.huggingface import vit as huggingface_vit
+from scaling.errors import UserError
+from scaling.models.dit import DiT
+from scaling.models.vit import ViT
+
+
+@pytest.mark.parametrize(
+    ("table", "model", "message"),
+    [
+        (
+            huggingface_vit.table,
+            ViT(pool="mean"),
+            "model.pool=mean: must be token, the only one in this format",
+        ),
+        (diffusers_dit.table, DiT(block="adaln"), "model.block=adaln: must be adaln-zero"),
+        (diffusers_dit.table, DiT(qk_norm=True), "model.qk_norm=True: must be False"),
+        (diffusers_dit.table, DiT(mlp_ratio=2.0), r"model.mlp_ratio=2\.0: must be 4\.0"),
+    ],
+)
+def test_a_model_without_an_outside_form_is_named(table: object, model: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        table(model)  # type: ignore[operator]
+
+
+def test_a_config_may_leave_out_what_is_usual_and_not_say_otherwise() -> None:
+    layouts.stated({"act": "gelu", "other": 1}, "vit", {"act": "gelu", "bias": True})
+    with pytest.raises(UserError, match="bias=None: the family vit has True and no other"):
+        layouts.stated({"act": "gelu", "bias": None}, "vit", {"act": "gelu", "bias": True})
+
+
+def test_the_resolution_of_a_table() -> None:
+    model = ViT(patch=4, resolution=(8, 12))
+
+    def found(*shape: int) -> ViT:
+        return layouts.with_resolution(model, np.zeros(shape), 4)
+
+    assert found(1, 1 + 6, 16) is found(1 + 6, 16) is model
+    assert found(1 + 9, 16) == model.clone(resolution=12)
+    for broken in ((), (3,), (1, 0, 16), (1, 1, 16)):  # its shape is refused later, by name
+        assert found(*broken) is model
+
+
+def test_transformers_labels() -> None:
+    assert layouts.labels(2) == {
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+        "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    }
