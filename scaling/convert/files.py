@@ -36,7 +36,11 @@ def read_tensors(source: Path) -> dict[str, np.ndarray]:
     files = _files(source)
     tensors: dict[str, np.ndarray] = {}
     for file in files:
-        tensors |= _torch(file) if file.suffix in TORCH else _safetensors(file)
+        read = _torch(file) if file.suffix in TORCH else _safetensors(file)
+        twice = sorted(tensors.keys() & read.keys())
+        if twice:
+            raise UserError(f"{source}: {twice[0]} is in {file.name} and in another file; give one of them")
+        tensors |= read
     return tensors
 
 

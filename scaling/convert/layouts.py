@@ -143,7 +143,9 @@ def swin(model: Swin, names: SwinNames) -> Rules:
 def with_window(model: Swin, tensors: Tensors, names: SwinNames) -> Swin:
     """The model with the window M that the tensors' bias tables [(2M - 1)^2, heads] are for."""
     table = tensors.get(f"{names.stage.format(stage=0)}.blocks.0.{names.bias}")
-    return model if table is None else model.clone(window=(math.isqrt(len(table)) + 1) // 2)
+    if table is None or table.ndim != 2 or not len(table):
+        return model
+    return model.clone(window=(math.isqrt(len(table)) + 1) // 2)
 
 
 def swin_maps(model: Swin, inputs: Mapping[str, Any]) -> Iterator[tuple[int, int]]:

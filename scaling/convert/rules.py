@@ -12,6 +12,7 @@ import flax.traverse_util
 import numpy as np
 
 Array = np.ndarray
+FLOATS = "fV"  # NumPy's kinds of them; bfloat16 is a V
 Tensors = Mapping[str, Array]
 
 
@@ -48,7 +49,7 @@ TRANSPOSED = Shape(lambda x: (x.T,), lambda x: x.T)
 CONVOLUTION = Shape(  # [O, I, ...] <-> [..., I, O]
     lambda x: (np.moveaxis(x, (0, 1), (-1, -2)),), lambda x: np.moveaxis(x, (-1, -2), (0, 1))
 )
-LEADING = Shape(lambda x: (x[0],), lambda x: x[None])  # [1, ...] <-> [...]
+LEADING = Shape(lambda x: (x.reshape(x.shape[1:]),), lambda x: x[None])  # [1, ...] <-> [...]
 
 
 def reshaped(theirs: Sequence[int], ours: Sequence[int]) -> Shape:
@@ -212,8 +213,8 @@ def save(rules: Rules, variables: Mapping[str, Any]) -> dict[str, Array]:
 def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: Iterable[str]) -> list[str]:
     """What keeps `tensors` from being a model of these `shapes` (a tree of variables), in words.
 
-    Missing and extra names, tensors of another shape, and copies that differ. `ignored` are patterns of names
-    that may be there and are not read.
+    Missing and extra names, tensors of another shape or that are no floats, and copies that differ. `ignored`
+    are patterns of names that may be there and are not read.
     """
     flat = flax.traverse_util.flatten_dict(shapes, sep="/")
     wanted = [name for rule in rules for name in (*names(rule), *rule.copies)]
@@ -227,6 +228,8 @@ def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: I
             if name in tensors and _loaded(rule.shape, tensors[name]) != needed:
                 outside = rule.shape.save(*(np.empty(shape, np.float32) for shape in needed)).shape
                 found.append(f"{name} has shape {tensors[name].shape}, not {outside}")
+            if name in tensors and tensors[name].dtype.kind not in FLOATS:
+                found.append(f"{name} is of {tensors[name].dtype}, not of a float")
         first = names(rule)[0]
         found += [
             f"{copy} differs from {first}, of which it must be a copy"
@@ -239,5 +242,5 @@ def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: I
 def _loaded(shape: Shape, tensor: Array) -> list[tuple[int, ...]] | None:
     try:
         return [part.shape for part in shape.load(tensor)]
-    except (ValueError, IndexError):  # of another rank, or not divisible
+    except (ValueError, IndexError, TypeError):  # of another rank, or not divisible
         return None

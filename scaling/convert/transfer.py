@@ -109,10 +109,10 @@ def _source(
     except UserError:
         raise
     except Exception as e:  # a config.json of another family lacks what is asked for, or has it otherwise
-        reason = f"{type(e).__name__}: {e}"
+        where = source if stated is None else source / "config.json"
+        wanted = family.__name__.split(".")[-1]
         raise UserError(
-            f"{source}/config.json: is not of the family {family.__name__.split('.')[-1]} ({reason}); give "
-            f"the folder of one"
+            f"{where}: is not of the family {wanted} ({type(e).__name__}: {e}); give one that is"
         ) from None
     for field, value in fields.items():
         ours = getattr(found, field)
@@ -152,5 +152,5 @@ def _read(
         more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(f"{source}: does not fit the config: {'; '.join(faults[:SHOWN])}{more}")
     return rules.load(
-        table, {n: t.astype(np.float32) for n, t in tensors.items() if t.dtype.kind in "fV"}
+        table, {n: t.astype(np.float32) for n, t in tensors.items() if t.dtype.kind in rules.FLOATS}
     ), said

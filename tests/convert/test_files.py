@@ -61,6 +61,14 @@ def test_shards_are_read_together_and_a_missing_one_is_named(tmp_path: Path) -> 
     assert files.read_tensors(tmp_path).keys() == {"a.weight"}  # that index is of other files
 
 
+def test_a_tensor_in_two_files_is_not_chosen_between(tmp_path: Path) -> None:
+    for name in ("model.fp16", "model"):
+        save_file(WEIGHTS, tmp_path / f"{name}.safetensors")
+    message = r"a\.weight is in model\.safetensors and in another file; give one of them"
+    with pytest.raises(UserError, match=message):
+        files.read_tensors(tmp_path)
+
+
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     target = tmp_path / "made by the file"
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"a": Malicious(target)}, protocol=2))

@@ -84,3 +84,24 @@ def test_every_fault_is_named() -> None:
     ]
     given["layers.0.fc.weight"] = random(12)  # of another rank
     assert "layers.0.fc.weight has shape (12,), not (3, 4)" in rules.faults(TABLE, given, variables, ())
+    given["layers.0.fc.weight"] = np.ones((3, 4), np.int8)
+    assert "layers.0.fc.weight is of int8, not of a float" in rules.faults(TABLE, given, variables, ())
+
+
+@pytest.mark.parametrize(
+    ("shape", "ours", "given"),
+    [
+        (rules.LEADING, [(3,)], (2, 3)),
+        (rules.CONVOLUTION, [(3, 3, 4, 8)], (5,)),
+        (rules.patches(2, 2), [(12, 8)], (5,)),
+        (rules.merged_heads(2), [(2, 3, 8)], ()),
+        (rules.split_heads(2), [(4, 2, 3)], ()),
+        (rules.split_heads(2, 3), [(4, 2, 2)] * 3, (8, 4)),
+    ],
+)
+def test_a_tensor_of_another_rank_or_number_is_a_fault(shape: rules.Shape, ours: Any, given: Any) -> None:
+    parts = {f"part{i}": np.zeros(each, np.float32) for i, each in enumerate(ours)}
+    table = [Rule("one", tuple(f"params/{name}" for name in parts), shape)]
+    found = rules.faults(table, {"one": np.zeros(given, np.float32)}, {"params": parts}, ())
+    assert len(found) == 1
+    assert found[0].startswith(f"one has shape {given}, not ")
