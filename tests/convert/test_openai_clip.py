@@ -160,14 +160,14 @@ def test_it_goes_there_and_back_and_gives_the_same(model: clip.CLIP) -> None:
     originals.compare(openai, model, CLIP(model), given, lambda net: net(originals.pixels(given["x"]), text))
 
 
-@pytest.mark.parametrize(("variant", "count"), [("ViT-B/32", 302), ("RN50", 351 + 138)])
+@pytest.mark.parametrize(("variant", "count"), [("ViT-B/32", 302), ("RN50", 434 + 55)])
 def test_names_at_full_size(variant: str, count: int) -> None:
     model = clip.make(variant)
     with torch.device("meta"):
         net = CLIP(model)
     names = originals.names(openai, model, clip.inputs(variant))
     assert names == sorted(net.state_dict())
-    assert len(names) == count
+    assert len(names) == count  # of the released state dict; of a ResNet's, so many parameters and counters
 
 
 def test_the_archives_own_numbers_are_not_read() -> None:
