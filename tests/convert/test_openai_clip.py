@@ -167,7 +167,7 @@ def test_names_at_full_size(variant: str, count: int) -> None:
         net = CLIP(model)
     names = originals.names(openai, model, clip.inputs(variant))
     assert names == sorted(net.state_dict())
-    assert len(names) == count  # of the released state dict; of a ResNet's, so many parameters and counters
+    assert len(names) == count  # of OpenAI's; of the ResNet's, the last 55 are counters
 
 
 def test_the_archives_own_numbers_are_not_read() -> None:
