@@ -54,8 +54,12 @@ def typed_options(hints: Mapping[str, Any], values: Mapping[str, Any], section: 
 def checked(value: Any, hint: Any, key: str) -> Any:
     """The value as the annotation has it (an int where a float is wanted, a list for a tuple)."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return typed(typing.cast(type, hint), value, key)
+    if origin is dict and isinstance(value, Mapping):
+        return {name: checked(inner, args[1], f"{key}.{name}") for name, inner in value.items()}
     if origin is Literal and value in args:
         return value
     if origin in (typing.Union, types.UnionType):

@@ -1,7 +1,7 @@
 """Data: named sources, one global order, batches for training and exact evaluation."""
 
 from scaling.data.options import DATASETS, Data, Info, info, open_source
-from scaling.data.pipeline import eval_batches, train_batches
+from scaling.data.pipeline import eval_batches, host_batches, train_batches
 from scaling.data.transforms import TRANSFORMS
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Data",
     "Info",
     "eval_batches",
+    "host_batches",
     "info",
     "open_source",
     "train_batches",

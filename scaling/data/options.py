@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scaling.data import sources, tfds_source
+from scaling.data import latents, sources, tfds_source
+from scaling.data.latents import Latents, LatentSource
 from scaling.data.sources import Source
 from scaling.data.transforms import TRANSFORMS
 from scaling.errors import UserError
@@ -19,7 +20,7 @@ class Data:
 
     name: str = "mnist"  # a key of DATASETS
     builder: str = ""  # tfds: name of the set, "cifar10" or "name/config:version"
-    data_dir: str | None = None  # tfds, fashion_mnist: folder of the set (None: the usual one); npz: the file
+    data_dir: str | None = None  # folder of the set (None: the usual one); npz: the file
     batch_size: int = 64  # examples of one step, over all devices and hosts
     train_split: str = "train"
     image_size: int | None = None  # side that the cropping transforms give, in pixels
@@ -38,8 +39,15 @@ class Data:
             raise UserError(f"builder={self.builder!r}: only read with name='tfds', not name={self.name!r}")
         if self.data_dir is None and self.name == "npz":
             raise UserError("data_dir=None: name='npz' needs the file, for example data_dir='birds.npz'")
-        if self.data_dir is not None and self.name not in ("tfds", "fashion_mnist", "npz"):
+        if self.data_dir is None and self.name == "latents":
+            raise UserError("data_dir=None: name='latents' needs the folder that `scaling encode` made")
+        if self.data_dir is not None and self.name not in ("tfds", "fashion_mnist", "npz", "latents"):
             raise UserError(f"data_dir={self.data_dir!r}: {self.name} comes with a package; leave it out")
+        for field in ("image_size", "augment", "eval_transforms"):
+            if self.name == "latents" and getattr(self, field):
+                raise UserError(
+                    f"{field}={getattr(self, field)!r}: latents were encoded with it; leave it out"
+                )
         for field, least in (("batch_size", 1), ("threads", 1), ("workers", 0), ("prefetch", 1)):
             if getattr(self, field) < least:
                 raise UserError(f"{field}={getattr(self, field)}: must be at least {least}")
@@ -72,6 +80,12 @@ class Info:
     num_classes: int
     image_shape: tuple[int, int, int]  # [H, W, C] of a batch's images, after cropping
     train_examples: int
+    latents: Latents | None = None  # what a batch's images are instead of pixels
+
+    @property
+    def dtype(self) -> str:
+        """Of a batch's images."""
+        return "uint8" if self.latents is None else "float32"
 
 
 DATASETS: dict[str, Callable[[Data, str], Source]] = {
@@ -80,6 +94,7 @@ DATASETS: dict[str, Callable[[Data, str], Source]] = {
     "fashion_mnist": sources.fashion_mnist,
     "npz": sources.npz,
     "tfds": tfds_source.tfds_set,
+    "latents": latents.latents,
 }
 
 
@@ -104,4 +119,5 @@ def image_shape(data: Data, source: Source) -> tuple[int, int, int]:
 def info(data: Data) -> Info:
     """Classes, image shape and number of training examples; reads no image of a set on disk."""
     source = open_source(data, data.train_split)
-    return Info(source.name, source.num_classes, image_shape(data, source), len(source))
+    encoded = source.latents if isinstance(source, LatentSource) else None
+    return Info(source.name, source.num_classes, image_shape(data, source), len(source), encoded)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scaling.data.latents import LatentSource
 from scaling.data.options import Data, image_shape, open_source
 from scaling.data.sources import Source
 from scaling.data.transforms import transform
@@ -78,9 +79,15 @@ def _read(
 
 
 def train_rows(step: int, source: Source, data: Data, seed: int, rows: np.ndarray) -> HostBatch:
-    """The given rows of training step `step`: image uint8 [rows, H, W, C], label int32 [rows]."""
+    """The given rows of training step `step`: image uint8 [rows, H, W, C], label int32 [rows].
+
+    Latents are float32, here and below.
+    """
     positions = step * data.batch_size + rows
     indices = shuffled(positions, len(source), seed)
+    if isinstance(source, LatentSource):
+        drawn, labels = source.draw(indices, seed, positions)
+        return {"image": drawn, "label": labels}
     return _read(source, indices, data.augment, data.image_size or 0, seed, positions)
 
 
@@ -108,6 +115,21 @@ def _read_ahead(
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=data.prefetch)
         batches = batches.mp_prefetch(options)
     yield from batches  # closing this generator closes grain's, and so its threads and processes
+
+
+def _stretch(i: int, source: Source, data: Data, batch_size: int, starts: Sequence[int]) -> HostBatch:
+    return eval_rows(0, source, data, batch_size, starts[i] + np.arange(batch_size))
+
+
+def host_batches(
+    data: Data, source: Source, starts: Sequence[int], batch_size: int
+) -> Generator[HostBatch, None, None]:
+    """Batch i holds examples starts[i], starts[i] + 1, ... as evaluation sees them: on this host alone.
+
+    Each is as that of `eval_rows`; past the last example it is padded with mask 0.
+    """
+    read = functools.partial(_stretch, source=source, data=data, batch_size=batch_size, starts=starts)
+    return _read_ahead(read, 0, len(starts), data, data.workers)
 
 
 def _on_devices(

@@ -124,6 +124,11 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"name": "tfds"}, "builder=''"),
     ({"builder": "cifar10"}, "builder='cifar10'.*name='tfds'"),
     ({"data_dir": "x"}, "data_dir='x'"),
+    ({"name": "latents"}, "data_dir=None: name='latents' needs the folder"),
+    (
+        {"name": "latents", "data_dir": "x", "augment": ("flip",)},
+        r"augment=\('flip',\): latents were encoded",
+    ),
     ({"batch_size": 0}, "batch_size=0"),
     ({"threads": 0}, "threads=0"),
     ({"workers": -1}, "workers=-1"),
