@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_verbs(verb: Verb) -> None:
-    """One run: train, evaluate, sample."""
+    """One run: train, evaluate, sample; and an autoencoder's: encode."""
     one = verb(
         "train", _train, "Train one run, or resume it: the same command goes on from the newest checkpoint.",
         f"scaling train --config=configs/mnist_dit.py:F/7 --workdir=runs/f7\n\n{OVERRIDES}",
@@ -99,6 +99,17 @@ def _run_verbs(verb: Verb) -> None:
     one.add_argument("--seed", type=int, help="of the noise (default: the config's)")
     one.add_argument("--steps", type=int, help="integration steps (default: the config's)")
     one.add_argument("--guidance", type=float, help="scale; 1 is none (default: the config's)")
+
+    one = verb(
+        "encode", _encode, "Write the latents of a set of images, by a trained autoencoder, to train on.",
+        "scaling encode --run=runs/mnist_vae --config=configs/mnist_vae.py --out=runs/mnist_latents\n\n"
+        "The config says which images. Stopped, the same command goes on. To train on the folder, give\n"
+        "data.name='latents' and data.data_dir.\n" + OVERRIDES,
+    )  # fmt: skip
+    one.add_argument("--run", dest="folder", required=True, type=Path, help="the autoencoder's run folder")
+    one.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="its data are encoded")
+    one.add_argument("--out", required=True, type=Path, help="the folder to make, or to go on with")
+    one.add_argument("--batch-size", type=int, default=64, help="images a call, on each host (default: 64)")
 
 
 def _study_verbs(verb: Verb) -> None:
@@ -189,6 +200,17 @@ def _sample(options: argparse.Namespace, overrides: list[str]) -> None:
 
     chosen = {k: v for k in ("seed", "steps", "guidance") if (v := getattr(options, k)) is not None}
     measure.sample(options.folder, options.out, options.npz, options.samples, options.batch_size, chosen)
+
+
+def _encode(options: argparse.Namespace, overrides: list[str]) -> None:
+    from scaling.engine import config, encode
+
+    cfg = config.load(options.config, overrides)
+    _processes()
+    latents = encode.encode(options.folder, cfg, options.out, options.batch_size)
+    if latents is not None:
+        splits = ", ".join(f"{name} {split.examples}" for name, split in latents.splits.items())
+        print(f"latents: {options.out} ({splits}; {latents.shape}, scale {latents.scale:.5g})")
 
 
 def _sweep(options: argparse.Namespace, overrides: list[str]) -> int:

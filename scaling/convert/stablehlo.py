@@ -2,8 +2,9 @@
 
 `function.bin` is a `jax.export` of one call, for any batch size, on CPU, GPU and TPU. A classifier takes
 images [B, H, W, C] float32 in [-1, 1] and gives logits [B, K]. A generator takes indices and labels, int32
-[B] each, and gives images [B, H, W, C] float32 in [-1, 1], its whole guided sampling loop inside: image i
-depends on its index and label alone. A frozen model takes its own arguments and gives what it gives.
+[B] each, and gives images [B, H, W, C] float32 in [-1, 1], its whole guided sampling loop inside (and the
+decoder of latents): image i depends on its index and label alone. A frozen model takes its own arguments and
+gives what it gives.
 """
 
 import functools
@@ -19,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from scaling.convert import files
-from scaling.engine import features
+from scaling.engine import autoencoder, features
 from scaling.engine.runfolder import read_events
 from scaling.errors import UserError
 from scaling.files import read_json
@@ -49,6 +50,9 @@ def export_function(folder: Path, out: Path, inside: int = INSIDE) -> None:
     trained = features.restore(folder)
     call, arguments = _call(trained)
     weights = jax.device_get({"params": trained.weights["params"], **trained.weights["collections"]})
+    decoder = autoencoder.decoder(trained.built).params
+    if decoder is not None:
+        weights["decoder"] = jax.device_get(decoder)
     flat = {name: np.asarray(x) for name, x in flatten_dict(weights, sep="/").items()}
     beside = sum(x.nbytes for x in flat.values()) > inside
     if beside:
@@ -75,7 +79,8 @@ def _call(trained: features.Trained) -> tuple[Callable[..., jax.Array], dict[str
         sampler = make_sampler(built.config.sampling, task, built.image_shape)
         count = jax.ShapeDtypeStruct((batch,), jnp.int32)
         arguments = {"indices": count, "labels": count}
-        return lambda variables, i, y: sampler(variables["params"], i, y), arguments
+        decode = autoencoder.decoder(built)
+        return lambda w, i, y: decode(w.get("decoder"), sampler(w["params"], i, y)), arguments
     if isinstance(task, Frozen):
         own = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in built.batch(1).items()}
         return functools.partial(_forward, task.model, tuple(own)), own

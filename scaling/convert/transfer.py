@@ -81,6 +81,8 @@ def _build(cfg: config.Config) -> build.Built:
     try:
         info = data.info(cfg.data) if cfg.trains else None
     except UserError:
+        if cfg.data.name == "latents":  # of which the variant knows neither the scale nor the decoder
+            raise
         info = build.made_for(cfg)
     return build.build(cfg, info=info)
 
@@ -116,7 +118,8 @@ def _source(
         ) from None
     for field, value in fields.items():
         ours = getattr(found, field)
-        same = math.isclose(value, ours) if isinstance(value, float) else value == ours
+        numbers = isinstance(value, float) and ours is not None
+        same = math.isclose(value, ours) if numbers else value == ours
         if not same:
             raise UserError(
                 f"{source}/config.json: is of a model with {field}={value!r}, and model.{field}={ours!r}; "

@@ -55,16 +55,16 @@ class Built:
         return steps
 
     def batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a batch of `size` examples: image uint8 [B, H, W, C], label int32 [B].
+        """The shapes of a batch of `size` examples: image [B, H, W, C], label int32 [B].
 
-        Of a model that is not trained, its own arguments.
+        Images are uint8, latents float32. Of a model that is not trained, the batch is its own arguments.
         """
         if not self.config.trains:
             model = self.config.model
             own = models.inputs(model.name, model.variant, **model.options)
             return {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in own.items()}
         return {
-            "image": jax.ShapeDtypeStruct((size, *self.image_shape), jnp.uint8),
+            "image": jax.ShapeDtypeStruct((size, *self.image_shape), jnp.dtype(self.info.dtype)),
             "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         }
 

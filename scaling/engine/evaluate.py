@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
-from scaling.engine import features, sharding
+from scaling.engine import autoencoder, features, sharding
 from scaling.engine.build import Built
 from scaling.engine.images import write_grid
 from scaling.errors import UserError
@@ -79,9 +79,14 @@ class Frechet:
 
     def check(self, name: str, built: Built) -> None:
         task = _diffusion(name, built)
-        dim = features.load(self.classifier).dim
+        classifier = features.load(self.classifier)
+        seen, made = classifier.trained.built.image_shape, autoencoder.decoder(built).shape
+        if seen != made:
+            raise UserError(
+                f"evaluate.{name}.classifier={self.classifier}: sees {seen}, and this run makes {made}"
+            )
         try:
-            frechet.require_samples(self.samples, dim)
+            frechet.require_samples(self.samples, classifier.dim)
         except UserError as e:
             raise UserError(f"evaluate.{name}.{e}") from None
         sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
@@ -92,7 +97,7 @@ class Frechet:
     ) -> dict[str, float]:
         """{"fd_<data>": distance, "fd_<data>_floor": distance}."""
         classifier = features.load(self.classifier)
-        real = classifier.real(self.split)
+        real = classifier.real(self.split, autoencoder.images(built))
         made = frechet.GaussianStatistics(classifier.dim)
         for batch in generate(built, weights, self.sampling, self.samples, self.batch_size):
             pulse()
@@ -117,6 +122,7 @@ class Grid:
     def check(self, name: str, built: Built) -> None:
         sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
         _sampler(self.sampling, _diffusion(name, built), built)
+        autoencoder.decoder(built)  # raises where it is not there
 
     def run(
         self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
@@ -159,16 +165,17 @@ def _metrics_step(built: Built) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=4)
-def _generator(built: Built, options: Sampling, batch_size: int) -> Callable[[Any, jax.Array], jax.Array]:
-    """(params, first index) -> uint8 images [batch_size, H, W, C]; compiled once a run."""
+def _generator(built: Built, options: Sampling, batch_size: int) -> Callable[..., jax.Array]:
+    """(params, the decoder's, first index) -> uint8 images [batch_size, H, W, C]; compiled once a run."""
     sampler = _sampler(options, _diffusion("sampling", built), built)
+    decode = autoencoder.decoder(built)
     place = sharding.batch_sharding(built.mesh, batch_size, "batch_size")
     whole = NamedSharding(built.mesh, PartitionSpec())
     classes = built.info.num_classes
 
-    def images(params: Any, start: jax.Array) -> jax.Array:
+    def images(params: Any, weights: Any, start: jax.Array) -> jax.Array:
         indices = jax.lax.with_sharding_constraint(start + jnp.arange(batch_size, dtype=jnp.int32), place)
-        made = to_uint8(sampler(params, indices, indices % classes))
+        made = to_uint8(decode(weights, sampler(params, indices, indices % classes)))
         return jax.lax.with_sharding_constraint(made, whole)
 
     return jax.jit(sharding.on(built.mesh, images))
@@ -181,6 +188,6 @@ def generate(
 
     Image i depends only on (sampling seed, i), not on the batch size or the devices.
     """
-    images = _generator(built, options, batch_size)
+    images, decoder = _generator(built, options, batch_size), autoencoder.decoder(built).params
     for start in range(0, samples, batch_size):
-        yield images(weights["params"], jnp.asarray(start, jnp.int32))
+        yield images(weights["params"], decoder, jnp.asarray(start, jnp.int32))

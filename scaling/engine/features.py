@@ -1,6 +1,7 @@
 """Finished runs as tools: a classifier that the package trained, as the feature space of a distance."""
 
 import io
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from scaling.errors import UserError
 from scaling.files import read_json, write_atomic
 from scaling.metrics import frechet
 from scaling.objectives.base import Extras
+from scaling.typed import typed
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def restore(folder: Path | str) -> Trained:
 def _info(described: Mapping[str, Any]) -> data.Info | None:
     """What a run's config.json says of its data: None where an older one does not."""
     known = described.get("data")
-    return known and data.Info(**{**known, "image_shape": tuple(known["image_shape"])})
+    return known and typed(data.Info, known, "data")
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,21 @@ class Features:
         """uint8 [N, H, W, C] -> float64 [N, D], the same on every process."""
         return np.asarray(self._apply(images), np.float64)
 
-    def real(self, split: str) -> Real:
-        """Statistics of every example of a split; measured once and kept in the classifier's folder."""
-        path = self.folder / f"features_{split}.npz"
+    def real(self, split: str, images: data.Data | None = None) -> Real:
+        """Statistics of every example of a split; measured once and kept in the classifier's folder.
+
+        `images` says of which set and how cropped, where that is not the classifier's own.
+        """
+        own = self.trained.built.config.data
+        images = images or own
+        other = "" if _seen(images) == _seen(own) else f"_{zlib.crc32(repr(_seen(images)).encode()):08x}"
+        path = self.folder / f"features_{split}{other}.npz"
         if path.exists():
             with np.load(path) as kept:
                 return Real(kept["mean"], kept["cov"], float(kept["floor"]))
         whole, *halves = (frechet.GaussianStatistics(self.dim) for _ in range(3))
         coin = np.random.default_rng(0)  # splits may be in order of class, or take the classes in turn
-        for rows in self._split(split):
+        for rows in self._split(split, images):
             first = coin.random(len(rows)) < 0.5
             for statistics, chosen in ((whole, rows), (halves[0], rows[first]), (halves[1], rows[~first])):
                 statistics.update(chosen)
@@ -105,12 +113,17 @@ class Features:
             write_atomic(path, buffer.getvalue())
         return real
 
-    def _split(self, split: str) -> Iterator[np.ndarray]:
+    def _split(self, split: str, images: data.Data) -> Iterator[np.ndarray]:
         built = self.trained.built
         size = 256 * built.mesh.size
         place = sharding.batch_sharding(built.mesh, size, "batch_size")
-        for batch in data.eval_batches(built.config.data, split, size, place):
+        for batch in data.eval_batches(images, split, size, place):
             yield self(batch["image"])[np.asarray(self._gather(batch["mask"])) > 0]
+
+
+def _seen(images: data.Data) -> tuple[Any, ...]:
+    """What decides which images evaluation sees."""
+    return images.name, images.builder, images.data_dir, images.image_size, images.eval_transforms
 
 
 @cache

@@ -32,7 +32,7 @@ class Size:
     blocks: int  # residual blocks a level of the encoder; the decoder has one more
     groups: int  # of GroupNorm
     latent_channels: int
-    latent_scale: float
+    latent_scale: float | None
     shape: tuple[int, int, int]  # [H, W, C] of an input
 
 
@@ -41,7 +41,7 @@ SIZES = {
     # configs/stable-diffusion/v1-inference.yaml.
     "SD": Size((128, 256, 512, 512), 2, 32, latent_channels=4, latent_scale=0.18215, shape=(256, 256, 3)),
     # For data such as MNIST on a laptop: f4, to 7x7 latents, whose scale is the data's own (`unit_scale`).
-    "small": Size((8, 16, 32), 1, 4, latent_channels=4, latent_scale=1.0, shape=(28, 28, 1)),
+    "small": Size((8, 16, 32), 1, 4, latent_channels=4, latent_scale=None, shape=(28, 28, 1)),
 }
 VARIANTS: tuple[variants.Variant, ...] = tuple((name, {}) for name in SIZES)
 
@@ -182,7 +182,7 @@ class VAE(nn.Module):
     groups: int = 32
     latent_channels: int = 4
     channels: int = 3
-    latent_scale: float = 0.18215
+    latent_scale: float | None = 0.18215  # None: measured on the set that is encoded
     epsilon: float = 1e-6  # of GroupNorm
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"

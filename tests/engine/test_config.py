@@ -14,6 +14,7 @@ from scaling.engine.evaluate import EVALUATORS
 from scaling.errors import UserError
 from scaling.models import MODELS
 from scaling.objectives import OBJECTIVES
+from tests.latents import write_latents
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/tiny_dit.py")
@@ -112,8 +113,12 @@ def files() -> list[str]:
 
 
 @pytest.mark.parametrize("path", files())
-def test_every_config_builds_and_takes_a_step(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_config_builds_and_takes_a_step(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Abstractly: the whole step is traced, with its sharded state, and nothing is allocated."""
+    monkeypatch.chdir(tmp_path)
+    write_latents(tmp_path / "runs/mnist_latents", shape=(7, 7, 4))
     with tfds.testing.mock_data(num_examples=64):
         built = build.build(config.load(str(ROOT / path)))
     like = state.abstract(built)

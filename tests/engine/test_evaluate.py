@@ -66,6 +66,24 @@ def test_the_real_statistics_are_those_of_every_example(folders: tuple[Path, Pat
     np.testing.assert_array_equal(again.cov, real.cov)
 
 
+def test_other_images_than_the_classifiers_have_statistics_of_their_own(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    classifier, _ = folders
+    found = features.Features(classifier)
+    own = found.real("test")
+    np.savez(
+        tmp_path / "dark.npz",
+        train_images=np.zeros((9, 8, 8, 1), np.uint8), train_labels=np.arange(9),
+    )  # fmt: skip
+    dark = data.Data(name="npz", data_dir=str(tmp_path / "dark.npz"))
+    assert np.abs(found.real("train", dark).cov).max() < 1e-6
+    augmented = data.Data(name="digits", augment=("flip",), batch_size=8)  # evaluation sees the same images
+    np.testing.assert_array_equal(found.real("test", augmented).cov, own.cov)
+    names = {p.name for p in classifier.glob("features_test*")}
+    assert names == {"features_test.npz"} and len(list(classifier.glob("features_train_*"))) == 1
+
+
 def test_too_few_samples_for_the_features_is_an_error(folders: tuple[Path, Path]) -> None:
     classifier, run = folders
     built = features.restore(run).built

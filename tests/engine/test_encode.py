@@ -1,0 +1,302 @@
+"""Encoding: what is written, what is kept, and that a diffusion model trains on it and generates images."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from scaling import data
+from scaling.convert import stablehlo
+from scaling.data.latents import MANIFEST, LatentSource, ShardWriter, read
+from scaling.engine import adopt, autoencoder, build, config, encode, evaluate, features, measure, train
+from scaling.engine.runfolder import read_events
+from scaling.errors import UserError
+from scaling.models import vae
+from scaling.sampling import to_uint8
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "tests/tiny_vae.py")
+FLIP = {"data.augment": ("flip",)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The autoencoder as it starts: its moments are as good as any."""
+    folder = tmp_path_factory.mktemp("vae") / "run"
+    adopt.adopt(build.build(config.load(TINY)), {"params": {}}, folder, "no other")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(run: Path) -> Path:
+    encode.encode(run, config.load(TINY, FLIP), run.parent / "latents", 64)
+    return run.parent / "latents"
+
+
+@pytest.fixture(scope="module")
+def moments(run: Path) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
+    """uint8 images to mean and log-variance, by the run's model itself."""
+    trained = features.restore(run)
+    apply = jax.jit(lambda p, x: trained.built.model.apply({"params": p}, x, method="moments"))
+    return lambda images: apply(trained.weights["params"], jnp.asarray(images, jnp.float32) / 127.5 - 1)
+
+
+def opened(folder: Path, split: str) -> LatentSource:
+    return LatentSource(folder, split, read(folder))
+
+
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    source = data.open_source(data.Data(name="digits"), split)
+    images, labels = source.read(np.arange(len(source)))
+    return np.asarray(images), labels
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_was_encoded_reads_back(folder: Path, moments: Callable[..., Any], split: str) -> None:
+    """Both views of every example of every split, rounded to float16 and no more."""
+    images, labels = digits(split)
+    records = opened(folder, split).records(np.arange(len(labels)))
+    np.testing.assert_array_equal(records["label"], labels)
+    for view, shown in enumerate((images, images[:, :, ::-1])):
+        for part, expected in enumerate(moments(shown)):
+            found = records["moments"][:, view, part].astype(np.float32)
+            np.testing.assert_allclose(found, expected, rtol=2**-11, atol=1e-5)
+
+
+def test_the_scale_is_that_of_all_training_moments(folder: Path, moments: Callable[..., Any]) -> None:
+    images, _ = digits("train")
+    both = np.concatenate([images, images[:, :, ::-1]])
+    latents = read(folder)
+    assert latents.scale == pytest.approx(float(vae.unit_scale(*moments(both))), rel=1e-3)
+    drawn = opened(folder, "train").draw(np.arange(1438), 0, np.arange(1438))[0]
+    assert drawn.std() == pytest.approx(1, rel=0.01)
+    assert (latents.name, latents.shape, latents.views) == ("digits", (4, 4, 3), 2)
+    assert {name: split.examples for name, split in latents.splits.items()} == {"train": 1438, "test": 359}
+
+
+def test_stopped_half_way_it_keeps_whole_shards_and_ends_with_the_same_bytes(
+    tmp_path: Path, run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, out, writes = config.load(TINY, FLIP), tmp_path / "latents", iter(range(10**6))
+    write = ShardWriter.write
+
+    def stopped(self: ShardWriter, records: np.ndarray) -> None:
+        if next(writes) == 14:  # in the third shard: a shard has 359 or 360 examples, six batches
+            raise KeyboardInterrupt
+        write(self, records)
+
+    monkeypatch.setattr(ShardWriter, "write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        encode.encode(run, cfg, out, 64)
+    monkeypatch.undo()
+    whole = {p.name: p.stat().st_mtime_ns for p in out.glob("*.array_record")}
+    assert sorted(whole) == [f"train-0000{i}-of-00004.array_record" for i in (0, 1)]
+    with pytest.raises(UserError, match=r"has no whole latents\.json"):
+        read(out)
+    (out / ".train-00002-of-00004.array_record.99999").write_bytes(b"what a killed process leaves")
+    encode.encode(run, cfg, out, 64)
+    assert {name: (out / name).stat().st_mtime_ns for name in whole} == whole
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in folder.iterdir())
+    for path in folder.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_shard_that_is_damaged_is_named_and_a_missing_one_written_again(
+    tmp_path: Path, run: Path, folder: Path
+) -> None:
+    out = tmp_path / "latents"
+    out.mkdir()
+    for path in folder.iterdir():
+        (out / path.name).write_bytes(path.read_bytes())
+    torn = out / "test-00001-of-00004.array_record"
+    torn.write_bytes(torn.read_bytes()[:70_000])
+    with pytest.raises(UserError, match=r"test-00001-of-00004\.array_record: has 0 of 90 records; delete it"):
+        encode.encode(run, config.load(TINY, FLIP), out, 64)
+    torn.unlink()
+    encode.encode(run, config.load(TINY, FLIP), out, 64)
+    assert torn.read_bytes() == (folder / torn.name).read_bytes()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 16])
+def test_processes_share_all_shards_and_none_twice(folder: Path, processes: int) -> None:
+    latents = read(folder)
+    shares = [encode.share(latents, i, processes) for i in range(processes)]
+    every = [(split, i) for split in ("train", "test") for i in range(4)]
+    assert sorted(shard for share in shares for shard in share) == sorted(every)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"data.augment": ("pad_crop", "flip")}, r"data\.augment: 'pad_crop' is random"),
+    (
+        {"data.augment": ("center_crop",), "data.eval_transforms": ("adm_crop",), "data.image_size": 8},
+        r"data\.augment=\('center_crop',\): images are cropped once, .* data\.eval_transforms has",
+    ),
+    ({"data.name": "latents", "data.data_dir": "x"}, r"data_dir='x': has no whole latents\.json"),
+    ({"data.train_split": "val"}, r"split 'val'"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), BAD)
+def test_what_cannot_be_encoded(tmp_path: Path, run: Path, overrides: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        encode.encode(run, config.load(TINY, overrides), tmp_path / "latents", 64)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "latents").exists()
+
+
+def test_another_encoding_is_refused_and_nothing_is_touched(
+    tmp_path: Path, run: Path, folder: Path, generator: Path
+) -> None:
+    def refused(source: Path, overrides: dict[str, Any], out: Path, said: str, batch_size: int = 64) -> None:
+        with pytest.raises(UserError, match=said) as error:
+            encode.encode(source, config.load(TINY, overrides), out, batch_size)
+        assert "\n" not in str(error.value)
+
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    refused(run, {}, folder, r"holds latents with data\.augment=\('flip',\), not \(\); choose another")
+    assert before == {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    other = tmp_path / "other"
+    other.mkdir()
+    begun = json.loads((folder / "encoding.json").read_text())
+    (other / "encoding.json").write_text(json.dumps({**begun, "weights": "0" * 16}))
+    refused(run, FLIP, other, r"holds latents with weights='0{16}', not '\w+'")
+    assert [p.name for p in other.iterdir()] == ["encoding.json"]
+    refused(run, FLIP, run, r"out=.*: is no folder of latents")
+    refused(run, FLIP, tmp_path / "new", r"batch-size=60: must be a multiple of", batch_size=60)
+    assert not (tmp_path / "new").exists()
+    refused(generator, FLIP, tmp_path / "new", r"is a run of dit, which has no latent")
+    shape = {"data.name": "npz", "data.data_dir": str(tmp_path / "rgb.npz")}
+    np.savez(
+        tmp_path / "rgb.npz", train_images=np.zeros((8, 8, 8, 3), np.uint8), train_labels=np.zeros(8, int)
+    )
+    refused(
+        run, {**shape, "evaluate.val.split": "train"}, tmp_path / "new", r"does not fit the images of rgb: ch"
+    )
+
+
+def config_of(home: Path, evaluate: str) -> str:
+    """tests/tiny_dit.py with evaluators."""
+    text = (ROOT / "tests/tiny_dit.py").read_text()
+    (home / "config.py").write_text(text.replace("checkpoint=", f"evaluate=dict({evaluate}),\n checkpoint="))
+    return str(home / "config.py")
+
+
+@pytest.fixture(scope="module")
+def generator(folder: Path) -> Path:
+    """A diffusion run on the latents, measured and sampled on the way."""
+    source = config_of(
+        folder.parent,
+        """grid=dict(kind="grid", every="100 %", samples=9, batch_size=16,
+                     sampling=dict(integrator="euler", steps=2)),
+           val=dict(kind="metrics", every="100 %", batch_size=128)""",
+    )
+    train.run(config.load(source, latent(folder)), folder.parent / "dit")
+    return folder.parent / "dit"
+
+
+def latent(folder: Path) -> dict[str, Any]:
+    made = {"data.name": "latents", "data.data_dir": str(folder)}
+    return {**made, "model.variant": "A/2", "train.duration": "4 steps"}
+
+
+def test_a_run_on_latents_is_measured_in_images(generator: Path) -> None:
+    (grid,) = (generator / "samples").iterdir()
+    with Image.open(grid) as picture:
+        assert picture.mode == "L" and picture.size == (2 + 3 * 10, 2 + 3 * 10)
+    described = json.loads((generator / "config.json").read_text())
+    assert described["data"]["image_shape"] == [4, 4, 3] and described["cost"]["tokens"] == 4
+    logged = read_events(generator)[-1]["values"]
+    assert measure.evaluate(generator) == pytest.approx(logged, rel=1e-3)
+    assert logged.keys() == {"val_loss", "val_mse"}
+
+
+@pytest.mark.slow
+def test_the_distance_is_to_the_images_that_were_encoded(folder: Path, tmp_path: Path) -> None:
+    classifier = tmp_path / "classifier"
+    source = config_of(
+        tmp_path,
+        f"""fd=dict(kind="frechet", classifier={str(classifier)!r}, every="100 %", samples=160,
+                    classifier_config={str(ROOT / "tests/tiny_vit.py")!r}, batch_size=80,
+                    sampling=dict(integrator="euler", steps=2))""",
+    )
+    values = train.run(config.load(source, latent(folder)), tmp_path / "dit")
+    assert values["fd_digits"] > values["fd_digits_floor"] > 0
+    assert [p.name for p in classifier.glob("features_*")] == ["features_train.npz"]  # of its own images
+    built = build.build(config.load(TINY.replace("vae", "dit"), {"data.name": "mnist"}))
+    with pytest.raises(UserError, match=r"evaluate\.fd\.classifier=.*: sees \(8, 8, 1\), and this run makes"):
+        evaluate.Frechet(str(classifier), "").check("fd", built)
+
+
+def test_samples_are_latents_over_their_scale_decoded(generator: Path, folder: Path, run: Path) -> None:
+    built = features.restore(generator).built
+    assert built.batch(2)["image"] == jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
+    decoder = autoencoder.decoder(built)
+    assert decoder.shape == (8, 8, 1)
+    trained = features.restore(run)
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
+    expected = trained.built.model.apply({"params": trained.weights["params"]}, z, method="decode")
+    found = decoder(decoder.params, z * read(folder).scale)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_need_the_autoencoder_and_not_the_latents(
+    generator: Path, folder: Path, run: Path, tmp_path: Path
+) -> None:
+    moved = folder.rename(folder.with_name("moved"))
+    try:
+        measure.sample(generator, tmp_path / "a.png", tmp_path / "a.npz", 4, 8, {})
+    finally:
+        moved.rename(folder)
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["images"].shape == (4, 8, 8, 1) and arrays["images"].dtype == np.uint8
+    moved = run.rename(run.with_name("away"))
+    try:
+        with pytest.raises(
+            UserError, match=r"data\.data_dir=.*: its autoencoder: run=.*: no config\.json there"
+        ):
+            measure.sample(generator, tmp_path / "b.png", None, 4, 8, {})
+    finally:
+        moved.rename(run)
+
+
+def test_an_autoencoder_that_has_changed_decodes_nothing(
+    folder: Path, run: Path, tmp_path: Path, tiny: dict[str, str]
+) -> None:
+    described = json.loads((folder / MANIFEST).read_text())
+    (tmp_path / "latents").mkdir()
+    for path in folder.glob("*.array_record"):
+        (tmp_path / "latents" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "latents" / MANIFEST).write_text(json.dumps({**described, "weights": "0" * 16}))
+    built = build.build(config.load(tiny["dit"], latent(tmp_path / "latents")))
+    with pytest.raises(UserError, match=r"its autoencoder .* has changed since; encode again"):
+        evaluate.Grid(sampling=built.config.sampling).check("grid", built)
+
+
+@pytest.mark.slow
+def test_resumed_on_latents_is_unbroken(
+    generator: Path, folder: Path, tmp_path: Path, tiny: dict[str, str], read_state: Callable[..., Any]
+) -> None:
+    longer = config.load(tiny["dit"], {**latent(folder), "train.duration": "6 steps"})
+    train.run(longer, tmp_path / "whole")
+    train.run(config.load(tiny["dit"], latent(folder)), tmp_path / "parts")
+    train.run(longer, tmp_path / "parts")
+    one, two = (read_state(tmp_path / name, longer) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.slow
+def test_an_exported_generator_decodes(generator: Path, tmp_path: Path) -> None:
+    stablehlo.export_function(generator, tmp_path / "function")
+    function = jax.export.deserialize(bytearray((tmp_path / "function/function.bin").read_bytes()))
+    measure.sample(generator, tmp_path / "a.png", tmp_path / "a.npz", 4, 8, {})
+    with np.load(tmp_path / "a.npz") as arrays:
+        expected, labels = arrays["images"], arrays["labels"]
+    found = to_uint8(function.call(jnp.arange(4, dtype=jnp.int32), jnp.asarray(labels)))
+    assert np.abs(np.asarray(found, int) - expected.astype(int)).max() <= 1
