@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
@@ -37,9 +37,7 @@ def restore(folder: Path | str) -> Autoencoder:
         raise UserError(
             f"run={folder}: is a run of {family}, which has no latent; give one of the family vae"
         )
-    whole = NamedSharding(built.mesh, PartitionSpec())  # every process reads all of it
-    params = jax.jit(lambda x: x, out_shardings=whole)(trained.weights["params"])
-    params = jax.tree.map(np.asarray, params)
+    params = multihost_utils.process_allgather(trained.weights["params"], tiled=True)
     digest = hashlib.sha256()
     for name, array in sorted(flatten_dict(params, sep="/").items()):
         digest.update(f"{name} {array.shape}".encode() + array.tobytes())

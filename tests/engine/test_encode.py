@@ -241,8 +241,9 @@ def test_samples_are_latents_over_their_scale_decoded(generator: Path, folder: P
     assert decoder.shape == (8, 8, 1)
     trained = features.restore(run)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
-    expected = trained.built.model.apply({"params": trained.weights["params"]}, z, method="decode")
-    found = decoder(decoder.params, z * read(folder).scale)
+    decode = jax.jit(lambda p, z: trained.built.model.apply({"params": p}, z, method="decode"))
+    expected = decode(trained.weights["params"], z)
+    found = jax.jit(decoder)(decoder.params, z * read(folder).scale)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
