@@ -17,9 +17,10 @@ def write_latents(
     train: int = 50,
     test: int = 11,
     scale: float = 0.5,
+    held_out: str = "test",
 ) -> dict[str, np.ndarray]:
     """Writes a whole folder; returns the records of each split."""
-    splits = {"train": Split.of(train), "test": Split.of(test)}
+    splits = {"train": Split.of(train), held_out: Split.of(test)}
     section = dataclasses.asdict(Data(name="mnist"))
     encoding = Encoding("mnist", 10, shape, views, splits, "runs/vae", "0" * 16, section)
     folder.mkdir(parents=True)

@@ -206,7 +206,10 @@ def _complete(out: Path, encoding: Encoding, vae: Autoencoder, train_split: str)
 
 
 def unit_scale(source: LatentSource, chunk: int = 1024) -> float:
-    """`models.vae.unit_scale` of all moments of a split, every view of every example counted once."""
+    """The scale that gives the latents of a split unit variance, over all components together.
+
+    As in Rombach et al. 2022, appendix G; every view of every example is counted once.
+    """
     sums, count = np.zeros(3), 0
     for start in tqdm(range(0, len(source), chunk), unit="batch", desc="measuring the scale", disable=None):
         moments = source.records(np.arange(start, min(start + chunk, len(source))))["moments"]

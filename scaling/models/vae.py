@@ -40,7 +40,7 @@ SIZES = {
     # Stable Diffusion's, f8 with 4 channels: the first stage, and scale_factor, of CompVis/stable-diffusion,
     # configs/stable-diffusion/v1-inference.yaml.
     "SD": Size((128, 256, 512, 512), 2, 32, latent_channels=4, latent_scale=0.18215, shape=(256, 256, 3)),
-    # For data such as MNIST on a laptop: f4, to 7x7 latents, whose scale is the data's own (`unit_scale`).
+    # For data such as MNIST on a laptop: f4, to 7x7 latents, whose scale is the data's own.
     "small": Size((8, 16, 32), 1, 4, latent_channels=4, latent_scale=None, shape=(28, 28, 1)),
 }
 VARIANTS: tuple[variants.Variant, ...] = tuple((name, {}) for name in SIZES)
@@ -240,14 +240,6 @@ class VAE(nn.Module):
 def sample(mean: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
     """A draw [B, h, w, Z] from N(mean, exp(logvar)), by reparametrisation (Kingma & Welling 2014, eq. 10)."""
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-
-
-def unit_scale(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """The scale that gives latents with these moments [B, h, w, Z] unit variance: a scalar [].
-
-    1 over their standard deviation, over all components together (Rombach et al. 2022, appendix G).
-    """
-    return jax.lax.rsqrt(jnp.var(mean) + jnp.mean(jnp.exp(logvar)))
 
 
 def tiled_decode(
