@@ -16,11 +16,12 @@ VERBS = ["train", "evaluate", "sample", "encode", "sweep", "report", "models", "
 @pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_loads_nothing_heavy(verb: str) -> None:
     script = (
-        "import sys, scaling.cli\n"
+        "import sys, time, scaling.cli\n"
         "try: scaling.cli.main(sys.argv[1:])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "heavy = {'jax', 'flax', 'numpy', 'tensorflow', 'matplotlib', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
+        "assert time.process_time() < 0.5, 'seconds of this process, its start included'\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *([verb] if verb else []), "--help"],

@@ -68,6 +68,7 @@ FIGURES: dict[str, list[tuple[str, dict[str, Any], Figure]]] = {
         ("ViT-B/32", {}, Figure(151.28, 7.39, OPEN_CLIP)),
         ("ViT-B/16", {}, Figure(149.62, 20.545, OPEN_CLIP)),
         ("ViT-L/14", {}, Figure(427.62, 87.665, OPEN_CLIP)),
+        ("ViT-L/14", {"resolution": 336}, Figure(427.94, 197.61, OPEN_CLIP)),
     ],
     "vilt": [("B/32", {}, Figure(111.6, None, "Kim et al. 2021, with text embeddings and pooler"))],
     "vivit": [

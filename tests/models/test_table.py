@@ -3,14 +3,16 @@
 import csv
 import io
 import json
+import resource
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from scaling import models
+from scaling import flops, models
 from scaling.errors import UserError
 from scaling.models import dit, published, table, variants, vit
 
@@ -70,7 +72,8 @@ clip,RN101,{},119.69,,
 clip,RN50x4,{},178.30,,
 clip,ViT-B/32,{},151.28,7.39,1e-3
 clip,ViT-B/16,{},149.62,20.545,1e-3
-clip,ViT-L/14,{},427.62,87.665,1e-3"""
+clip,ViT-L/14,{},427.62,87.665,1e-3
+clip,ViT-L/14,"{""resolution"": 336}",427.94,197.61,1e-3"""
 
 Rows = dict[tuple[str, str, str], dict[str, Any]]
 
@@ -79,11 +82,43 @@ def key(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["family"], row["variant"], json.dumps(row["options"])
 
 
+class Counting(NamedTuple):
+    rows: list[dict[str, Any]]
+    given: list[Any]  # the weights and inputs that were counted with
+    seconds: float  # of this process, whatever else runs
+    gigabytes: float  # by which its greatest memory grew
+
+
 @pytest.fixture(scope="module")
-def rows() -> Rows:
-    listed = table.rows()
-    assert len(listed) == len({key(row) for row in listed})
-    return {key(row): row for row in listed}
+def counting() -> Counting:
+    """Every registered variant counted, once."""
+    given, count = [], flops.macs
+
+    def spy(fn: Any, *args: Any) -> int:
+        given.extend(jax.tree.leaves(args))
+        return count(fn, *args)
+
+    def gigabytes() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flops, "macs", spy)
+        seconds, before = time.process_time(), gigabytes()
+        listed = table.rows()
+        return Counting(listed, given, time.process_time() - seconds, gigabytes() - before)
+
+
+def test_counting_takes_under_2_minutes_and_allocates_no_weights(counting: Counting) -> None:
+    assert counting.seconds < 120
+    assert {type(leaf) for leaf in counting.given} == {jax.ShapeDtypeStruct}
+    assert sum(leaf.size for leaf in counting.given) > 21e9  # 86 GB of float32
+    assert counting.gigabytes < 1
+
+
+@pytest.fixture(scope="module")
+def rows(counting: Counting) -> Rows:
+    assert len(counting.rows) == len({key(row) for row in counting.rows})
+    return {key(row): row for row in counting.rows}
 
 
 def test_every_registered_variant_is_exact(rows: Rows) -> None:
@@ -112,6 +147,23 @@ def test_the_other_families_agree_with_what_is_published(rows: Rows) -> None:
             assert f"{row['params'] / 1e6:.{digits}f}" == fact["params_m"], fact
         if fact["gmacs"]:
             assert row["gmacs"] == pytest.approx(float(fact["gmacs"]), rel=float(fact["within"])), fact
+
+
+def test_unets_agree_with_what_is_printed_of_them(rows: Rows) -> None:
+    """In whole millions.
+
+    ADM-U's printed 608 M and 742 G are ADM-64 and its upsampler. LDM's label table has a row more, for no
+    label, and its printed sizes are of the U-Net without that table: 394.98 M, printed as 395, and 400.92 M,
+    printed as 400, which is cut off and not rounded.
+    """
+    found = {variant: row for (family, variant, _), row in rows.items() if family == "unet"}
+    params = {name: row["params"] / 1e6 for name, row in found.items()}
+    assert round(params["ADM-64"] + params["ADM-U-256"]) == 608
+    assert found["ADM-64"]["gmacs"] + found["ADM-U-256"]["gmacs"] == pytest.approx(742, rel=1e-3)
+    label = 1001 * 512 / 1e6
+    assert params["LDM-8"] - label == pytest.approx(394.98, abs=5e-3)
+    assert params["LDM-4"] - label == pytest.approx(400.92, abs=5e-3)
+    assert 0.3 < params["small"] < 1
 
 
 def test_dit_at_512_pixels_agrees_with_the_paper() -> None:
