@@ -17,9 +17,9 @@ from scaling.models import clip, layers
 from scaling.models.clip_resnet import Bottleneck, ModifiedResNet
 from scaling.models.convolutions import Stage
 from tests.models import parity
+from tests.models.running import KEY, check_bfloat16, jit, largest_error, scalar
 
 Tree = dict[str, Any]
-KEY = jax.random.key(0)
 SMALL: Tree = {"features": 10, "depth": (1, 1, 3, 1), "width": 128, "heads": 2, "resolution": 64}
 
 
@@ -50,13 +50,6 @@ def random_variables(init: Any, x: np.ndarray) -> Any:
 @pytest.fixture(scope="module")
 def variables() -> Any:
     return random_variables(ModifiedResNet(**SMALL).init, images())
-
-
-def largest_error(value: Any, expected: Any) -> float:
-    largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
-    return max(
-        np.abs(v - e).max() / largest for v, e in zip(*map(jax.tree.leaves, (value, expected)), strict=True)
-    )
 
 
 # A naive form, written from section 2.4 with none of the package's code
@@ -154,7 +147,7 @@ def test_modified_resnet_in_training_against_a_naive_form() -> None:
 def test_modified_resnet_against_a_naive_form(variables: Any) -> None:
     double = jax.tree.map(lambda v: torch.tensor(np.asarray(v), dtype=torch.float64), variables)
     expected = naive_resnet(double["params"], double["batch_stats"], images(), False).numpy()
-    out = np.asarray(parity.jit(ModifiedResNet(**SMALL).apply)(variables, images()))
+    out = np.asarray(jit(ModifiedResNet(**SMALL).apply)(variables, images()))
     assert largest_error(out, expected) < 1e-4
 
 
@@ -175,9 +168,9 @@ def run(stage: Stage, variables: Any, x: np.ndarray) -> tuple[Any, Any]:
     def loss(params: Any) -> tuple[jax.Array, Any]:
         both = {"params": params, "batch_stats": variables["batch_stats"]}
         out, new = stage.apply(both, x, True, mutable=["batch_stats"])
-        return parity.scalar(out), (out, new["batch_stats"])
+        return scalar(out), (out, new["batch_stats"])
 
-    grads, out = jax.device_get(parity.jit(jax.grad(loss, has_aux=True))(variables["params"]))
+    grads, out = jax.device_get(jit(jax.grad(loss, has_aux=True))(variables["params"]))
     return out, grads
 
 
@@ -194,18 +187,16 @@ def test_every_form_of_the_depth_gives_the_same() -> None:
 
 def test_bfloat16_is_close_and_its_features_float32(variables: Any) -> None:
     exact, out = (
-        np.asarray(parity.jit(ModifiedResNet(**SMALL, dtype=dtype).apply)(variables, images()))
+        np.asarray(jit(ModifiedResNet(**SMALL, dtype=dtype).apply)(variables, images()))
         for dtype in (jnp.float32, jnp.bfloat16)
     )
-    assert out.dtype == np.float32
-    # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
-    assert 1e-4 < largest_error(out, exact) < 2e-2
+    check_bfloat16(out, exact)
 
 
 def test_forward_mode_agrees_with_finite_differences(variables: Any) -> None:
     model, h = ModifiedResNet(**SMALL), 3e-4  # so small that hardly a ReLU changes side
 
-    @parity.jit
+    @jit
     def at(nudge: float) -> Any:
         nudged = jax.tree.map(lambda p: p * (1 + nudge), variables["params"])
         return jax.jvp(
@@ -226,12 +217,12 @@ def test_another_resolution_resizes_the_table_and_nothing_else(variables: Any) -
     resized = variables | {"params": variables["params"] | {"pool": pool}}
     shapes = jax.eval_shape(made_for_it.init, KEY, x)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, resized)
-    expected = parity.jit(made_for_it.apply)(resized, x)
-    assert_allclose(parity.jit(ModifiedResNet(**SMALL).apply)(variables, x), expected, rtol=1e-4, atol=1e-4)
+    expected = jit(made_for_it.apply)(resized, x)
+    assert_allclose(jit(ModifiedResNet(**SMALL).apply)(variables, x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_names_shapes_and_start_of_the_parameters() -> None:
-    params = jax.device_get(parity.jit(ModifiedResNet(**SMALL).init)(KEY, images(batch=1)))["params"]
+    params = jax.device_get(jit(ModifiedResNet(**SMALL).init)(KEY, images(batch=1)))["params"]
     flat = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     assert flat["stem1/kernel"].shape == (3, 3, 3, 2)
     assert flat["stem3/kernel"].shape == (3, 3, 2, 4)

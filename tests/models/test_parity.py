@@ -17,30 +17,45 @@ from transformers import ViTConfig, ViTForImageClassification
 from scaling.convert.diffusers import dit as diffusers_dit
 from scaling.convert.huggingface import vit as huggingface_vit
 from scaling.models import dit, vit
-from tests.models import parity
+from tests.models import parity, running
 
 DEPTH, WIDTH, HEADS = 3, 24, 3
 RNG = np.random.default_rng(0)
 
 
-def test_dit_against_diffusers() -> None:
+def compare_dit(model: dit.DiT, side: int, scale: float) -> None:
     reference = DiTTransformer2DModel(
-        num_attention_heads=HEADS, attention_head_dim=WIDTH // HEADS, num_layers=DEPTH, in_channels=4,
-        out_channels=8, sample_size=8, patch_size=2, num_embeds_ada_norm=10, norm_eps=1e-6,
+        num_attention_heads=model.heads, attention_head_dim=model.width // model.heads,
+        num_layers=model.depth, in_channels=4, out_channels=8, sample_size=side, patch_size=model.patch,
+        num_embeds_ada_norm=model.num_classes, norm_eps=1e-6,
     ).eval()  # fmt: skip
-    parity.randomise(reference.double())
+    parity.randomise(reference.double(), scale)
     embedders = [block.norm1.emb for block in reference.transformer_blocks]
     for each in embedders:
         each.time_proj.downscale_freq_shift = 0  # diffusers' frequencies are not the paper's
         each.load_state_dict(embedders[0].state_dict())  # DiT has one; diffusers repeats it in every block
-    x = RNG.standard_normal((3, 8, 8, 4)).astype(np.float32)
-    t, y = np.array([0, 250, 999]), np.array([3, 7, 10])
+    x = RNG.standard_normal((3, side, side, 4)).astype(np.float32)
+    t, y = np.array([0, 250, 999]), np.array([3, 7, model.num_classes])
     images = torch.from_numpy(x).double().permute(0, 3, 1, 2)
     out = reference(images, torch.from_numpy(t), torch.from_numpy(y)).sample.permute(0, 2, 3, 1)
 
-    model = dit.DiT(patch=2, width=WIDTH, depth=DEPTH, heads=HEADS, num_classes=10)
     inputs = {"x": x, "t": t.astype(np.float32), "y": y.astype(np.int32)}
     parity.compare(model, diffusers_dit.table(model), inputs, reference, out)
+
+
+def test_dit_against_diffusers() -> None:
+    compare_dit(dit.DiT(patch=2, width=WIDTH, depth=DEPTH, heads=HEADS, num_classes=10), side=8, scale=0.2)
+
+
+@pytest.mark.slow  # 33 million parameters
+def test_dit_s_2_against_diffusers() -> None:
+    compare_dit(dit.make("S/2"), side=32, scale=0.05)
+
+
+def compare_vit(model: vit.ViT, reference: ViTForImageClassification, batch: int) -> None:
+    x = RNG.standard_normal((batch, model.resolution, model.resolution, 3)).astype(np.float32)
+    out = reference(torch.from_numpy(x).double().permute(0, 3, 1, 2)).logits
+    parity.compare(model, huggingface_vit.table(model), {"x": x}, reference, out)
 
 
 def test_vit_against_transformers() -> None:
@@ -50,13 +65,19 @@ def test_vit_against_transformers() -> None:
     )  # fmt: skip
     reference = ViTForImageClassification(config).eval().double()
     parity.randomise(reference, 0.5)  # enough for the two forms of GELU to differ
-    x = RNG.standard_normal((3, 12, 12, 3)).astype(np.float32)
-    out = reference(torch.from_numpy(x).double().permute(0, 3, 1, 2)).logits
-
     model = vit.ViT(
         patch=4, width=WIDTH, depth=DEPTH, heads=HEADS, num_classes=7, resolution=12, epsilon=1e-3
     )
-    parity.compare(model, huggingface_vit.table(model), {"x": x}, reference, out)
+    compare_vit(model, reference, batch=3)
+
+
+@pytest.mark.slow  # 87 million parameters
+def test_vit_b_16_against_transformers() -> None:
+    config = ViTConfig(num_labels=1000, layer_norm_eps=1e-6)  # for the rest, transformers' default is B/16
+    torch.manual_seed(0)
+    reference = ViTForImageClassification(config).eval().double()
+    parity.randomise(reference, 0.05, kept=1)
+    compare_vit(vit.make("B/16"), reference, batch=2)
 
 
 # A naive DiT: one example, one head at a time, written from the paper with none of the package's code.
@@ -155,6 +176,8 @@ def test_the_other_blocks_of_dit_against_a_naive_form(kind: Any) -> None:
     shapes = jax.eval_shape(model.init, jax.random.key(0), **inputs)["params"]
     scale = 0.2 if kind == "adaln" else 0.7  # enough for the two forms of GELU to differ
     params = jax.tree.map(lambda s: (scale * RNG.standard_normal(s.shape)).astype(np.float32), shapes)
+    for name, leaf in running.named(params).items():
+        leaf *= 0.1 if "query" in name else 1  # or attention to one token alone: keys without a gradient
 
     theirs = jax.tree.map(lambda p: torch.tensor(p, dtype=torch.float64, requires_grad=True), params)
     out = torch.stack([naive_dit(theirs, kind, *example) for example in zip(*inputs.values(), strict=True)])

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,21 +22,14 @@ from scaling.errors import UserError
 from scaling.models import resnet
 from scaling.models.convolutions import Stage
 from tests.models import parity
+from tests.models.running import KEY, check_bfloat16, jit, largest_error, named, scalar
 
-KEY = jax.random.key(0)
 SMALL: dict[str, Any] = {"depths": (1, 1, 3, 1), "width": 4, "num_classes": 7}
 BASIC = resnet.ResNet(**SMALL, bottleneck=False)
 
 
 def images(batch: int = 3, height: int = 41, width: int = 50) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((batch, height, width, 3)).astype(np.float32)
-
-
-def largest_error(value: Any, expected: Any) -> float:
-    largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
-    return max(
-        np.abs(v - e).max() / largest for v, e in zip(*map(jax.tree.leaves, (value, expected)), strict=True)
-    )
 
 
 # Against transformers
@@ -104,7 +96,7 @@ def compare(
         slopes = rules.load(names, parity.backward(theirs, logits))["params"]
         parity.check(model, variables, {"x": x}, (expected, statistics), slopes, call)
         return
-    ours = jax.device_get(parity.jit(call)(variables, x))
+    ours = jax.device_get(jit(call)(variables, x))
     for value, other in zip(jax.tree.leaves(ours), jax.tree.leaves((expected, statistics)), strict=True):
         assert largest_error(value, other) < 1e-4
 
@@ -130,7 +122,7 @@ def evaluated() -> Any:
     theirs = reference(BASIC).eval()
     variables = rules.load(huggingface_resnet.table(BASIC), parity.saved(theirs))
 
-    @parity.jit
+    @jit
     def forward(variables: Any, x: jax.Array) -> Any:
         out = [BASIC.apply(variables, x, method=method) for method in ("stages", "features", "__call__")]
         return *out, BASIC.apply(variables, x, mutable=["batch_stats"])[1]
@@ -169,11 +161,9 @@ def test_bfloat16_is_close_and_its_outputs_float32(evaluated: Any) -> None:
         half = resnet.ResNet(**SMALL, bottleneck=False, dtype="bfloat16")
         return half.apply(variables, x, method="stages"), half.apply(variables, x)
 
-    out = jax.device_get(parity.jit(maps_and_logits)(variables, images()))
-    assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {np.dtype("float32")}
+    out = jax.device_get(jit(maps_and_logits)(variables, images()))
     for value, expected in zip(jax.tree.leaves(out), [*maps, logits], strict=True):
-        # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
-        assert 1e-4 < largest_error(value, expected) < 2e-2
+        check_bfloat16(value, expected)
 
 
 # Statistics and depth
@@ -200,7 +190,7 @@ def test_statistics_over_devices_are_those_of_the_whole_batch() -> None:
     x = images(8, 33, 33)
     x *= np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1, 1)  # no device's statistics are like another's
     variables = random_variables(BASIC, x)
-    step = parity.jit(functools.partial(BASIC.apply, train=True, mutable=["batch_stats"]))
+    step = jit(functools.partial(BASIC.apply, train=True, mutable=["batch_stats"]))
     logits, updated = jax.device_get(step(variables, x))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh), nn.logical_axis_rules((("batch", "data"),)):
@@ -229,9 +219,9 @@ def gradients(model: Stage, variables: Any, x: np.ndarray) -> Any:
     def loss(params: Any, x: jax.Array) -> Any:
         rest = {"batch_stats": variables["batch_stats"]}
         out, updated = model.apply({"params": params, **rest}, x, train=True, mutable=["batch_stats"])
-        return parity.scalar(out), (out, updated)
+        return scalar(out), (out, updated)
 
-    return jax.device_get(parity.jit(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x))
+    return jax.device_get(jit(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x))
 
 
 @pytest.mark.parametrize(
@@ -278,9 +268,9 @@ def test_forward_mode_agrees_with_reverse_mode(scanned: Any) -> None:
 
     def total(params: Any, x: jax.Array) -> jax.Array:
         rest = {"batch_stats": variables["batch_stats"]}
-        return parity.scalar(stage().apply({"params": params, **rest}, x, True, mutable=["batch_stats"])[0])
+        return scalar(stage().apply({"params": params, **rest}, x, True, mutable=["batch_stats"])[0])
 
-    slope = parity.jit(lambda p, t: jax.jvp(total, p, t))(primals, tangents)[1]
+    slope = jit(lambda p, t: jax.jvp(total, p, t))(primals, tangents)[1]
     terms = [
         np.sum(a * b, dtype=np.float64)
         for a, b in zip(*map(jax.tree.leaves, (slopes, tangents)), strict=True)
@@ -297,10 +287,6 @@ def test_the_whole_network_can_be_differentiated_forwards(form: dict[str, Any]) 
 
 
 # Start, options
-
-
-def flat(tree: Any) -> dict[str, Any]:
-    return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
 def test_names_and_shapes_of_the_variables() -> None:
@@ -322,9 +308,9 @@ def test_names_and_shapes_of_the_variables() -> None:
         norms |= {f"{first}/norm_shortcut": (4 * width,)}
     expected = {f"{name}/kernel": shape for name, shape in kernels.items()} | {"head/bias": (1000,)}
     expected |= {f"{name}/{part}": shape for name, shape in norms.items() for part in ("scale", "bias")}
-    assert {name: leaf.shape for name, leaf in flat(variables["params"]).items()} == expected
+    assert {name: leaf.shape for name, leaf in named(variables["params"]).items()} == expected
     expected = {f"{name}/{part}": shape for name, shape in norms.items() for part in ("mean", "var")}
-    assert {name: leaf.shape for name, leaf in flat(variables["batch_stats"]).items()} == expected
+    assert {name: leaf.shape for name, leaf in named(variables["batch_stats"]).items()} == expected
 
 
 @pytest.mark.parametrize(("bottleneck", "last"), [(False, "norm2"), (True, "norm3")])
@@ -336,7 +322,7 @@ def test_start_of_the_variables(bottleneck: bool, last: str) -> None:
         chosen = {name: variables["params"][name] for name in ("stem", "stage3", "head")}
         return chosen, variables["batch_stats"]["stage3"]
 
-    params, statistics = map(flat, jax.device_get(parity.jit(some)()))
+    params, statistics = map(named, jax.device_get(jit(some)()))
     features = params["head/kernel"].shape[0]
     for leaf in (params.pop("head/kernel"), params.pop("head/bias")):  # uniform within 1 / sqrt(fan in)
         assert np.abs(leaf).max() == pytest.approx(features**-0.5, rel=0.02)

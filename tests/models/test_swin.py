@@ -17,9 +17,9 @@ from scaling.convert.huggingface import swin as huggingface_swin
 from scaling.convert.rules import load
 from scaling.errors import UserError
 from scaling.models import swin, table, vit
-from tests.models import parity
+from tests.models import parity, running
+from tests.models.running import KEY, jit, largest_error, named, random_params, run
 
-KEY = jax.random.key(0)
 # Maps of 7x9 and 4x5: padding of patches, windows and mergings, and shifts in both stages.
 SMALL: dict[str, Any] = dict(patch=2, width=8, depths=(2, 4), heads=(1, 2), window=3, num_classes=7)
 STAGE: dict[str, Any] = SMALL | dict(depths=(4,), heads=(2,))
@@ -27,30 +27,6 @@ STAGE: dict[str, Any] = SMALL | dict(depths=(4,), heads=(2,))
 
 def images(height: int = 13, width: int = 18, batch: int = 2) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((batch, height, width, 3)).astype(np.float32)
-
-
-def random_params(model: swin.Swin, x: np.ndarray, scale: float = 0.4) -> Any:
-    shapes = jax.eval_shape(model.init, KEY, x)
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda s: (scale * rng.standard_normal(s.shape)).astype(np.float32), shapes)
-
-
-def run(model: swin.Swin, params: Any, x: np.ndarray) -> tuple[np.ndarray, Any]:
-    """The logits, and the gradient of a weighted sum of them."""
-
-    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        out = model.apply(params, x)
-        return parity.scalar(out), out
-
-    grads, out = jax.device_get(parity.jit(jax.grad(loss, has_aux=True))(params))
-    return out, grads
-
-
-def largest_error(value: Any, expected: Any) -> float:
-    largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
-    return max(
-        np.abs(v - e).max() / largest for v, e in zip(*map(jax.tree.leaves, (value, expected)), strict=True)
-    )
 
 
 # Parity
@@ -91,7 +67,7 @@ def test_against_transformers_with_padding_shifts_and_a_clipped_window() -> None
     )  # fmt: skip
     rules = huggingface_swin.table(model)
     variables = load(rules, parity.saved(reference))
-    ours = parity.jit(functools.partial(model.apply, method="feature_maps"))(variables, x)
+    ours = jit(functools.partial(model.apply, method="feature_maps"))(variables, x)
     for one, expected in zip(ours, maps, strict=True):
         assert largest_error(np.asarray(one), expected.detach().numpy()) < 1e-4
     logits = reference.classifier(out.pooler_output)
@@ -119,8 +95,7 @@ def test_full_size_against_transformers() -> None:
 def test_names_shapes_and_start_of_the_parameters() -> None:
     model = swin.make("T", depths=(2, 2), heads=(3, 6))
     key = jax.random.key(0, impl="unsafe_rbg")  # quick to compile
-    params = jax.device_get(parity.jit(model.init)(key, images(14, 14)))["params"]
-    flat = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    flat = named(jax.device_get(jit(model.init)(key, images(14, 14)))["params"])
     kernels, zeros, ones = {}, {}, {}
     for stage, width, heads in ((1, 96, 3), (2, 192, 6)):
         for name in (f"stage{stage}/plain", f"stage{stage}/shifted"):
@@ -163,7 +138,7 @@ def test_no_parameter_depends_on_the_input() -> None:
 @pytest.fixture(scope="module")
 def scanned() -> Any:
     model, x = swin.Swin(**STAGE), images()
-    params = random_params(model, x)
+    params = random_params(model, x, scale=0.4)
     return params, x, *run(model, params, x)
 
 
@@ -177,30 +152,20 @@ def test_every_form_of_the_depth_gives_the_same(form: dict[str, Any], scanned: A
 
 def test_bfloat16_is_close_and_its_logits_float32(scanned: Any) -> None:
     params, x, expected, _ = scanned
-    out = np.asarray(parity.jit(swin.Swin(**STAGE, dtype="bfloat16").apply)(params, x))
-    assert out.dtype == np.float32
-    assert 1e-4 < largest_error(out, expected) < 2e-2
+    running.check_bfloat16(jit(swin.Swin(**STAGE, dtype="bfloat16").apply)(params, x), expected)
 
 
 def test_forward_mode_agrees_with_finite_differences(scanned: Any) -> None:
     params, x, _, _ = scanned
-    model = swin.Swin(**STAGE)
-
-    @parity.jit
-    def at(nudge: float) -> tuple[jax.Array, jax.Array]:
-        nudged = jax.tree.map(lambda p: p * (1 + nudge), params)
-        return jax.jvp(lambda p: model.apply(p, x), (nudged,), (params,))
-
-    slope = (np.asarray(at(0.01)[0]) - np.asarray(at(-0.01)[0])) / 0.02
-    assert largest_error(np.asarray(at(0.0)[1]), slope) < 2e-3
+    running.check_forward_mode(swin.Swin(**STAGE), params, x)
 
 
 def test_logits_are_a_linear_function_of_the_features(scanned: Any) -> None:
     params, x, logits, _ = scanned
-    features = parity.jit(functools.partial(swin.Swin(**STAGE).apply, method="features"))(params, x)
+    features = jit(functools.partial(swin.Swin(**STAGE).apply, method="features"))(params, x)
     assert features.shape == (2, 8)
     assert features.dtype == jnp.float32
-    head = params["params"]["head"]
+    head = jax.device_get(params["params"]["head"])
     assert_allclose(np.asarray(features) @ head["kernel"] + head["bias"], logits, rtol=1e-4, atol=1e-5)
 
 
@@ -218,7 +183,7 @@ def test_the_rate_of_stochastic_depth_rises_over_all_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = images()
-    params = random_params(swin.Swin(**SMALL), x)
+    params = random_params(swin.Swin(**SMALL), x, scale=0.4)
     rates, scaled = 0.6 * np.arange(6) / 5, jax.tree.map(np.copy, params)
     for stage, first in ((1, 0), (2, 2)):
         for second, name in enumerate(("plain", "shifted")):
@@ -226,10 +191,10 @@ def test_the_rate_of_stochastic_depth_rises_over_all_blocks(
             for pair in range(len(blocks["norm_mlp"]["scale"])):
                 for leaf in jax.tree.leaves((blocks["attention"]["out"], blocks["mlp"]["down"])):
                     leaf[pair] *= rates[first + 2 * pair + second]
-    expected = parity.jit(swin.Swin(**SMALL).apply)(scaled, x)
+    expected = jit(swin.Swin(**SMALL).apply)(scaled, x)
     monkeypatch.setattr(swin, "DropPath", Scaled)
     model = swin.Swin(**SMALL, drop_path=0.6)
-    out = parity.jit(functools.partial(model.apply, train=True))(params, x)
+    out = jit(functools.partial(model.apply, train=True))(params, x)
     assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -237,7 +202,7 @@ def test_stochastic_depth_draws_in_training_alone(scanned: Any) -> None:
     params, x, expected, _ = scanned
     model = swin.Swin(**STAGE, drop_path=0.5)
 
-    @functools.partial(parity.jit, static_argnums=1)
+    @functools.partial(jit, static_argnums=1)
     def apply(seed: int, train: bool) -> jax.Array:
         return model.apply(params, x, train, rngs={"dropout": jax.random.key(seed)})
 
@@ -263,8 +228,8 @@ def test_bias_tables_are_resized_as_pytorch_does(windows: tuple[int, int]) -> No
 def test_a_window_sees_itself_and_a_shifted_one_its_neighbours() -> None:
     model = swin.Swin(**SMALL | dict(depths=(2,), heads=(1,), window=4))
     base = images(16, 16, batch=1)  # a map of 8x8
-    params = random_params(model, base)
-    maps = parity.jit(functools.partial(model.apply, method="feature_maps"))
+    params = random_params(model, base, scale=0.4)
+    maps = jit(functools.partial(model.apply, method="feature_maps"))
     blank = jax.tree.map(np.copy, params)
     out = blank["params"]["stage1"]["shifted"]["attention"]["out"]
     out["kernel"] *= 0  # no second attention

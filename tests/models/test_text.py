@@ -17,10 +17,10 @@ from scaling.convert.huggingface import t5 as huggingface_t5
 from scaling.errors import UserError
 from scaling.models import t5, table
 from scaling.models.text import TextTransformer, end_of_text
-from tests.models import parity
+from tests.models import parity, running
+from tests.models.running import KEY, jit, largest_error, named, random_params, run
 
 Tree = dict[str, Any]
-KEY = jax.random.key(0)
 SMALL: Tree = {
     "width": 24, "depth": 2, "heads": 2, "head_width": 8, "mlp_width": 40, "vocabulary": 50,
     "buckets": 8, "max_distance": 20,
@@ -31,13 +31,6 @@ def texts(vocabulary: int = 50, length: int = 24) -> Tree:
     """Two texts, one of them shorter."""
     text = np.random.default_rng(0).integers(0, vocabulary, (2, length)).astype(np.int32)
     return {"text": text, "mask": np.arange(length)[None, :] < np.array([[length], [length - 5]])}
-
-
-def largest_error(value: Any, expected: Any) -> float:
-    largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
-    return max(
-        np.abs(v - e).max() / largest for v, e in zip(*map(jax.tree.leaves, (value, expected)), strict=True)
-    )
 
 
 # T5
@@ -68,9 +61,7 @@ def test_t5_small_against_transformers() -> None:
     model = t5.make("Small")
     torch.manual_seed(0)
     reference = reference_of(model)
-    rng = np.random.default_rng(3)
-    for p in reference.parameters():  # as it starts, but with norms of some effect
-        p.data += torch.from_numpy(0.03 * rng.standard_normal(tuple(p.shape)).astype(np.float32))
+    parity.randomise(reference, 0.03, kept=1)
     compare(model, reference, texts(32128, 200))
 
 
@@ -85,14 +76,12 @@ def test_buckets_of_relative_positions(buckets: int, max_distance: int) -> None:
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(t5.T5Encoder(**SMALL).init, KEY, **texts())
-    return jax.tree.map(lambda s: jnp.asarray(0.2 * rng.standard_normal(s.shape), jnp.float32), shapes)
+    return random_params(t5.T5Encoder(**SMALL), **texts())
 
 
 @pytest.fixture(scope="module")
 def apply() -> Any:
-    return parity.jit(t5.T5Encoder(**SMALL).apply)
+    return jit(t5.T5Encoder(**SMALL).apply)
 
 
 def test_what_stands_at_padding_has_no_influence(params: Any, apply: Any) -> None:
@@ -103,7 +92,7 @@ def test_what_stands_at_padding_has_no_influence(params: Any, apply: Any) -> Non
     assert not np.any(out[~mask])
     assert np.abs(out[mask]).min(axis=-1).max() > 0
     short = text[1:, :19]
-    alone = parity.jit(t5.T5Encoder(**SMALL).apply)(params, short, np.ones_like(short, bool))
+    alone = jit(t5.T5Encoder(**SMALL).apply)(params, short, np.ones_like(short, bool))
     assert_allclose(out[1, :19], alone[0], rtol=1e-4, atol=1e-5)
     assert largest_error(np.asarray(apply(params, text, np.ones_like(mask)))[1, :19], out[1, :19]) > 0.01
 
@@ -114,49 +103,28 @@ def test_a_text_of_padding_alone_is_zero(params: Any, apply: Any) -> None:
     assert not np.any(out)
 
 
-def run(model: t5.T5Encoder, params: Any) -> tuple[Any, Any]:
-    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        out = model.apply(params, **texts())
-        return parity.scalar(out), out
-
-    grads, out = jax.device_get(parity.jit(jax.grad(loss, has_aux=True))(params))
-    return out, grads
-
-
 @pytest.fixture(scope="module")
 def scanned(params: Any) -> Any:
-    return run(t5.T5Encoder(**SMALL), params)
+    return run(t5.T5Encoder(**SMALL), params, **texts())
 
 
 def test_every_form_of_the_depth_gives_the_same(params: Any, scanned: Any) -> None:
-    out, grads = run(t5.T5Encoder(**SMALL, unroll=True, remat="full"), params)
+    out, grads = run(t5.T5Encoder(**SMALL, unroll=True, remat="full"), params, **texts())
     assert largest_error(out, scanned[0]) < 1e-5
     assert largest_error(grads, scanned[1]) < 1e-5
 
 
 def test_bfloat16_is_close_and_its_output_float32(params: Any, scanned: Any) -> None:
-    out = np.asarray(parity.jit(t5.T5Encoder(**SMALL, dtype="bfloat16").apply)(params, **texts()))
-    assert out.dtype == np.float32
-    # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
-    assert 1e-4 < largest_error(out, scanned[0]) < 2e-2
+    running.check_bfloat16(jit(t5.T5Encoder(**SMALL, dtype="bfloat16").apply)(params, **texts()), scanned[0])
 
 
 def test_forward_mode_agrees_with_finite_differences(params: Any) -> None:
-    model = t5.T5Encoder(**SMALL)
-
-    @parity.jit
-    def at(nudge: float) -> Any:
-        nudged = jax.tree.map(lambda p: p * (1 + nudge), params)
-        return jax.jvp(lambda p: model.apply(p, **texts()), (nudged,), (params,))
-
-    slope = (np.asarray(at(0.005)[0]) - np.asarray(at(-0.005)[0])) / 0.01
-    assert largest_error(np.asarray(at(0.0)[1]), slope) < 2e-3
+    running.check_forward_mode(t5.T5Encoder(**SMALL), params, step=0.005, **texts())
 
 
 def test_names_shapes_and_start_of_the_parameters() -> None:
     options = SMALL | {"width": 64, "mlp_width": 96, "vocabulary": 300, "depth": 4}
-    made = jax.device_get(parity.jit(t5.T5Encoder(**options).init)(KEY, **texts()))["params"]
-    flat = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(made)}
+    flat = named(jax.device_get(jit(t5.T5Encoder(**options).init)(KEY, **texts()))["params"])
     expected = {  # shape and deviation
         "tokens/embedding": ((300, 64), 1.0),
         "relative_bias": ((8, 2), 64**-0.5),
@@ -226,10 +194,8 @@ def test_a_mask_of_another_shape_is_refused() -> None:
 def causal() -> Any:
     """A function of texts, and its shape."""
     model = TextTransformer(width=16, depth=2, heads=2, vocabulary=50, context=10)
-    rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(model.init, KEY, texts(length=10)["text"])
-    params = jax.tree.map(lambda s: jnp.asarray(0.5 * rng.standard_normal(s.shape), jnp.float32), shapes)
-    return functools.partial(parity.jit(model.apply), params)
+    params = random_params(model, texts(length=10)["text"], scale=0.5)
+    return functools.partial(jit(model.apply), params)
 
 
 def test_a_token_has_no_influence_on_those_before_it(causal: Any) -> None:

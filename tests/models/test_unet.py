@@ -12,14 +12,14 @@ from numpy.testing import assert_allclose
 
 from scaling import flops
 from scaling.errors import UserError
-from scaling.models import table, unet
+from scaling.models import unet
 from scaling.models.convolutions import average_pool, upsample
 from scaling.objectives.base import Extras
 from scaling.objectives.diffusion import Diffusion
 from scaling.sampling import Sampling, make_sampler
-from tests.models import parity
+from tests.models import running
+from tests.models.running import KEY, jit, largest_error, named, random_params, run
 
-KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 BASE: dict[str, Any] = {"width": 8, "groups": 4, "num_classes": 10, "epsilon": 1e-3}
 # One stage each: compiling is most of a test's time.
@@ -34,42 +34,13 @@ def batch(height: int = 8, width: int = 4, channels: int = 3, size: int = 2) -> 
     return {"x": x, "t": t, "y": np.array([4, 10, 0], np.int32)[:size]}
 
 
-# Counts
-
-
-@pytest.mark.slow
-def test_counts_are_the_published_ones() -> None:
-    """Multiply-adds as recomputed from the papers' architectures, parameters as printed, in millions.
-
-    ADM-U's printed 608 M and 742 G are ADM-64 and its upsampler. LDM's label table has a row more, for no
-    label, and its printed sizes are of the U-Net without that table: 394.98 M, printed as 395, and 400.92 M,
-    printed as 400, which is cut off and not rounded.
-    """
-    found = {name: table.cost(unet.make(name), unet.inputs(name)) for name in unet.SIZES}
-    gmacs = {"ADM-64": 109.7, "ADM-256": 1119.8, "ADM-U-256": 631.6, "LDM-4": 104.2, "LDM-8": 57.0}
-    for name, value in gmacs.items():
-        assert found[name]["gmacs"] == pytest.approx(value, rel=1e-3), name
-    params = {name: row["params"] / 1e6 for name, row in found.items()}
-    assert round(params["ADM-256"]) == 554
-    assert round(params["ADM-64"] + params["ADM-U-256"]) == 608
-    label = 1001 * 512 / 1e6
-    assert params["LDM-8"] - label == pytest.approx(394.98, abs=5e-3)
-    assert params["LDM-4"] - label == pytest.approx(400.92, abs=5e-3)
-    assert 0.3 < params["small"] < 1
-
-
 # Names, and how parameters start
-
-
-def paths(params: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(params["params"])
-    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
 
 
 @KINDS
 def test_names_and_shapes_of_the_parameters(kind: Any) -> None:
     model = unet.UNet(kind=kind, width=64, multipliers=(1, 2), depth=1, attention=(2,), num_classes=99)
-    leaves = paths(jax.eval_shape(functools.partial(model.init, KEY), **batch()))
+    leaves = named(jax.eval_shape(functools.partial(model.init, KEY), **batch())["params"])
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     blocks = ["down_0_block_0", "down_1_block_0", "middle_block_0", "middle_block_1"]
     blocks += ["up_1_block_0", "up_1_block_1", "up_0_block_0", "up_0_block_1"]
@@ -111,9 +82,9 @@ KIND_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 @KINDS
 def test_what_starts_at_0_and_what_as_pytorch_starts_it(kind: str) -> None:
     model = ONE[kind].clone(width=64, groups=32, head_width=32, num_classes=99)
-    params = parity.jit(model.init)(KEY, **batch())
+    params = jit(model.init)(KEY, **batch())
     zeros = ("conv_out/kernel", "output/kernel", "proj_out/kernel", "bias")
-    for path, leaf in paths(params).items():
+    for path, leaf in named(params["params"]).items():
         zero = path.endswith(zeros) or (kind == "adm" and path.endswith("attention/out/kernel"))
         assert zero == (not np.any(leaf)), path
         if path.endswith("embedding"):
@@ -127,42 +98,18 @@ def test_what_starts_at_0_and_what_as_pytorch_starts_it(kind: str) -> None:
 # Forms
 
 
-def random_params(model: unet.UNet, inputs: dict[str, Any], scale: float = 0.2) -> Any:
-    shapes = jax.eval_shape(model.init, KEY, **inputs)
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda s: jnp.asarray(scale * rng.standard_normal(s.shape), jnp.float32), shapes)
-
-
-def run(model: unet.UNet, params: Any, inputs: dict[str, Any]) -> tuple[np.ndarray, Any]:
-    """The output, and the gradient of a weighted sum of it."""
-
-    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        out = model.apply(params, **inputs)
-        return parity.scalar(out), out
-
-    grads, out = jax.device_get(parity.jit(jax.grad(loss, has_aux=True))(params))
-    return out, grads
-
-
-def gradient_error(grads: Any, expected: Any) -> float:
-    """The largest error of a gradient, relative to the model's largest."""
-    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
-    errors = jax.tree.map(lambda g, e: np.abs(g - e).max() / largest, grads, expected)
-    return max(jax.tree.leaves(errors))
-
-
 @pytest.fixture(scope="module")
 def plain() -> Any:
     inputs = batch()
-    params = random_params(ONE["adm"], inputs)
-    return params, inputs, *run(ONE["adm"], params, inputs)
+    params = random_params(ONE["adm"], **inputs)
+    return params, inputs, *run(ONE["adm"], params, **inputs)
 
 
 def test_remat_gives_the_same(plain: Any) -> None:
     params, inputs, expected, expected_grads = plain
-    out, grads = run(ONE["adm"].clone(remat="full"), params, inputs)
-    assert np.abs(out - expected).max() < 1e-5 * np.abs(expected).max()
-    assert gradient_error(grads, expected_grads) < 1e-5
+    out, grads = run(ONE["adm"].clone(remat="full"), params, **inputs)
+    assert largest_error(out, expected) < 1e-5
+    assert largest_error(grads, expected_grads) < 1e-5
 
 
 def test_remat_recomputes_the_blocks_and_dots_keeps_linear_layers(plain: Any) -> None:
@@ -178,24 +125,14 @@ def test_remat_recomputes_the_blocks_and_dots_keeps_linear_layers(plain: Any) ->
 
 def test_bfloat16_is_close_and_its_output_float32(plain: Any) -> None:
     params, inputs, expected, _ = plain
-    out = parity.jit(ONE["adm"].clone(dtype="bfloat16").apply)(params, **inputs)
-    assert out.dtype == jnp.float32
-    # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
-    assert 1e-4 < np.abs(out - expected).max() / np.abs(expected).max() < 2e-2
+    running.check_bfloat16(jit(ONE["adm"].clone(dtype="bfloat16").apply)(params, **inputs), expected)
 
 
 @KINDS
 def test_forward_mode_agrees_with_finite_differences(kind: str) -> None:
     model, inputs = ONE[kind].clone(remat="full"), batch()
-    params = random_params(model, inputs)
-
-    @parity.jit
-    def at(nudge: float) -> tuple[jax.Array, jax.Array]:
-        nudged = jax.tree.map(lambda p: p * (1 + nudge), params)
-        return jax.jvp(lambda p: model.apply(p, **inputs), (nudged,), (params,))
-
-    slope = (np.asarray(at(0.005)[0]) - np.asarray(at(-0.005)[0])) / 0.01
-    assert np.abs(np.asarray(at(0.0)[1]) - slope).max() < 3e-3 * np.abs(slope).max()
+    params = random_params(model, **inputs)
+    running.check_forward_mode(model, params, step=0.005, within=3e-3, **inputs)
 
 
 def test_resampling_of_pixels() -> None:
@@ -215,7 +152,7 @@ def test_it_trains_under_the_diffusion_objective() -> None:
     shapes = jax.eval_shape(task.init, KEY, given)["params"]
     params = jax.tree.map(lambda s: jnp.asarray(0.1 * RNG.standard_normal(s.shape), jnp.float32), shapes)
 
-    @parity.jit
+    @jit
     def step(params: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         value, grads = jax.value_and_grad(lambda p: task.loss(p, Extras(), given, key, True).value)(params)
         return jax.tree.map(lambda p, g: p - 0.02 * g, params, grads), value
@@ -239,13 +176,7 @@ def test_its_samples_are_images(kind: str) -> None:
 @KINDS
 def test_the_null_label_is_the_last_row_of_the_table(kind: str) -> None:
     model, inputs = ONE[kind], batch()
-    params = random_params(model, inputs)
-    changed = jax.tree.map(lambda x: x, params)
-    changed["params"]["label"]["embedding"] = params["params"]["label"]["embedding"].at[10].add(1.0)
-    apply = parity.jit(model.apply)
-    before, after = apply(params, **inputs), apply(changed, **inputs)
-    assert_allclose(before[0], after[0])  # label 4
-    assert not jnp.allclose(before[1], after[1])  # label 10
+    running.check_null_label(model, random_params(model, **inputs), **inputs)
 
 
 # What it accepts

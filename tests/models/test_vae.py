@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from scaling.convert.diffusers import vae as diffusers_vae
 from scaling.errors import UserError
 from scaling.models import table, vae
-from tests.models import parity
+from tests.models import parity, running
+from tests.models.running import KEY, jit, largest_error, named, random_params, scalar
 
-KEY = jax.random.key(0)
 TINY: dict[str, Any] = {"widths": (4, 8), "blocks": 1, "groups": 2, "latent_channels": 2}
 
 
@@ -86,42 +86,29 @@ def test_sd_costs_what_diffusers_has() -> None:
     assert cost["tokens"] is None
 
 
-def random_variables(model: vae.VAE, x: jax.Array, scale: float = 0.2) -> Any:
-    rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(model.init, KEY, x)
-    return jax.tree.map(lambda s: jnp.asarray(scale * rng.standard_normal(s.shape), jnp.float32), shapes)
-
-
 def image(height: int = 4, width: int = 6) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal((2, height, width, 3)), jnp.float32)
-
-
-def largest_error(value: Any, expected: Any) -> float:
-    largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
-    return max(
-        np.abs(v - e).max() / largest for v, e in zip(*map(jax.tree.leaves, (value, expected)), strict=True)
-    )
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Any:
     model, x = vae.VAE(**TINY), image()
-    variables = random_variables(model, x)
-    return model, variables, x, np.asarray(parity.jit(model.apply)(variables, x))
+    variables = random_params(model, x)
+    return model, variables, x, np.asarray(jit(model.apply)(variables, x))
 
 
 def test_remat_gives_the_same() -> None:
     """Of the decoder; the encoder is made of the same parts."""
     options, z = TINY | {"widths": (4,)}, image()[..., :2]
-    variables = random_variables(vae.VAE(**options), image())
+    variables = random_params(vae.VAE(**options), image())
 
     def run(model: vae.VAE) -> tuple[Any, Any]:
         def loss(variables: Any) -> tuple[jax.Array, jax.Array]:
             out = model.apply(variables, z, method="decode")
-            return parity.scalar(out), out
+            return scalar(out), out
 
         assert ("remat" in str(jax.make_jaxpr(loss)(variables))) == (model.remat == "full")
-        return jax.device_get(parity.jit(jax.grad(loss, has_aux=True))(variables))
+        return jax.device_get(jit(jax.grad(loss, has_aux=True))(variables))
 
     (expected_grads, expected), (grads, out) = (run(vae.VAE(**options, remat=r)) for r in ("none", "full"))
     assert largest_error(out, expected) < 1e-5
@@ -131,30 +118,19 @@ def test_remat_gives_the_same() -> None:
 def test_bfloat16_is_close_and_what_comes_out_float32(tiny: Any) -> None:
     _, variables, x, expected = tiny
     model = vae.VAE(**TINY, dtype="bfloat16")
-    out = parity.jit(model.apply)(variables, x)
+    running.check_bfloat16(jit(model.apply)(variables, x), expected)
     moments = jax.eval_shape(functools.partial(model.apply, method="moments"), variables, x)
-    assert {leaf.dtype for leaf in (out, *moments)} == {np.dtype("float32")}
-    # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
-    assert 1e-4 < largest_error(out, expected) < 2e-2
+    assert {leaf.dtype for leaf in moments} == {np.dtype("float32")}
 
 
 def test_forward_mode_agrees_with_finite_differences(tiny: Any) -> None:
     model, variables, x, _ = tiny
-
-    @parity.jit
-    def at(nudge: float) -> tuple[jax.Array, jax.Array]:
-        nudged = jax.tree.map(lambda p: p * (1 + nudge), variables)
-        return jax.jvp(lambda p: model.apply(p, x), (nudged,), (variables,))
-
-    slope = (np.asarray(at(0.01)[0]) - np.asarray(at(-0.01)[0])) / 0.02
-    assert largest_error(np.asarray(at(0.0)[1]), slope) < 2e-3
+    running.check_forward_mode(model, variables, x)
 
 
 def test_names_shapes_and_start_of_the_parameters() -> None:
     model = vae.VAE(widths=(8, 16), blocks=1, groups=4)
-    params = jax.device_get(parity.jit(model.init)(KEY, image()))["params"]
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    found = {"/".join(k.key for k in path): leaf for path, leaf in leaves}
+    found = named(jax.device_get(jit(model.init)(KEY, image()))["params"])
     for name, shape in {
         "encoder/conv_in/kernel": (3, 3, 3, 8),
         "encoder/down_0/kernel": (3, 3, 8, 8),
@@ -182,7 +158,7 @@ def test_names_shapes_and_start_of_the_parameters() -> None:
 def test_encode_draws_from_the_posterior_by_key(tiny: Any) -> None:
     model, variables, x, reconstruction = tiny
 
-    @parity.jit
+    @jit
     def everything(key: jax.Array) -> Any:
         moments = model.apply(variables, x, method="moments")
         encoded = [model.apply(variables, x, *args, method="encode") for args in ((), (key,))]
@@ -193,7 +169,7 @@ def test_encode_draws_from_the_posterior_by_key(tiny: Any) -> None:
     assert_allclose(mode, mean, rtol=1e-5)
     assert_allclose(z, vae.sample(mean, logvar, KEY), rtol=1e-4, atol=1e-5)
     assert np.abs(everything(jax.random.key(1))[2] - z).min() > 0
-    decode = parity.jit(functools.partial(model.apply, method="decode"))
+    decode = jit(functools.partial(model.apply, method="decode"))
     assert_allclose(decode(variables, mean), reconstruction, rtol=1e-3, atol=1e-4)
     assert_allclose(decode(variables, z), drawn, rtol=1e-3, atol=1e-4)
 
@@ -288,7 +264,7 @@ def test_tiles_of_smooth_latents_differ_little_from_the_whole() -> None:
     Without an overlap, the tiles' edges show.
     """
     model = vae.VAE(**{**TINY, "channels": 1, "widths": (8, 8)})
-    variables = random_variables(model, jnp.zeros((1, 8, 8, 1)), scale=0.1)
+    variables = random_params(model, jnp.zeros((1, 8, 8, 1)), scale=0.1)
     wave = np.cos(2 * np.pi * np.arange(32) / 8)
     z = np.stack([np.add.outer(wave, wave), np.subtract.outer(wave, wave)], -1).astype(np.float32)[None]
     decode = jax.jit(functools.partial(model.apply, variables, method="decode"))

@@ -4,7 +4,6 @@ import functools
 import math
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +13,9 @@ from numpy.testing import assert_allclose
 
 from scaling.errors import UserError
 from scaling.models import table, vilt
-from tests.models.parity import jit, scalar
+from tests.models import running
+from tests.models.running import KEY, block_kernels, jit, largest_error, named, random_params, run
 
-KEY = jax.random.key(0)
 ALL = ("itm", "mlm", "mpp", "vqa", "retrieval")  # but nlvr2, which goes with no other
 SMALL: dict[str, Any] = dict(
     patch=2, width=16, depth=2, heads=2, vocabulary=20, length=7, tasks=("mpp",), resolution=(4, 6)
@@ -34,35 +33,11 @@ def examples(length: int = 5) -> dict[str, jax.Array]:
     }
 
 
-def random_params(model: vilt.ViLT) -> Any:
-    shapes = jax.eval_shape(functools.partial(model.init, KEY), **examples())
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape), jnp.float32), shapes)
-
-
-def run(model: vilt.ViLT, params: Any) -> tuple[Any, Any]:
-    """All outputs, and the gradient of a weighted sum of them."""
-
-    def loss(params: Any) -> tuple[jax.Array, Any]:
-        out = model.apply(params, **examples())
-        return scalar(out), out
-
-    grads, out = jax.device_get(jit(jax.grad(loss, has_aux=True))(params))
-    return out, grads
-
-
-def largest_error(value: Any, expected: Any) -> float:
-    largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
-    return max(
-        np.abs(v - e).max() / largest for v, e in zip(*map(jax.tree.leaves, (value, expected)), strict=True)
-    )
-
-
 @pytest.fixture(scope="module")
 def scanned() -> Any:
     model = vilt.ViLT(**SMALL)
-    params = random_params(model)
-    return params, *run(model, params)
+    params = random_params(model, **examples(), scale=0.3)
+    return params, *run(model, params, **examples())
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +50,9 @@ def apply(scanned: Any) -> Any:
 def test_names_shapes_and_start_of_the_parameters() -> None:
     model = vilt.make("T/4", depth=1, tasks=ALL, num_classes=200)
     inputs = {name: jnp.zeros(s.shape, s.dtype) for name, s in vilt.inputs("T/4").items()}
-    params = jax.device_get(jit(functools.partial(model.init, KEY))(**inputs))["params"]
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    xavier = {  # shape, and fan in + fan out of Xavier's bound
-        "image/patch/kernel": ((48, 128), 48 + 128),
-        **{f"blocks/attention/{n}/kernel": ((1, 128, 16, 8), 4 * 128) for n in ("query", "key", "value")},
-        "blocks/attention/out/kernel": ((1, 16, 8, 128), 2 * 128),
-        "blocks/mlp/up/kernel": ((1, 128, 512), 5 * 128),
-        "blocks/mlp/down/kernel": ((1, 512, 128), 5 * 128),
-    }
-    for name, (shape, fans) in xavier.items():
-        assert flat[name].shape == shape
-        assert np.abs(flat[name]).max() == pytest.approx(math.sqrt(6 / fans), rel=0.01), name
+    flat = named(jax.device_get(jit(functools.partial(model.init, KEY))(**inputs))["params"])
+    xavier = {"image/patch/kernel": ((48, 128), 48 + 128), **block_kernels(depth=1, width=128, heads=16)}
+    running.check_xavier(flat, xavier)
     normal = {
         "word/embedding": (2048, 128), "text/positions": (16, 128), "text/segment_embedding": (2, 128),
         "image/positions": (65, 128), "modality_embedding": (2, 128), "pooler/kernel": (128, 128),
@@ -159,30 +125,20 @@ def test_parameters_of_the_heads(tasks: Any, params: int) -> None:
 
 def test_every_form_of_the_depth_gives_the_same(scanned: Any) -> None:
     params, expected, expected_grads = scanned
-    out, grads = run(vilt.ViLT(**SMALL, remat="dots", unroll=True), params)
+    out, grads = run(vilt.ViLT(**SMALL, remat="dots", unroll=True), params, **examples())
     assert largest_error(out, expected) < 1e-5
     assert largest_error(grads, expected_grads) < 1e-5
 
 
 def test_bfloat16_is_close_and_its_outputs_float32(scanned: Any) -> None:
     model = vilt.ViLT(**SMALL, dtype="bfloat16")
-    out = jax.device_get(jit(model.apply)(scanned[0], **examples()))
-    # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
-    assert 1e-4 < largest_error(out, scanned[1]) < 2e-2
+    running.check_bfloat16(jit(model.apply)(scanned[0], **examples()), scanned[1])
     shapes = jax.eval_shape(functools.partial(model.clone(tasks=ALL).init_with_output, KEY), **examples())
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
 
 
 def test_forward_mode_agrees_with_finite_differences(scanned: Any) -> None:
-    params, model = scanned[0], vilt.ViLT(**SMALL)
-
-    @jit
-    def at(nudge: float) -> Any:
-        nudged = jax.tree.map(lambda p: p * (1 + nudge), params)
-        return jax.jvp(lambda p: model.apply(p, **examples()), (nudged,), (params,))
-
-    (above, _), (below, _), (_, slope) = jax.device_get((at(0.003), at(-0.003), at(0.0)))
-    assert largest_error(slope, jax.tree.map(lambda a, b: (a - b) / 0.006, above, below)) < 2e-3
+    running.check_forward_mode(vilt.ViLT(**SMALL), scanned[0], step=0.003, **examples())
 
 
 def words(out: dict[str, np.ndarray], example: int, count: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,6 @@
 """ViT: how it starts, pooling, other resolutions, and that every way to run its depth gives the same."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ from numpy.testing import assert_allclose
 from scaling import models
 from scaling.errors import UserError
 from scaling.models import layers, vit
+from tests.models import running
+from tests.models.running import KEY, block_kernels, jit, largest_error, named, random_params, run
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-KEY = jax.random.key(0)
 SMALL: dict[str, Any] = {
     "depth": 3,
     "width": 16,
@@ -30,46 +29,12 @@ def images(height: int = 4, width: int = 6) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal((2, height, width, 3)), jnp.float32)
 
 
-def random_params(model: vit.ViT, x: jax.Array) -> Any:
-    shapes = jax.eval_shape(model.init, KEY, x)
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda s: jnp.asarray(0.2 * rng.standard_normal(s.shape), jnp.float32), shapes)
-
-
-def run(model: vit.ViT, params: Any, x: jax.Array) -> tuple[np.ndarray, Any]:
-    """The logits, and the gradient of a weighted sum of them."""
-
-    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        out = model.apply(params, x)
-        return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)), out
-
-    grads, out = jax.device_get(jit(jax.grad(loss, has_aux=True))(params))
-    return out, grads
-
-
-def largest_error(value: Any, expected: Any) -> float:
-    largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
-    return max(
-        np.abs(v - e).max() / largest for v, e in zip(*map(jax.tree.leaves, (value, expected)), strict=True)
-    )
-
-
 def test_names_shapes_and_start_of_the_parameters() -> None:
     model = models.make("vit", "Ti/16", depth=1)
     x = jnp.zeros((1, 224, 224, 3))
-    params = jax.device_get(jit(model.init)(KEY, x))["params"]
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    flat = {"/".join(k.key for k in path): leaf for path, leaf in flat}
-    sizes = {  # shape, and fan in + fan out of Xavier's bound
-        "patch/kernel": ((768, 192), 768 + 192),
-        **{f"blocks/attention/{n}/kernel": ((1, 192, 3, 64), 4 * 192) for n in ("query", "key", "value")},
-        "blocks/attention/out/kernel": ((1, 3, 64, 192), 2 * 192),
-        "blocks/mlp/up/kernel": ((1, 192, 768), 5 * 192),
-        "blocks/mlp/down/kernel": ((1, 768, 192), 5 * 192),
-    }
-    for name, (shape, fans) in sizes.items():
-        assert flat[name].shape == shape
-        assert np.abs(flat[name]).max() == pytest.approx(math.sqrt(6 / fans), rel=0.01)
+    flat = named(jax.device_get(jit(model.init)(KEY, x))["params"])
+    sizes = {"patch/kernel": ((768, 192), 768 + 192), **block_kernels(depth=1, width=192, heads=3)}
+    running.check_xavier(flat, sizes)
     assert flat["positions"].shape == (197, 192)
     assert flat["positions"].std() == pytest.approx(0.02, rel=0.02)
     zeros = {"token": (1, 192), "head/kernel": (192, 1000), "head/bias": (1000,), "norm/bias": (192,)}
@@ -103,24 +68,14 @@ def test_every_form_of_the_depth_gives_the_same(form: dict[str, Any], scanned: A
 def test_bfloat16_is_close_and_its_logits_float32(scanned: Any) -> None:
     params, x, expected, expected_grads = scanned
     out, grads = run(vit.ViT(**SMALL, dtype="bfloat16"), params, x)
-    assert {leaf.dtype for leaf in jax.tree.leaves((out, grads))} == {np.dtype("float32")}
-    # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
-    assert 1e-4 < largest_error(out, expected) < 2e-2
-    assert largest_error(grads, expected_grads) < 2e-2
+    running.check_bfloat16(out, expected)
+    running.check_bfloat16(grads, expected_grads)
 
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
 def test_forward_mode_agrees_with_finite_differences(pool: Any) -> None:
     model, x = vit.ViT(**SMALL, pool=pool), images()
-    params = random_params(model, x)
-
-    @jit
-    def at(nudge: float) -> tuple[jax.Array, jax.Array]:
-        nudged = jax.tree.map(lambda p: p * (1 + nudge), params)
-        return jax.jvp(lambda p: model.apply(p, x), (nudged,), (params,))
-
-    slope = (np.asarray(at(0.01)[0]) - np.asarray(at(-0.01)[0])) / 0.02
-    assert largest_error(np.asarray(at(0.0)[1]), slope) < 2e-3
+    running.check_forward_mode(model, random_params(model, x), x)
 
 
 def test_logits_are_a_linear_function_of_the_features(scanned: Any) -> None:

@@ -1,4 +1,7 @@
-"""ViViT: the factorised models against a naive form, how it starts from a ViT, and the ways to run it."""
+"""ViViT: the factorised models against a naive form, how it starts, alone and from a ViT, and other sizes.
+
+What it shares with TimeSformer stands in test_video, parity of the joint model with the converter.
+"""
 
 import itertools
 import math
@@ -15,17 +18,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scaling.errors import UserError
 from scaling.models import layers, table, video, vivit
 from tests.models import parity
-from tests.models.video import (
-    KEY,
-    a_vit,
-    check_closely,
-    check_forward_mode,
-    features,
-    largest_error,
-    random_params,
-    run,
-    videos,
-)
+from tests.models import video as shared
+from tests.models.running import KEY, block_kernels, random_params, run
+from tests.models.video import a_vit, check_closely, check_start, features, videos
 
 JOINT, ENCODER, SELF, DOT = MODELS = (
     "joint",
@@ -33,16 +28,7 @@ JOINT, ENCODER, SELF, DOT = MODELS = (
     "factorised-self-attention",
     "factorised-dot-product",
 )
-SMALL: dict[str, Any] = {
-    "depth": 2,
-    "width": 16,
-    "heads": 2,
-    "num_classes": 7,
-    "patch": 2,
-    "frames": 4,
-    "resolution": (4, 6),
-    "temporal_depth": 2,
-}
+SMALL: dict[str, Any] = {**shared.SMALL, "temporal_depth": 2}
 
 
 # A naive ViViT: one video, one query and one head at a time, with none of the package's code.
@@ -137,7 +123,7 @@ def test_factorised_models_against_a_naive_form(attention: Any) -> None:
     sizes = {**SMALL, "width": 12, "heads": 4, "frames": 2 * T, "resolution": (2 * H, 2 * W)}
     model = vivit.ViViT(**sizes, attention=attention)
     x = videos(2 * T, 2 * H, 2 * W)
-    params = random_params(model, x, 0.7)["params"]
+    params = random_params(model, x, scale=0.7)["params"]
 
     theirs = jax.tree.map(lambda p: torch.tensor(np.asarray(p, np.float64), requires_grad=True), params)
     out = torch.stack([naive_vivit(theirs, model, each) for each in np.asarray(x)])
@@ -167,33 +153,13 @@ def test_counts_are_the_papers(attention: str, params_m: str, gmacs: float) -> N
 
 @pytest.mark.parametrize("attention", [ENCODER, DOT])
 def test_names_shapes_and_start_of_the_parameters(attention: Any) -> None:
-    model = vivit.ViViT(**{**SMALL, "width": 64}, attention=attention)
-    params = jax.device_get(parity.jit(model.init)(KEY, videos()))["params"]
-    flat = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    tables = {"positions": (2 * 6, 64)}
+    kernels = {"patch/kernel": ((2 * 2 * 2 * 3, 64), 24 + 64), **block_kernels(depth=2, width=64, heads=2)}
+    tables, zeros = {"positions": (2 * 6, 64)}, {"head/kernel": (64, 7)}
     if attention == ENCODER:
-        tables = {"token": (1, 64), "positions": (1 + 6, 64)}
-        tables |= {"temporal_token": (1, 64), "temporal_positions": (1 + 2, 64)}
-    assert {n: leaf.shape for n, leaf in flat.items() if n.endswith(("token", "positions"))} == tables
-    for name in tables:
-        if name.endswith("token"):
-            assert not flat[name].any()
-        else:
-            assert flat[name].std() == pytest.approx(0.02, rel=0.15)
-    assert not flat["head/kernel"].any()
-    bounds = {"patch/kernel": ((2 * 2 * 2 * 3, 64), 24 + 64)}
-    for blocks, depth in (("blocks", 2), *([("temporal_blocks", 2)] if attention == ENCODER else [])):
-        for name in ("query", "key", "value"):
-            bounds[f"{blocks}/attention/{name}/kernel"] = ((depth, 64, 2, 32), 4 * 64)
-        bounds[f"{blocks}/attention/out/kernel"] = ((depth, 2, 32, 64), 2 * 64)
-        bounds[f"{blocks}/mlp/up/kernel"] = ((depth, 64, 256), 5 * 64)
-        bounds[f"{blocks}/mlp/down/kernel"] = ((depth, 256, 64), 5 * 64)
-    for name, (shape, fans) in bounds.items():
-        assert flat[name].shape == shape
-        assert np.abs(flat[name]).max() == pytest.approx(math.sqrt(6 / fans), rel=0.02), name
-    rest = set(flat) - set(bounds) - set(tables) - {"head/kernel"}
-    assert {n.rpartition("/")[2] for n in rest} == {"scale", "bias"}
-    assert all((flat[n] == (1 if n.endswith("scale") else 0)).all() for n in rest)
+        kernels |= block_kernels(depth=2, width=64, heads=2, prefix="temporal_blocks")
+        tables = {"positions": (1 + 6, 64), "temporal_positions": (1 + 2, 64)}
+        zeros |= {"token": (1, 64), "temporal_token": (1, 64)}
+    check_start(vivit.ViViT(**{**SMALL, "width": 64}, attention=attention), kernels, tables, zeros)
 
 
 # From a ViT
@@ -303,52 +269,7 @@ def test_a_vit_without_a_table_is_named() -> None:
         vivit.from_vit(vivit.ViViT(**SMALL), {}, vit, rest)
 
 
-# Ways to run it
-
-
-@pytest.fixture(scope="module", params=MODELS[1:])
-def scanned(request: Any) -> Any:
-    sizes, x = {**SMALL, "attention": request.param}, videos()
-    model = vivit.ViViT(**sizes)
-    params = random_params(model, x)
-    return sizes, params, x, np.asarray(parity.jit(model.apply)(params, x))
-
-
-def test_the_depth_unrolled_gives_the_same(scanned: Any) -> None:
-    sizes, params, x, expected = scanned
-    out = np.asarray(parity.jit(vivit.ViViT(**sizes, unroll=True).apply)(params, x))
-    assert largest_error(out, expected) < 1e-5
-
-
-def test_gradients_are_the_same_recomputed_and_unrolled() -> None:
-    sizes, x = {**SMALL, "attention": SELF, "activation": "gelu"}, videos()
-    params = random_params(vivit.ViViT(**sizes), x)
-    _, expected = run(vivit.ViViT(**sizes), params, x)
-    _, grads = run(vivit.ViViT(**sizes, remat="full", unroll=True), params, x)
-    assert largest_error(grads, expected) < 1e-5
-
-
-def test_bfloat16_is_close_and_its_logits_float32(scanned: Any) -> None:
-    sizes, params, x, expected = scanned
-    out = np.asarray(parity.jit(vivit.ViViT(**sizes, dtype="bfloat16").apply)(params, x))
-    assert out.dtype == np.float32
-    # bfloat16 keeps 8 bits: within 2 %, and not so close that it cannot have been used.
-    assert 1e-4 < largest_error(out, expected) < 2e-2
-
-
-def test_forward_mode_agrees_with_finite_differences() -> None:
-    check_forward_mode(vivit.ViViT(**SMALL, attention=DOT), videos())
-
-
-def test_stochastic_depth_acts_in_training_alone(scanned: Any) -> None:
-    sizes, params, x, expected = scanned
-    model = vivit.ViViT(**sizes, drop_path=0.5)
-    jax.eval_shape(model.apply, params, x)  # draws nothing: there is nothing to draw from
-    train = parity.jit(lambda key: model.apply(params, x, train=True, rngs={"dropout": key}))
-    one, again, other = (np.asarray(train(jax.random.key(seed))) for seed in (0, 0, 1))
-    assert_array_equal(one, again)
-    assert np.abs(one - other).max() > 1e-2
-    assert np.abs(one - expected).max() > 1e-2
+# Other inputs and sizes
 
 
 def test_frame_embedding_reads_one_frame_in_a_tubelet() -> None:
@@ -399,37 +320,3 @@ def test_variants_and_inputs() -> None:
     assert (model.width, model.depth, model.heads, model.patch, model.tubelet) == (1024, 24, 16, 8, 4)
     assert vivit.inputs("B/16x2")["x"].shape == (1, 32, 224, 224, 3)
     assert vivit.inputs("B/16x2", frames=8, resolution=(64, 96))["x"].shape == (1, 8, 64, 96, 3)
-
-
-@pytest.mark.parametrize(
-    ("variant", "options", "message"),
-    [
-        ("H/16x2", {}, "variant='H/16x2': must be SIZE/PATCHxTUBELET with a SIZE of B, L"),
-        ("B/16", {}, "variant='B/16': must be SIZE/PATCHxTUBELET"),
-        ("B/16x0", {}, "variant='B/16x0': must be SIZE/PATCHxTUBELET"),
-        (
-            "B/16x2",
-            {"attention": "divided"},
-            r"model\.attention='divided': must be one of joint, factorised-e",
-        ),
-        ("B/16x2", {"frame": 8}, r"model\.frame: no such key; did you mean model\.frames\?"),
-    ],
-)
-def test_bad_options_are_named(variant: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        vivit.make(variant, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tubelet": 3}, "tubelet=3: must divide the input's number of frames, which is 32"),
-        ({"patch": 15}, "patch=15: must divide the input's height and width, which are 224x224"),
-        ({"heads": 5}, "heads=5: must divide the width, which is 768"),
-        ({"heads": 3, "attention": DOT}, "heads=3: must be even, as half of them"),
-    ],
-)
-def test_what_does_not_fit_is_found_without_compiling(options: dict[str, Any], message: str) -> None:
-    model = vivit.make("B/16x2", **options)
-    with pytest.raises(UserError, match=message):
-        jax.eval_shape(model.init, KEY, **vivit.inputs("B/16x2"))

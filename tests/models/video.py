@@ -1,44 +1,32 @@
-"""What the tests of the video families share: inputs, weights, gradients, and how far results are apart."""
+"""What the tests of the video families share: inputs, a size, a ViT to start from, and how they start."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scaling.models import vit
-from tests.models import parity
+from tests.models.running import KEY, Sizes, check_xavier, jit, largest_error, named, random_params
 
-KEY = jax.random.key(0)
+SMALL: dict[str, Any] = {
+    "depth": 2,
+    "width": 16,
+    "heads": 2,
+    "num_classes": 7,
+    "patch": 2,
+    "frames": 4,
+    "resolution": (4, 6),
+}
 
 
 def videos(frames: int = 4, height: int = 4, width: int = 6) -> jax.Array:
     shape = (2, frames, height, width, 3)
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
-
-
-def random_params(model: nn.Module, x: Any, scale: float = 0.2) -> Any:
-    shapes = jax.eval_shape(model.init, KEY, x)
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda s: jnp.asarray(scale * rng.standard_normal(s.shape), jnp.float32), shapes)
-
-
-def run(model: nn.Module, params: Any, x: jax.Array) -> tuple[np.ndarray, Any]:
-    """The logits, and the gradient of a weighted sum of them."""
-    grads, out = jax.device_get(_gradients(model)(params, x))
-    return out, grads
-
-
-@functools.cache
-def _gradients(model: nn.Module) -> Callable[..., tuple[Any, jax.Array]]:
-    def loss(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = model.apply(params, x)
-        return parity.scalar(out), out
-
-    return parity.jit(jax.grad(loss, has_aux=True))
 
 
 def features(model: nn.Module, params: Any, x: Any) -> np.ndarray:
@@ -48,33 +36,33 @@ def features(model: nn.Module, params: Any, x: Any) -> np.ndarray:
 
 @functools.cache
 def _features(model: nn.Module) -> Callable[..., jax.Array]:
-    return parity.jit(functools.partial(model.apply, method="features"))
-
-
-def largest_error(value: Any, expected: Any) -> float:
-    largest = max(np.abs(e).max() for e in jax.tree.leaves(expected))
-    return max(
-        np.abs(v - e).max() / largest for v, e in zip(*map(jax.tree.leaves, (value, expected)), strict=True)
-    )
+    return jit(functools.partial(model.apply, method="features"))
 
 
 def check_closely(model: nn.Module, variables: Any, x: Any, expected: Any) -> None:
     """Outputs within 1e-5 of a float64 reference's: averages over tokens hide which form of GELU it was."""
-    out = np.asarray(parity.jit(model.apply)(variables, x))
+    out = np.asarray(jit(model.apply)(variables, x))
     assert largest_error(out, expected) < 1e-5
 
 
-def check_forward_mode(model: nn.Module, x: jax.Array) -> None:
-    """The derivative along the parameters themselves, against finite differences."""
-    params = random_params(model, x)
-
-    @parity.jit
-    def at(nudge: float) -> tuple[jax.Array, jax.Array]:
-        nudged = jax.tree.map(lambda p: p * (1 + nudge), params)
-        return jax.jvp(lambda p: model.apply(p, x), (nudged,), (params,))
-
-    slope = (np.asarray(at(0.01)[0]) - np.asarray(at(-0.01)[0])) / 0.02
-    assert largest_error(np.asarray(at(0.0)[1]), slope) < 5e-3
+def check_start(
+    model: nn.Module,
+    xavier: Sizes,
+    normal: Mapping[str, tuple[int, ...]],
+    zero: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Names, shapes and start of all parameters; those not named are biases at 0 and scales of norms at 1."""
+    flat = named(jax.device_get(jit(model.init)(KEY, videos()))["params"])
+    check_xavier(flat, xavier, rel=0.02)
+    for name, shape in normal.items():
+        assert flat[name].shape == shape
+        assert flat[name].std() == pytest.approx(0.02, rel=0.15)
+    for name, shape in zero.items():
+        assert flat[name].shape == shape
+        assert not flat[name].any()
+    rest = set(flat) - {*xavier, *normal, *zero}
+    assert {n.rpartition("/")[2] for n in rest} == {"scale", "bias"}
+    assert all((flat[n] == (1 if n.endswith("scale") else 0)).all() for n in rest)
 
 
 def a_vit(**options: Any) -> tuple[vit.ViT, Any]:
