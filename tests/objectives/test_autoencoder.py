@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 import torch
-from jax.sharding import NamedSharding, PartitionSpec
 from torch.distributions import Normal, kl_divergence
 
 from scaling.data import Data, open_source
@@ -17,9 +16,9 @@ from scaling.errors import UserError
 from scaling.models import vae
 from scaling.objectives.autoencoder import Autoencoder, psnr
 from scaling.objectives.base import Extras, Loss
-from tests.models import parity
+from tests.models.running import jit
+from tests.objectives.checks import KEY, check_eight_devices, check_masked, images
 
-KEY = jax.random.key(7)
 SIZE = 16
 
 
@@ -53,8 +52,7 @@ class Echo(nn.Module):
 
 
 def _batch() -> dict[str, jax.Array]:
-    rng = np.random.default_rng(0)
-    return {"image": jnp.asarray(rng.integers(0, 256, size=(SIZE, 4, 4, 1)), jnp.uint8)}
+    return {"image": images(SIZE, channels=1)}
 
 
 def _means(loss: Loss) -> dict[str, float]:
@@ -115,46 +113,20 @@ def test_psnr_is_clipped_to_the_range_of_pictures_and_at_most_100() -> None:
 
 
 def test_a_padded_and_masked_batch_weighs_only_the_real_examples() -> None:
-    """Noise is shaped by the whole batch, so that other rows change nothing, however wild they are."""
-    task, batch = Autoencoder(Linear()), _batch()
-    params = task.init(jax.random.key(0), batch)["params"]
-    real = jnp.arange(SIZE) < 11
-    mask = real.astype(jnp.float32)
-    wild = jnp.where(real[:, None, None, None], batch["image"].astype(jnp.float32) / 127.5 - 1.0, jnp.inf)
-    kept = task.loss(params, Extras(), {**batch, "mask": mask}, KEY, False)
-    same = task.loss(params, Extras(), {"image": wild, "mask": mask}, KEY, False)
-    whole = task.loss(params, Extras(), batch, KEY, False)
-    rest = task.loss(params, Extras(), {**batch, "mask": 1.0 - mask}, KEY, False)
-    for name in ("loss", "reconstruction", "kl", "psnr"):
-        assert kept.counts[name] == 11.0
-        assert same.sums[name] == kept.sums[name]
-        assert whole.sums[name] == pytest.approx(float(kept.sums[name] + rest.sums[name]), rel=1e-5)
-    assert kept.value == pytest.approx(float(kept.sums["loss"]) / 11.0, rel=1e-6)
+    check_masked(Autoencoder(Linear()), _batch(), {"loss", "reconstruction", "kl", "psnr"})
 
 
 def test_eight_devices_give_the_loss_and_the_gradient_of_one() -> None:
-    task, batch = Autoencoder(Linear(), kl_weight=0.1), _batch()
-    params = task.init(jax.random.key(0), batch)["params"]
-
-    @jax.jit
-    def value_and_grad(params: Any, batch: dict[str, jax.Array]) -> Any:
-        return jax.value_and_grad(lambda p: task.loss(p, Extras(), batch, KEY, True).value)(params)
-
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
-    one = value_and_grad(params, batch)
-    eight = value_and_grad(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), sharded)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, eight)
+    check_eight_devices(Autoencoder(Linear(), kl_weight=0.1), _batch())
 
 
 def test_the_small_autoencoder_learns_digits_within_a_few_steps() -> None:
-    images = open_source(Data(name="mnist"), "train").images[:8]
-    batch = {"image": jnp.asarray(images)}
+    batch = {"image": jnp.asarray(open_source(Data(name="mnist"), "train").images[:8])}
     task = Autoencoder(vae.make("small"))
-    params = parity.jit(lambda key: task.init(key, batch))(jax.random.key(0))["params"]
+    params = jit(lambda key: task.init(key, batch))(jax.random.key(0))["params"]
     tx = optax.flatten(optax.adam(3e-3))  # one array compiles faster
 
-    @parity.jit
+    @jit
     def step(params: Any, state: Any, at: jax.Array) -> tuple[Any, Any, Any]:
         def value(params: Any) -> tuple[jax.Array, Loss]:
             loss = task.loss(params, Extras(), batch, jax.random.fold_in(KEY, at), True)

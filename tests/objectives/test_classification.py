@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.errors import UserError
 from scaling.objectives import make
 from scaling.objectives.base import Extras, Loss
 from scaling.objectives.classification import Classification
+from tests.objectives.checks import KEY, check_eight_devices, images
 
 
 class Linear(nn.Module):
@@ -41,12 +41,9 @@ class Normed(nn.Module):
 def _batch(size: int = 16, classes: int = 10) -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
     return {
-        "image": jnp.asarray(rng.integers(0, 256, size=(size, 4, 4, 1)), jnp.uint8),
+        "image": images(size, channels=1),
         "label": jnp.asarray(rng.integers(0, classes, size=size), jnp.int32),
     }
-
-
-KEY = jax.random.key(7)
 
 
 def _loss(
@@ -136,19 +133,7 @@ def test_collections_are_updated_in_training_only() -> None:
 
 
 def test_eight_devices_give_the_loss_and_the_gradient_of_one() -> None:
-    task, batch = Classification(Normed()), _batch()
-    variables = dict(task.init(jax.random.key(0), batch))
-    params, extras = variables.pop("params"), Extras(collections=variables)
-
-    @jax.jit
-    def value_and_grad(params: Any, batch: dict[str, jax.Array]) -> Any:
-        return jax.value_and_grad(lambda p: task.loss(p, extras, batch, KEY, True).value)(params)
-
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
-    one = value_and_grad(params, batch)
-    eight = value_and_grad(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), sharded)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, eight)
+    check_eight_devices(Classification(Normed()), _batch())
 
 
 def test_bfloat16_logits_give_a_float32_loss() -> None:

@@ -5,31 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import diffusion
 from scaling.errors import UserError
 from scaling.objectives import make
 from scaling.objectives.base import Extras, Loss
 from scaling.objectives.diffusion import Diffusion
+from tests.objectives.checks import KEY, Denoiser, check_eight_devices, check_masked, images
 
-KEY = jax.random.key(7)
 SIZE = 32
-
-
-class Tiny(nn.Module):
-    """A denoiser with the signature of DiT."""
-
-    num_classes: int = 5
-    learn_sigma: bool = False
-    half: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        channels = x.shape[-1] * (2 if self.learn_sigma else 1)
-        label = nn.Embed(self.num_classes + 1, channels, embedding_init=nn.initializers.normal(1.0))(y)
-        out = jnp.tanh(nn.Dense(channels)(x) + 0.01 * t[:, None, None, None] + label[:, None, None])
-        return out.astype(jnp.bfloat16) if self.half else out
 
 
 class Recorder(nn.Module):
@@ -51,7 +35,7 @@ CALLS: list[tuple[jax.Array, jax.Array, jax.Array]] = []
 def _batch() -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
     return {
-        "image": jnp.asarray(rng.integers(0, 256, size=(SIZE, 4, 4, 2)), jnp.uint8),
+        "image": images(SIZE, channels=2),
         "label": jnp.asarray(rng.integers(0, 5, size=SIZE), jnp.int32),
     }
 
@@ -141,7 +125,7 @@ def test_float_images_are_latents_and_stay_as_they_are() -> None:
 def test_every_combination_has_a_finite_loss_and_gradient(path: Any, prediction: Any, weighting: Any) -> None:
     task = make(
         "diffusion",
-        Tiny(learn_sigma=path != "straight"),
+        Denoiser(learn_sigma=path != "straight"),
         path=path,
         prediction=prediction,
         weighting=weighting,
@@ -161,42 +145,19 @@ def test_every_combination_has_a_finite_loss_and_gradient(path: Any, prediction:
 
 
 def test_a_padded_and_masked_batch_weighs_only_the_real_examples() -> None:
-    """Noise is shaped by the whole batch, so that other rows change nothing, however wild they are."""
-    task, batch = Diffusion(Tiny(learn_sigma=True)), _batch()
-    params = task.init(jax.random.key(0), batch)["params"]
-    mask = (jnp.arange(SIZE) < 11).astype(jnp.float32)
-    rows = (jnp.arange(SIZE) < 11)[:, None, None, None]
-    wild = jnp.where(rows, batch["image"].astype(jnp.float32) / 127.5 - 1.0, jnp.inf)
-    kept = task.loss(params, Extras(), {**batch, "mask": mask}, KEY, False)
-    same = task.loss(params, Extras(), {**batch, "image": wild, "mask": mask}, KEY, False)
-    for name in ("loss", "mse", "vb"):
-        assert kept.counts[name] == 11.0
-        assert same.sums[name] == kept.sums[name]
-    assert kept.value == pytest.approx(float(kept.sums["loss"]) / 11.0, rel=1e-6)
-    whole = task.loss(params, Extras(), batch, KEY, False)
-    rest = task.loss(params, Extras(), {**batch, "mask": 1.0 - mask}, KEY, False)
-    assert whole.sums["loss"] == pytest.approx(float(kept.sums["loss"] + rest.sums["loss"]), rel=1e-5)
+    check_masked(Diffusion(Denoiser(learn_sigma=True)), _batch(), {"loss", "mse", "vb"})
 
 
 @pytest.mark.parametrize("path", ["ddpm-linear", "straight"])
 def test_eight_devices_give_the_loss_and_the_gradient_of_one(path: Any) -> None:
-    task, batch = Diffusion(Tiny(learn_sigma=path != "straight"), path=path, label_dropout=0.3), _batch()
-    params = task.init(jax.random.key(0), batch)["params"]
-
-    @jax.jit
-    def value_and_grad(params: Any, batch: dict[str, jax.Array]) -> Any:
-        return jax.value_and_grad(lambda p: task.loss(p, Extras(), batch, KEY, True).value)(params)
-
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
-    one = value_and_grad(params, batch)
-    eight = value_and_grad(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), sharded)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, eight)
+    check_eight_devices(
+        Diffusion(Denoiser(learn_sigma=path != "straight"), path=path, label_dropout=0.3), _batch()
+    )
 
 
 def test_bfloat16_models_train_on_a_float32_loss() -> None:
     batch = _batch()
-    exact, half = (Diffusion(Tiny(learn_sigma=True, half=half)) for half in (False, True))
+    exact, half = (Diffusion(Denoiser(learn_sigma=True, half=half)) for half in (False, True))
     params = exact.init(jax.random.key(0), batch)["params"]
     found = half.loss(params, Extras(), batch, KEY, True)
     assert found.value.dtype == jnp.float32
@@ -204,7 +165,7 @@ def test_bfloat16_models_train_on_a_float32_loss() -> None:
 
 
 def test_the_loss_has_a_forward_derivative() -> None:
-    task, batch = Diffusion(Tiny(learn_sigma=True)), _batch()
+    task, batch = Diffusion(Denoiser(learn_sigma=True)), _batch()
     params = task.init(jax.random.key(0), batch)["params"]
     value = jax.jit(lambda p: task.loss(p, Extras(), batch, KEY, True).value)
     _, slope = jax.jvp(value, (params,), (params,))
@@ -231,4 +192,4 @@ def test_option_types_list_what_there_is() -> None:
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make("diffusion", Tiny(learn_sigma=True), **options)
+        make("diffusion", Denoiser(learn_sigma=True), **options)

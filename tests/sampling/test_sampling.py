@@ -12,28 +12,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scaling.errors import UserError
 from scaling.objectives.diffusion import Diffusion
 from scaling.sampling import Sampling, make_sampler, to_uint8
+from tests.objectives.checks import Denoiser
 
 SHAPE = (4, 4, 2)
 PATH_OF = {"ddpm": "ddpm-linear", "ddim": "ddpm-linear", "euler": "straight", "heun": "straight"}
 
 
-class Tiny(nn.Module):
-    """A denoiser with the signature of DiT, every argument of which counts."""
-
-    num_classes: int = 3
-    learn_sigma: bool = False
-    half: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        channels = x.shape[-1] * (2 if self.learn_sigma else 1)
-        label = nn.Embed(self.num_classes + 1, channels, embedding_init=nn.initializers.normal(1.0))(y)
-        out = jnp.tanh(nn.Dense(channels)(x) + jnp.sin(t)[:, None, None, None] + label[:, None, None])
-        return out.astype(jnp.bfloat16) if self.half else out
-
-
 def _task(integrator: str, **fields: Any) -> tuple[Diffusion, Any]:
-    task = Diffusion(Tiny(**fields), path=PATH_OF[integrator], prediction="v")  # type: ignore[arg-type]
+    task = Diffusion(Denoiser(**fields), path=PATH_OF[integrator], prediction="v")  # type: ignore[arg-type]
     return task, task.init(jax.random.key(0), {"image": jnp.zeros((1, *SHAPE))})["params"]
 
 
@@ -171,7 +157,7 @@ def test_clip_holds_the_data_and_the_default_does_not() -> None:
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("integrator", ["euler", "heun"])
 def test_no_end_of_the_straight_path_is_singular(prediction: str, clip: bool, integrator: str) -> None:
-    task = Diffusion(Tiny(), path="straight", prediction=prediction)  # type: ignore[arg-type]
+    task = Diffusion(Denoiser(), path="straight", prediction=prediction)  # type: ignore[arg-type]
     params = task.init(jax.random.key(0), {"image": jnp.zeros((1, *SHAPE))})["params"]
     options = Sampling(integrator, steps=4, clip=clip)  # type: ignore[arg-type]
     images = make_sampler(options, task, SHAPE)(params, jnp.arange(2), jnp.zeros((2,), jnp.int32))
@@ -203,12 +189,12 @@ def test_bfloat16_models_sample_in_float32() -> None:
 )
 def test_options_that_do_not_fit_are_named(options: dict[str, Any], path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_sampler(Sampling(**options), Diffusion(Tiny(), path=path), SHAPE)  # type: ignore[arg-type]
+        make_sampler(Sampling(**options), Diffusion(Denoiser(), path=path), SHAPE)  # type: ignore[arg-type]
 
 
 def test_guidance_needs_a_trained_null_label() -> None:
     with pytest.raises(UserError, match=r"^guidance=2.0: .*label_dropout=0"):
-        make_sampler(Sampling(guidance=2.0), Diffusion(Tiny(), label_dropout=0.0), SHAPE)
+        make_sampler(Sampling(guidance=2.0), Diffusion(Denoiser(), label_dropout=0.0), SHAPE)
 
 
 def test_uint8_truncates_and_inverts_the_scaling() -> None:
