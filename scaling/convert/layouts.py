@@ -15,7 +15,7 @@ from scaling.convert import rules
 from scaling.convert.rules import Layers, Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.swin import Swin
-from scaling.models.vit import side_lengths
+from scaling.models.variants import side_lengths
 
 M = TypeVar("M", bound=nn.Module)
 

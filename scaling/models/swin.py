@@ -32,7 +32,7 @@ from scaling.models.layers import (
     uniform,
     unpatchify,
 )
-from scaling.models.vit import side_lengths
+from scaling.models.variants import side_lengths
 
 SIZES: dict[str, dict[str, Any]] = {  # section 3.3 of the paper
     "T": {"width": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},

@@ -27,7 +27,7 @@ from scaling.models.layers import (
     resize_positions,
     stack,
 )
-from scaling.models.variants import Size
+from scaling.models.variants import Size, side_lengths
 from scaling.models.video import (
     check_fit,
     from_places,
@@ -38,7 +38,7 @@ from scaling.models.video import (
     tubelets,
     video_grid,
 )
-from scaling.models.vit import ViT, side_lengths
+from scaling.models.vit import ViT
 
 FRAMES = 8
 SIZES = {  # section 4 of the paper: ViT's B, for Kinetics 400

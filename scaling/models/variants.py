@@ -53,6 +53,11 @@ LADDER_VARIANTS: tuple[Variant, ...] = tuple(
 )
 
 
+def side_lengths(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of a resolution, which is one side where both are equal."""
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
+
+
 def parse(variant: str, sizes: Mapping[str, Size]) -> tuple[Size, int]:
     """The size and the patch that `variant` names, e.g. "XL/2".
 

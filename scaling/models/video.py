@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models.layers import patch_grid, resize_positions
-from scaling.models.variants import Size
-from scaling.models.vit import ViT, side_lengths
+from scaling.models.variants import Size, side_lengths
+from scaling.models.vit import ViT
 
 Grid = tuple[int, int, int]
 

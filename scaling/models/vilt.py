@@ -30,6 +30,7 @@ from scaling.models.layers import (
     prepended,
     stack,
 )
+from scaling.models.variants import side_lengths
 
 Task = Literal["itm", "mlm", "mpp", "vqa", "retrieval", "nlvr2"]
 
@@ -109,7 +110,10 @@ class ImageEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, hidden: jax.Array | None = None) -> jax.Array:
-        grid, old = patch_grid(x.shape, self.patch), patch_grid((*_sides(self.resolution), 1), self.patch)
+        grid, old = (
+            patch_grid(x.shape, self.patch),
+            patch_grid((*side_lengths(self.resolution), 1), self.patch),
+        )
         x = Dense(self.width, dtype=self.dtype, name="patch")(patchify(x, self.patch))  # [B, M, D]
         if self.mask_token:
             token = self.param("mask_token", zeros, (1, self.width)).astype(self.dtype)
@@ -269,10 +273,6 @@ class ViLT(nn.Module):
             raise UserError(f"tasks={tasks}: must have mpp where patches are hidden")
 
 
-def _sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
-    return (resolution, resolution) if isinstance(resolution, int) else resolution
-
-
 MODULE = ViLT
 
 
@@ -292,7 +292,7 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """
     model, (size, _) = make(variant, **options), variants.parse(variant, SIZES)
     images = (2,) if "nlvr2" in model.tasks else ()
-    x = (1, *images, *_sides(model.resolution), size.shape[2])
+    x = (1, *images, *side_lengths(model.resolution), size.shape[2])
     return {
         "x": jax.ShapeDtypeStruct(x, jnp.float32),
         "text": jax.ShapeDtypeStruct((1, model.length), jnp.int32),
@@ -302,7 +302,7 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def resized(variables: Mapping[str, Any], old: ViLT, new: ViLT) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model `old` for one that differs in resolution alone, and what was done."""
-    before, after = (patch_grid((*_sides(m.resolution), 1), m.patch) for m in (old, new))
+    before, after = (patch_grid((*side_lengths(m.resolution), 1), m.patch) for m in (old, new))
     params = dict(variables["params"])
     table = jnp.asarray(params["image"]["positions"])
     positions = jnp.concatenate([table[:1], resize_positions(table[1:], before, after)])

@@ -25,7 +25,7 @@ from scaling.models.layers import (
     resize_positions,
     stack,
 )
-from scaling.models.variants import Size
+from scaling.models.variants import Size, side_lengths
 
 IMAGE = (224, 224, 3)
 SIZES = {  # B, L, H: table 1 of the paper; Ti, S: table 1 of DeiT (Touvron et al. 2021); the ladder
@@ -105,10 +105,6 @@ class ViT(nn.Module):
         if not head:
             return x
         return Dense(self.num_classes, kernel_init=zeros, name="head")(x)  # [B, num_classes]
-
-
-def side_lengths(resolution: int | tuple[int, int]) -> tuple[int, int]:
-    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 MODULE = ViT

@@ -29,7 +29,7 @@ from scaling.models.layers import (
     prepended,
     stack,
 )
-from scaling.models.variants import Size
+from scaling.models.variants import Size, side_lengths
 from scaling.models.video import (
     Grid,
     check_fit,
@@ -41,7 +41,7 @@ from scaling.models.video import (
     tubelets,
     video_grid,
 )
-from scaling.models.vit import ViT, side_lengths
+from scaling.models.vit import ViT
 
 Factorisation = Literal[
     "joint", "factorised-encoder", "factorised-self-attention", "factorised-dot-product"

@@ -181,9 +181,7 @@ def test_frame_embedding_of_every_frame_is_a_tubelet_of_one() -> None:
     assert config["tubelet_size"] == [1, 4, 4]
 
 
-def same_when_resized(
-    model: Any, wanted: Any, variables: Any, made: Any, shape: tuple[int, ...]
-) -> None:
+def same_when_resized(model: Any, wanted: Any, variables: Any, made: Any, shape: tuple[int, ...]) -> None:
     """Weights resized once give what the old ones give, resized at run time."""
     x = video(*shape)
     at_run_time = parity.jit(model.apply)(variables, x)

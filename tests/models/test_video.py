@@ -110,7 +110,7 @@ SIDES = "patch=15: must divide the input's height and width, which are 224x224"
         (
             vivit,
             {"heads": 3, "attention": "factorised-dot-product"},
-            "heads=3: must be even and divide the width, which is 768",
+            "heads=3: must be even, as half of them",
         ),
     ],
 )

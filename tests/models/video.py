@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.models import vit
+from scaling.models import variants, vit
 from tests.models.running import KEY, Sizes, check_xavier, jit, largest_error, named, random_params
 
 SMALL: dict[str, Any] = {
@@ -69,4 +69,4 @@ def a_vit(**options: Any) -> tuple[vit.ViT, Any]:
     """A small ViT with random parameters."""
     sizes = dict(depth=2, width=16, heads=2, num_classes=5, patch=2, resolution=(4, 6))
     model = vit.ViT(**{**sizes, **options})
-    return model, random_params(model, jnp.zeros((1, *vit.side_lengths(model.resolution), 3)))["params"]
+    return model, random_params(model, jnp.zeros((1, *variants.side_lengths(model.resolution), 3)))["params"]

@@ -8,7 +8,7 @@ from scaling.convert import layouts
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.swin import Swin
-from scaling.models.vit import side_lengths
+from scaling.models.variants import side_lengths
 
 IGNORED = (r"relative_position_index$",)  # computed from the window; files of older versions hold it
 FIXED = {  # what transformers lets a config choose and `Swin` does not

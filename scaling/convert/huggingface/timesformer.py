@@ -8,7 +8,7 @@ from scaling.convert import layouts, rules
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.timesformer import TimeSformer
-from scaling.models.vit import side_lengths
+from scaling.models.variants import side_lengths
 
 BLOCK = dataclasses.replace(layouts.TRANSFORMERS, qkv="attention.attention.qkv.")
 POSITIONS = "timesformer.embeddings.position_embeddings"

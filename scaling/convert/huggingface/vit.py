@@ -5,7 +5,8 @@ from typing import Any
 
 from scaling.convert import layouts, rules
 from scaling.convert.rules import Rules, Shape, Tensors
-from scaling.models.vit import ViT, side_lengths
+from scaling.models.variants import side_lengths
+from scaling.models.vit import ViT
 from scaling.models.vivit import ViViT
 
 

@@ -7,7 +7,7 @@ from scaling.convert import layouts, rules
 from scaling.convert.huggingface.vit import encoder
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
-from scaling.models.vit import side_lengths
+from scaling.models.variants import side_lengths
 from scaling.models.vivit import ViViT
 
 ACTIVATIONS = {"gelu_fast": "gelu_tanh", "gelu": "gelu"}  # by transformers' name; the first is its default
