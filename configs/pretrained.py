@@ -1,6 +1,6 @@
 """Any family's weights, as they are: to import what others trained, to export it, to help other runs.
 
-    scaling import --format=huggingface --config=configs/pretrained.py:clip/ViT-B/32 \
+    scaling import --format=huggingface --config=configs/pretrained.py:clip/ViT-B/32 \\
         clip-vit-base-patch32 --out=runs/clip_b32
     scaling export --format=stablehlo runs/clip_b32 --out=clip_b32
 
