@@ -78,7 +78,7 @@ class Info:
 
     name: str  # "mnist", or the builder's name for a TFDS set
     num_classes: int
-    image_shape: tuple[int, int, int]  # [H, W, C] of a batch's images, after cropping
+    image_shape: tuple[int, ...]  # [H, W, C] of a batch's images, after cropping; of videos [T, H, W, C]
     train_examples: int
     latents: Latents | None = None  # what a batch's images are instead of pixels
 

@@ -52,7 +52,7 @@ class Decoder:
     hold them.
     """
 
-    shape: tuple[int, int, int]  # [H, W, C] of the images
+    shape: tuple[int, ...]  # [H, W, C] of the images
     model: Any = None
     params: Any = None
     scale: float = 1.0

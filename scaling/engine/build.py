@@ -69,7 +69,7 @@ class Built:
         }
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         return self.info.image_shape
 
 

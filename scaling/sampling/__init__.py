@@ -58,7 +58,7 @@ class Sampling:
             )
 
 
-def make_sampler(options: Sampling, task: Task, shape: tuple[int, int, int]) -> Sampler:
+def make_sampler(options: Sampling, task: Task, shape: tuple[int, ...]) -> Sampler:
     """`(params, indices [N] int32, labels [N] int32) -> images [N, H, W, C] float32` in the data's range.
 
     For `jax.jit`: the whole loop runs on the device. Image i depends on (seed, i, label) alone: not on N, on
@@ -93,7 +93,7 @@ def make_sampler(options: Sampling, task: Task, shape: tuple[int, int, int]) -> 
     return sample
 
 
-def _path(options: Sampling, task: Task, shape: tuple[int, int, int]) -> Path:
+def _path(options: Sampling, task: Task, shape: tuple[int, ...]) -> Path:
     path = PATHS[task.path]
     if isinstance(path, Chain):
         path.respaced(options.steps)  # raises where there are too few or too many
