@@ -32,9 +32,15 @@ def cost(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """
     model = plain(model)
     one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in inputs.items()}
-    variables = jax.eval_shape(model.init, jax.random.key(0), **one)
-    gmacs = flops.macs(lambda variables, inputs: model.apply(variables, **inputs), variables, one) / 1e9
-    params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    sizes: list[int] = []
+
+    def forward(inputs: Mapping[str, Any]) -> Any:  # initialising is one too: a single trace tells both
+        out, variables = model.init_with_output(jax.random.key(0), **inputs)
+        sizes.extend(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        return out
+
+    gmacs = flops.macs(forward, one) / 1e9
+    params = sum(sizes)
     tokens = model.tokens(next(iter(one.values())).shape) if hasattr(model, "tokens") else None
     return {"tokens": tokens, "params": params, "gmacs": gmacs, "gflops": 2 * gmacs}
 
