@@ -67,7 +67,7 @@ def metric_gmacs(folder: StudyFolder, laws: Mapping[str, Any]) -> Figure | None:
     if not len(shown.last):
         return None
     figure, ax = _canvas()
-    _law(ax, laws["gmacs"])
+    _law(ax, laws["gmacs"], [*shown.last.low, *shown.last.high])
     for _, point in shown.last.iterrows():
         if point.seeds > 1:
             ax.vlines(point.gmacs, point.low, point.high, color=shown.colours[point["size"]], linewidth=1.2)
@@ -97,7 +97,7 @@ def metric_compute(folder: StudyFolder, laws: Mapping[str, Any]) -> Figure | Non
     x, y = shown.curves.train_flops.to_numpy(float), shown.curves.y.to_numpy(float)
     frontier = envelope(x, y)
     ax.plot(x[frontier], y[frontier], color="#111", linewidth=1.4, linestyle=(0, (1, 1.2)), zorder=3)
-    _law(ax, laws["train_flops"])
+    _law(ax, laws["train_flops"], shown.curves.y)
     _floor_line(ax, shown)
     _finish(ax, FLOPS, f"{shown.name} (lower is better)", shown.curves.y, shown.curves.train_flops)
     _title(ax, folder, f"{shown.name} against training compute", laws["train_flops"])
@@ -187,12 +187,16 @@ def _point(ax: Axes, x: float, point: pd.Series, shown: View) -> None:
     ax.plot(x, point.y, marker=marker, color=colour, markersize=8, markeredgecolor="white", zorder=3)
 
 
-def _law(ax: Axes, law: Mapping[str, Any]) -> None:
-    """The fitted curve and its band; dashed where the exponent is not identified."""
+def _law(ax: Axes, law: Mapping[str, Any], ys: Iterable[float]) -> None:
+    """The fitted curve and its band; dashed where the exponent is not identified.
+
+    The band of such a law may have no end: it is cut at half and twice what `ys` span, for these to be read.
+    """
     if "curve" not in law:
         return
-    curve = law["curve"]
-    ax.fill_between(curve["x"], curve["low"], curve["high"], color=LAW, alpha=0.15, linewidth=0)
+    curve, shown = law["curve"], [*ys]
+    low, high = (np.clip(curve[edge], min(shown) / 2, 2 * max(shown)) for edge in ("low", "high"))
+    ax.fill_between(curve["x"], low, high, color=LAW, alpha=0.15, linewidth=0)
     ax.plot(curve["x"], curve["y"], color=LAW, linewidth=1.6, linestyle="-" if law["identified"] else "--")
 
 

@@ -170,6 +170,17 @@ def test_unidentified_laws_are_drawn_dashed(make_study: Callable[..., Path], tmp
     assert any("not identified" in text.get_text() for text in figure.axes[0].texts)
 
 
+def test_a_band_without_end_leaves_the_points_readable(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = results.read(make_study(tmp_path))
+    fitted, points = laws.fit_laws(folder), view(folder).last
+    curve = fitted["gmacs"]["curve"]
+    curve["high"], curve["low"] = ([edge] * len(curve["x"]) for edge in (1e6, 1e-6))
+    bottom, top = charts.figures(folder, fitted)["metric_gmacs"].axes[0].get_ylim()
+    assert points.low.min() / 4 < bottom and top < 4 * points.high.max()
+
+
 def test_no_study(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"study\.json"):
         report(tmp_path)
