@@ -167,10 +167,15 @@ def _write(
             starts = [start for span in spans.values() for start in span]
             with closing(data.host_batches(images, source, starts, batch_size)) as batches:
                 for i, span in spans.items():
-                    with ShardWriter(encoding.path(out, split, i)) as writer:
-                        for records in _records(encoding, split, i, len(span), batches, moments):
-                            writer.write(records)
-                            bar.update(len(records))
+                    records = _records(encoding, split, i, len(span), batches, moments)
+                    _write_shard(encoding.path(out, split, i), records, bar)
+
+
+def _write_shard(path: Path, records: Iterator[np.ndarray], bar: Any) -> None:
+    with ShardWriter(path) as writer:
+        for some in records:
+            writer.write(some)
+            bar.update(len(some))
 
 
 def _records(

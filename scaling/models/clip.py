@@ -17,18 +17,18 @@ from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.clip_resnet import STRIDE, ModifiedResNet, learned_positions
 from scaling.models.layers import (
-    EncoderBlock,
     Remat,
     constrain,
     fan_in_uniform,
     layer_norm,
     patch_grid,
     patchify,
+    position_grid,
     prepended,
     resize_positions,
-    stack,
+    said_resized,
 )
-from scaling.models.text import TextTransformer, end_of_text, kernels, normal
+from scaling.models.text import TextTransformer, end_of_text, normal, run_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         grid = patch_grid(x.shape, self.patch)
-        old = patch_grid((self.resolution, self.resolution, 1), self.patch)
+        old = position_grid(self.resolution, self.patch)
         start = normal(self.width**-0.5)
         embed = nn.Dense(
             self.width, use_bias=False, kernel_init=fan_in_uniform, dtype=self.dtype, name="patch"
@@ -96,16 +96,7 @@ class VisionTransformer(nn.Module):
         x = layer_norm(x, "norm_pre", epsilon=self.epsilon)
         x = constrain(x, "batch", "token", "embed")
 
-        block = EncoderBlock(
-            self.heads,
-            self.mlp_ratio,
-            self.activation,
-            epsilon=self.epsilon,
-            kernels=kernels(self.width, self.depth),
-            dtype=self.dtype,
-            name="blocks",
-        )
-        x = stack(block, self.depth, x, remat=self.remat, unroll=self.unroll)  # [B, 1 + N, D]
+        x = run_blocks(self, x)  # [B, 1 + N, D]
         x = layer_norm(x[:, 0].astype(jnp.float32), "norm", epsilon=self.epsilon)  # [B, D]
         return nn.Dense(self.features, use_bias=False, kernel_init=start, name="projection")(x)
 
@@ -235,12 +226,11 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def resized(variables: Mapping[str, Any], old: CLIP, new: CLIP) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model `old` for one that differs in resolution alone, and what was done."""
-    before, after = ((m.resolution // (m.patch or STRIDE),) * 2 for m in (old, new))
+    before, after = (position_grid(m.resolution, m.patch or STRIDE) for m in (old, new))
     where = "image/positions" if old.patch else "image/pool/positions"
     flat = flatten_dict(variables["params"], sep="/")
     flat[where] = resize_positions(jnp.asarray(flat[where]), before, after, extra=1)
-    said = f"{where}: resized from {before[0]}x{before[1]} to {after[0]}x{after[1]} patches"
-    return {**variables, "params": unflatten_dict(flat, sep="/")}, [said]
+    return {**variables, "params": unflatten_dict(flat, sep="/")}, [said_resized(where, before, after)]
 
 
 def _parse(variant: str) -> tuple[Size, int | None]:

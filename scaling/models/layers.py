@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.errors import UserError
+from scaling.models.variants import side_lengths
 
 Remat = Literal["none", "full", "dots"]
 REMAT: dict[str, Any] = {  # what the backward pass finds in memory; it recomputes the rest
@@ -82,6 +83,11 @@ def patch_grid(shape: Sequence[int], patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
+def position_grid(resolution: int | tuple[int, int], patch: int) -> tuple[int, int]:
+    """The (h, w) grid of patches that a table of positions for a `resolution` is for."""
+    return patch_grid((*side_lengths(resolution), 1), patch)
+
+
 def patchify(x: jax.Array, patch: int) -> jax.Array:
     """[B, H, W, C] -> [B, N, patch * patch * C], patches and the pixels within them in reading order."""
     batch, _, _, channels = x.shape
@@ -130,6 +136,12 @@ def resize_positions(
     width = table.shape[-1]
     grid = jax.image.resize(table[extra:].reshape(*old, width), (*new, width), "bicubic")  # [h', w', D]
     return jnp.concatenate([table[:extra], grid.reshape(-1, width)])
+
+
+def said_resized(name: str, old: Sequence[int], new: Sequence[int], of: str = "patches") -> str:
+    """What an import says of a table that it resized from an `old` grid to a `new` one."""
+    before, after = ("x".join(map(str, grid)) for grid in (old, new))
+    return f"{name}: resized from {before} to {after} {of}"
 
 
 def sincos_embedding(t: jax.Array, width: int) -> jax.Array:

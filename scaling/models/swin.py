@@ -44,7 +44,7 @@ LARGE: dict[str, Any] = {"resolution": 384, "window": 12}
 VARIANTS: tuple[variants.Variant, ...] = (*((size, {}) for size in SIZES), ("B", LARGE), ("L", LARGE))
 
 normal = nn.initializers.normal(0.02)
-kernels = Kernels(*(normal,) * 5)
+KERNELS = Kernels(*(normal,) * 5)
 Dense = functools.partial(nn.Dense, kernel_init=normal)
 
 
@@ -136,7 +136,7 @@ class WindowAttention(nn.Module):
         bias = bias.transpose(2, 0, 1)[None]  # [1, heads, N, N]
         if mask is not None:
             bias = bias + mask[:, None]  # [n, heads, N, N]
-        attention = Attention(self.heads, kernels=kernels, attend=attend_in_windows, dtype=self.dtype)
+        attention = Attention(self.heads, kernels=KERNELS, attend=attend_in_windows, dtype=self.dtype)
         nn.share_scope(self, attention)
         return attention(x, bias=bias)
 
@@ -167,7 +167,7 @@ class Block(nn.Module):
         h = jnp.roll(h, (self.shift, self.shift), (1, 2))[:, :height, :width]  # [B, h, w, D]
         x = x + DropPath(name="drop_attention")(h, drop)
         h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
-        h = Mlp(round(channels * self.mlp_ratio), kernels=kernels, dtype=self.dtype, name="mlp")(h)
+        h = Mlp(round(channels * self.mlp_ratio), kernels=KERNELS, dtype=self.dtype, name="mlp")(h)
         x = x + DropPath(name="drop_mlp")(h, drop)
         return constrain(x, "batch", None, None, "embed")
 

@@ -25,6 +25,20 @@ def kernels(width: int, depth: int) -> Kernels:
     return Kernels(inputs, inputs, residual, up=normal((2 * width) ** -0.5), down=residual)
 
 
+def run_blocks(tower: Any, x: jax.Array, *bias: jax.Array) -> jax.Array:
+    """x [B, N, D] through the blocks of a tower of CLIP's, text or image, by its fields: [B, N, D]."""
+    block = EncoderBlock(
+        tower.heads,
+        tower.mlp_ratio,
+        tower.activation,
+        epsilon=tower.epsilon,
+        kernels=kernels(tower.width, tower.depth),
+        dtype=tower.dtype,
+        name="blocks",
+    )
+    return stack(block, tower.depth, x, *bias, remat=tower.remat, unroll=tower.unroll)
+
+
 class TextTransformer(nn.Module):
     """CLIP's causal text transformer: text [B, N] int32 -> [B, N, width] float32, after the last norm.
 
@@ -57,16 +71,7 @@ class TextTransformer(nn.Module):
         x = embed(text) + positions[:length].astype(self.dtype)[None]  # [B, N, D]
         x = constrain(x, "batch", "token", "embed")
         causal = bias_of(jnp.asarray(np.tri(length, dtype=bool)))[None, None]  # [1, 1, N, N]
-        block = EncoderBlock(
-            self.heads,
-            self.mlp_ratio,
-            self.activation,
-            epsilon=self.epsilon,
-            kernels=kernels(self.width, self.depth),
-            dtype=self.dtype,
-            name="blocks",
-        )
-        x = stack(block, self.depth, x, causal, remat=self.remat, unroll=self.unroll)  # [B, N, D]
+        x = run_blocks(self, x, causal)  # [B, N, D]
         return layer_norm(x.astype(jnp.float32), "norm", epsilon=self.epsilon)
 
 

@@ -22,12 +22,13 @@ from scaling.models.layers import (
     constrain,
     drop_rates,
     layer_norm,
-    patch_grid,
+    position_grid,
     prepended,
     resize_positions,
+    said_resized,
     stack,
 )
-from scaling.models.variants import Size, side_lengths
+from scaling.models.variants import Size
 from scaling.models.video import (
     check_fit,
     from_places,
@@ -132,7 +133,7 @@ class TimeSformer(nn.Module):
         dtype, (t, h, w) = jnp.dtype(self.dtype), video_grid(x.shape, 1, self.patch)
         x = Dense(self.width, dtype=dtype, name="patch")(tubelets(x, 1, self.patch))  # [B, N, D]
 
-        old = patch_grid((*side_lengths(self.resolution), 1), self.patch)
+        old = position_grid(self.resolution, self.patch)
         table = self.param("positions", normal, (1 + math.prod(old), self.width))
         time = self.param("temporal_positions", zeros, (self.frames, self.width))
         space = resize_positions(table[1:], old, (h, w))  # [s, D]
@@ -163,7 +164,7 @@ def from_vit(
     Raises: UserError where the two models do not fit.
     """
     check_fit(model, vit, vit_params)
-    sides = patch_grid((*side_lengths(model.resolution), 1), model.patch)
+    sides = position_grid(model.resolution, model.patch)
     token, places = spatial_positions(vit, vit_params, sides)
     blocks = dict(vit_params["blocks"])
     blocks["temporal_attention"] = blocks["attention"]
@@ -204,14 +205,13 @@ def resized(
 ) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model `old` for one of other frames or another resolution, and what was done."""
     params, said = dict(variables["params"]), []
-    before, after = (patch_grid((*side_lengths(m.resolution), 1), m.patch) for m in (old, new))
+    before, after = (position_grid(m.resolution, m.patch) for m in (old, new))
     if before != after:
         table = jnp.asarray(params["positions"])
         params["positions"] = resize_positions(table, before, after, extra=1)
-        grids = (f"{rows}x{columns}" for rows, columns in (before, after))
-        said.append("positions: resized from {} to {} patches".format(*grids))
+        said.append(said_resized("positions", before, after))
     if old.frames != new.frames:
         table = jnp.asarray(params["temporal_positions"])
         params["temporal_positions"] = resize_grid(table, (old.frames, 1, 1), (new.frames, 1, 1))
-        said.append(f"temporal_positions: resized from {old.frames} to {new.frames} frames")
+        said.append(said_resized("temporal_positions", [old.frames], [new.frames], "frames"))
     return {**variables, "params": params}, said

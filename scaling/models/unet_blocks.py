@@ -20,7 +20,7 @@ Kind = Literal["adm", "ldm"]
 Sampling = Literal["none", "up", "down"]
 
 zeros = nn.initializers.zeros_init()
-kernels = Kernels(*(fan_in_uniform,) * 5)
+KERNELS = Kernels(*(fan_in_uniform,) * 5)
 Dense = functools.partial(nn.Dense, kernel_init=fan_in_uniform)
 convolution = functools.partial(convolutions.convolution, init=fan_in_uniform)
 
@@ -91,7 +91,7 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        parts: dict[str, Any] = dict(kernels=kernels, dtype=self.dtype)
+        parts: dict[str, Any] = dict(kernels=KERNELS, dtype=self.dtype)
         attention = functools.partial(Attention, self.heads, qkv_bias=False, **parts)
         norm = functools.partial(layer_norm, epsilon=1e-5)
         batch, height, width, channels = x.shape
@@ -133,6 +133,6 @@ class Block(nn.Module):
             return SpatialTransformer(self.heads, self.groups, self.dtype, name="transformer")(x, context)
         h = group_norm(x, "norm_attention", groups=self.groups, epsilon=self.epsilon)
         h = h.reshape(h.shape[0], -1, self.features)  # [B, N, features]
-        starts = kernels._replace(out=zeros)
+        starts = KERNELS._replace(out=zeros)
         h = Attention(self.heads, kernels=starts, dtype=self.dtype, name="attention")(h)
         return x + h.reshape(x.shape)  # [B, H', W', features]

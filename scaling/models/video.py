@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.errors import UserError
-from scaling.models.layers import patch_grid, resize_positions
+from scaling.models.layers import patch_grid, position_grid, resize_positions
 from scaling.models.variants import Size, side_lengths
 from scaling.models.vit import ViT
 
@@ -38,14 +38,18 @@ def tubelets(x: jax.Array, tubelet: int, patch: int) -> jax.Array:
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, t * h * w, tubelet * patch**2 * channels)
 
 
-def resize_grid(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
-    """A learned table [t * h * w, D] for the `old` grid, resampled bicubically in space, linearly in time."""
+def resize_grid(table: jax.Array, old: Grid, new: Grid, extra: int = 0) -> jax.Array:
+    """A learned table [extra + t * h * w, D] for an `old` grid, resampled for a `new` one.
+
+    Bicubically in space, linearly in time. The first `extra` rows, of class tokens, stay.
+    """
     if old == new:
         return table
     width = table.shape[-1]
-    frames = table.reshape(old[0], -1, width)  # [t, h w, D]
+    frames = table[extra:].reshape(old[0], -1, width)  # [t, h w, D]
     frames = jax.vmap(lambda frame: resize_positions(frame, old[1:], new[1:]))(frames)  # [t, h' w', D]
-    return jax.image.resize(frames, (new[0], *frames.shape[1:]), "linear").reshape(-1, width)
+    frames = jax.image.resize(frames, (new[0], *frames.shape[1:]), "linear")  # [t', h' w', D]
+    return jnp.concatenate([table[:extra], frames.reshape(-1, width)])
 
 
 def to_places(x: jax.Array, frames: int) -> jax.Array:
@@ -86,6 +90,6 @@ def spatial_positions(
     vit: ViT, vit_params: Mapping[str, Any], new: tuple[int, int]
 ) -> tuple[jax.Array | None, jax.Array]:
     """A ViT's table as the class token's position [1, D], if it has one, and those of a `new` grid [s, D]."""
-    old = patch_grid((*side_lengths(vit.resolution), 1), vit.patch)
+    old = position_grid(vit.resolution, vit.patch)
     table, extra = vit_params["positions"], 1 if vit.pool == "token" else 0
     return (table[:1] if extra else None), resize_positions(table[extra:], old, new)

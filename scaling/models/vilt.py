@@ -27,7 +27,9 @@ from scaling.models.layers import (
     layer_norm,
     patch_grid,
     patchify,
+    position_grid,
     prepended,
+    said_resized,
     stack,
 )
 from scaling.models.variants import side_lengths
@@ -58,10 +60,13 @@ normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
 
 
-def resize_positions(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
-    """A learned table [h * w, D] for an `old` (h, w) grid, interpolated linearly for a `new` one.
+def resize_positions(
+    table: jax.Array, old: tuple[int, int], new: tuple[int, int], extra: int = 0
+) -> jax.Array:
+    """A learned table [extra + h * w, D] for an `old` (h, w) grid, interpolated linearly for a `new` one.
 
-    The corners of both grids coincide, as in the authors' code; not what the ViT's table is resized by.
+    The corners of both grids coincide, as in the authors' code; not what the ViT's table is resized by. The
+    first `extra` rows, of class tokens, stay.
     """
     if old == new:
         return table
@@ -69,8 +74,9 @@ def resize_positions(table: jax.Array, old: tuple[int, int], new: tuple[int, int
     for before, after in zip(old, new, strict=True):
         at = np.linspace(0, before - 1, after)[:, None]  # where the new positions lie among the old
         matrices.append(np.maximum(0, 1 - np.abs(at - np.arange(before))).astype(np.float32))
-    resized = jnp.einsum("ih,jw,hwd->ijd", *matrices, table.reshape(*old, -1))
-    return resized.reshape(-1, table.shape[-1])
+    width = table.shape[-1]
+    resized = jnp.einsum("ih,jw,hwd->ijd", *matrices, table[extra:].reshape(*old, width))
+    return jnp.concatenate([table[:extra], resized.reshape(-1, width)])
 
 
 class TextEmbedding(nn.Module):
@@ -110,17 +116,14 @@ class ImageEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, hidden: jax.Array | None = None) -> jax.Array:
-        grid, old = (
-            patch_grid(x.shape, self.patch),
-            patch_grid((*side_lengths(self.resolution), 1), self.patch),
-        )
+        grid, old = patch_grid(x.shape, self.patch), position_grid(self.resolution, self.patch)
         x = Dense(self.width, dtype=self.dtype, name="patch")(patchify(x, self.patch))  # [B, M, D]
         if self.mask_token:
             token = self.param("mask_token", zeros, (1, self.width)).astype(self.dtype)
             x = x if hidden is None else jnp.where(hidden[:, :, None], token[None], x)
         x = prepended(self.param("token", zeros, (1, self.width)), x)  # [B, 1 + M, D]
         table = self.param("positions", normal, (1 + math.prod(old), self.width))
-        positions = jnp.concatenate([table[:1], resize_positions(table[1:], old, grid)])  # [1 + M, D]
+        positions = resize_positions(table, old, grid, extra=1)  # [1 + M, D]
         return x + positions.astype(self.dtype)[None]
 
 
@@ -302,11 +305,8 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def resized(variables: Mapping[str, Any], old: ViLT, new: ViLT) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model `old` for one that differs in resolution alone, and what was done."""
-    before, after = (patch_grid((*side_lengths(m.resolution), 1), m.patch) for m in (old, new))
+    before, after = (position_grid(m.resolution, m.patch) for m in (old, new))
     params = dict(variables["params"])
     table = jnp.asarray(params["image"]["positions"])
-    positions = jnp.concatenate([table[:1], resize_positions(table[1:], before, after)])
-    params["image"] = {**params["image"], "positions": positions}
-    grids = (f"{rows}x{columns}" for rows, columns in (before, after))
-    said = "image/positions: resized from {} to {} patches".format(*grids)
-    return {**variables, "params": params}, [said]
+    params["image"] = {**params["image"], "positions": resize_positions(table, before, after, extra=1)}
+    return {**variables, "params": params}, [said_resized("image/positions", before, after)]

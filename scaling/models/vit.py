@@ -21,8 +21,10 @@ from scaling.models.layers import (
     layer_norm,
     patch_grid,
     patchify,
+    position_grid,
     prepended,
     resize_positions,
+    said_resized,
     stack,
 )
 from scaling.models.variants import Size, side_lengths
@@ -90,7 +92,7 @@ class ViT(nn.Module):
         if extra:
             x = prepended(self.param("token", zeros, (1, self.width)), x)  # [B, 1 + N, D]
 
-        old = patch_grid((*side_lengths(self.resolution), 1), self.patch)
+        old = position_grid(self.resolution, self.patch)
         table = self.param("positions", normal, (extra + math.prod(old), self.width))
         positions = resize_positions(table, old, grid, extra)  # [1 + N, D]
         x = constrain(x + positions.astype(dtype)[None], "batch", "token", "embed")
@@ -128,8 +130,7 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def resized(variables: Mapping[str, Any], old: ViT, new: ViT) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model `old` for one that differs in resolution alone, and what was done."""
-    before, after = (patch_grid((*side_lengths(m.resolution), 1), m.patch) for m in (old, new))
+    before, after = (position_grid(m.resolution, m.patch) for m in (old, new))
     table, extra = jnp.asarray(variables["params"]["positions"]), 1 if old.pool == "token" else 0
     params = {**variables["params"], "positions": resize_positions(table, before, after, extra)}
-    grids = (f"{rows}x{columns}" for rows, columns in (before, after))
-    return {**variables, "params": params}, ["positions: resized from {} to {} patches".format(*grids)]
+    return {**variables, "params": params}, [said_resized("positions", before, after)]

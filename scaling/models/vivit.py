@@ -27,6 +27,7 @@ from scaling.models.layers import (
     drop_rates,
     layer_norm,
     prepended,
+    said_resized,
     stack,
 )
 from scaling.models.variants import Size, side_lengths
@@ -120,9 +121,8 @@ def factorised_dot_product(
         raise UserError(f"heads={heads}: must be even, as half of them attend along time")
     half, places = heads // 2, tokens // frames
     qt, kt, vt = (to_places(each[:, :, :half], frames) for each in (q, k, v))  # [B s, t, heads / 2, d]
-    qs, ks, vs = (
-        each[:, :, half:].reshape(-1, places, half, head_width) for each in (q, k, v)
-    )  # [B t, s, ...]
+    within = (-1, places, half, head_width)
+    qs, ks, vs = (each[:, :, half:].reshape(within) for each in (q, k, v))  # [B t, s, heads / 2, d]
     time = from_places(dot_product_attention(qt, kt, vt, bias, scale), places)  # [B, N, heads / 2, d]
     space = dot_product_attention(qs, ks, vs, bias, scale).reshape(time.shape)
     return jnp.concatenate([time, space], axis=2)
@@ -225,7 +225,7 @@ class ViViT(nn.Module):
         if token:
             x = prepended(self.param(f"{prefix}token", zeros, (1, self.width)), x)  # [B, 1 + N, D]
         table = self.param(f"{prefix}positions", normal, (extra + math.prod(old), self.width))
-        positions = jnp.concatenate([table[:extra], resize_grid(table[extra:], old, new)])  # [1 + N, D]
+        positions = resize_grid(table, old, new, extra)  # [1 + N, D]
         return constrain(x + positions.astype(x.dtype)[None], "batch", "token", "embed")
 
     def _encoded(
@@ -315,9 +315,8 @@ def resized(variables: Mapping[str, Any], old: ViViT, new: ViViT) -> tuple[dict[
         if grids[0] != grids[1]:
             table = jnp.asarray(params[name])
             extra = len(table) - math.prod(grids[0])  # the class token's, where there is one
-            params[name] = jnp.concatenate([table[:extra], resize_grid(table[extra:], *grids)])
-            words = ("x".join(map(str, grid)) for grid in grids)
-            said.append("{}: resized from {} to {} tokens".format(name, *words))
+            params[name] = resize_grid(table, *grids, extra)
+            said.append(said_resized(name, *grids, "tokens"))
     return {**variables, "params": params}, said
 
 

@@ -29,9 +29,8 @@ CONFIG = huggingface_clip.config(MODEL, {"x": jnp.asarray(X)})
 
 @pytest.fixture
 def saved() -> dict[str, np.ndarray]:
-    reference, rng = CLIPModel(CLIPConfig(**CONFIG)), np.random.default_rng(2)
-    for p in reference.parameters():
-        p.data = torch.from_numpy(np.asarray(0.5 * rng.standard_normal(tuple(p.shape)))).to(p)
+    reference = CLIPModel(CLIPConfig(**CONFIG))
+    parity.randomise(reference, 0.5, seed=2)
     return parity.saved(reference)
 
 

@@ -1,14 +1,17 @@
 """What several formats share: that a model and a config are of the one form, and tables of other sizes."""
 
+import jax
 import numpy as np
 import pytest
 
-from scaling.convert import layouts
+from scaling import models
+from scaling.convert import FORMATS, layouts
 from scaling.convert.diffusers import dit as diffusers_dit
 from scaling.convert.huggingface import vit as huggingface_vit
 from scaling.errors import UserError
 from scaling.models.dit import DiT
 from scaling.models.vit import ViT
+from tests.models.running import KEY, named
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,15 @@ def test_transformers_labels() -> None:
         "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
         "label2id": {"LABEL_0": 0, "LABEL_1": 1},
     }
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"), [("vit", "B/16"), ("vivit", "B/16x2"), ("timesformer", "B/16"), ("vilt", "B/32")]
+)
+def test_a_config_has_the_width_of_the_models_mlp(family: str, variant: str) -> None:
+    """56 * (61 / 56) is a little less than 61."""
+    options = {"width": 56, "depth": 1, "heads": 7, "mlp_ratio": 61 / 56}
+    model, inputs = models.make(family, variant, **options), models.inputs(family, variant, **options)
+    variables = jax.eval_shape(model.init, KEY, **inputs)
+    assert named(variables["params"])["blocks/mlp/up/kernel"].shape == (1, 56, 61)
+    assert FORMATS["huggingface"].families[family].config(model, inputs)["intermediate_size"] == 61

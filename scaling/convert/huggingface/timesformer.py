@@ -62,7 +62,7 @@ def config(model: TimeSformer, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "intermediate_size": int(model.width * model.mlp_ratio),
+        "intermediate_size": round(model.width * model.mlp_ratio),
         "layer_norm_eps": model.epsilon,
         "num_frames": model.frames,
         "image_size": height,

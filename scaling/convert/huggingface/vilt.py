@@ -100,7 +100,7 @@ def config(model: ViLT, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "intermediate_size": int(model.width * model.mlp_ratio),
+        "intermediate_size": round(model.width * model.mlp_ratio),
         "hidden_act": "gelu",
         "layer_norm_eps": model.epsilon,
         "image_size": model.resolution if isinstance(model.resolution, int) else model.resolution[0],

@@ -42,7 +42,7 @@ def config(model: ViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "intermediate_size": int(model.width * model.mlp_ratio),
+        "intermediate_size": round(model.width * model.mlp_ratio),
         "hidden_act": "gelu",
         "layer_norm_eps": model.epsilon,
         "image_size": height if height == width else [height, width],

@@ -57,7 +57,7 @@ def config(model: ViViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "intermediate_size": int(model.width * model.mlp_ratio),
+        "intermediate_size": round(model.width * model.mlp_ratio),
         "hidden_act": activation,
         "layer_norm_eps": model.epsilon,
         "num_frames": model.frames,
