@@ -2,6 +2,7 @@
 
 from scaling.data.options import DATASETS, Data, Info, info, open_source
 from scaling.data.pipeline import eval_batches, host_batches, train_batches
+from scaling.data.text import TextInfo
 from scaling.data.transforms import TRANSFORMS
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "TRANSFORMS",
     "Data",
     "Info",
+    "TextInfo",
     "eval_batches",
     "host_batches",
     "info",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from scaling.data.sources import Example
+from scaling.data.sources import Columns
 from scaling.data.transforms import generators
 from scaling.errors import UserError
 from scaling.files import read_json
@@ -176,21 +176,15 @@ class LatentSource:
     def __len__(self) -> int:
         return self.examples
 
-    def __getitem__(self, index: int) -> Example:
-        images, labels = self.read(np.array([index]))
-        return {"image": images[0], "label": int(labels[0])}
-
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A fixed draw for each example: float32 [N, h, w, Z], and labels int32 [N]."""
+    def read(self, indices: np.ndarray) -> Columns:
+        """A fixed draw for each example: image float32 [N, h, w, Z], label int32 [N]."""
         return self._draw(indices, 0, indices, 1)
 
-    def draw(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
         """The same, where view and draw are functions of the seed and the position in the stream."""
         return self._draw(indices, seed, positions, self.latents.views)
 
-    def _draw(
-        self, indices: np.ndarray, seed: int, positions: np.ndarray, views: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, indices: np.ndarray, seed: int, positions: np.ndarray, views: int) -> Columns:
         view = np.zeros(len(indices), np.int64)
         noise = np.empty((len(indices), *self.image_shape), np.float32)
         for i, rng in enumerate(generators(seed, positions)):
@@ -199,7 +193,7 @@ class LatentSource:
         found = self.records(indices)
         moments = found["moments"][np.arange(len(indices)), view].astype(np.float32)  # [N, 2, h, w, Z]
         latent = moments[:, 0] + np.exp(np.float32(0.5) * moments[:, 1]) * noise
-        return np.float32(self.latents.scale) * latent, found["label"].astype(np.int32)
+        return {"image": np.float32(self.latents.scale) * latent, "label": found["label"].astype(np.int32)}
 
     def records(self, indices: np.ndarray) -> np.ndarray:
         """The records [N] as they are stored."""

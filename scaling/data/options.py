@@ -1,11 +1,14 @@
 """The `data` section of a config, and what is known of a data set before any example is read."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
-from scaling.data import latents, sources, tfds_source
+from scaling.data import latents, openmoji, sources, tfds_source
 from scaling.data.latents import Latents, LatentSource
+from scaling.data.pairs import Pairs, Tokenized, all_captions
 from scaling.data.sources import Source
+from scaling.data.text import Text, TextInfo, Tokenizer, tokenizer
 from scaling.data.transforms import TRANSFORMS
 from scaling.errors import UserError
 
@@ -26,6 +29,7 @@ class Data:
     image_size: int | None = None  # side that the cropping transforms give, in pixels
     augment: tuple[str, ...] = ()  # transforms of training images, in order
     eval_transforms: tuple[str, ...] = ()  # the same for evaluation: nothing random
+    text: Text = field(default_factory=Text)  # of sets with captions: how they become tokens
     threads: int = 2  # that read, in each process
     workers: int = 0  # processes that read training batches; 0 reads in the run's own
     prefetch: int = 2  # batches kept ready, on the host and again on the devices
@@ -43,14 +47,12 @@ class Data:
             raise UserError("data_dir=None: name='latents' needs the folder that `scaling encode` made")
         if self.data_dir is not None and self.name not in ("tfds", "fashion_mnist", "npz", "latents"):
             raise UserError(f"data_dir={self.data_dir!r}: {self.name} comes with a package; leave it out")
-        for field in ("image_size", "augment", "eval_transforms"):
-            if self.name == "latents" and getattr(self, field):
-                raise UserError(
-                    f"{field}={getattr(self, field)!r}: latents were encoded with it; leave it out"
-                )
-        for field, least in (("batch_size", 1), ("threads", 1), ("workers", 0), ("prefetch", 1)):
-            if getattr(self, field) < least:
-                raise UserError(f"{field}={getattr(self, field)}: must be at least {least}")
+        for key in ("image_size", "augment", "eval_transforms"):
+            if self.name == "latents" and getattr(self, key):
+                raise UserError(f"{key}={getattr(self, key)!r}: latents were encoded with it; leave it out")
+        for key, least in (("batch_size", 1), ("threads", 1), ("workers", 0), ("prefetch", 1)):
+            if getattr(self, key) < least:
+                raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size={self.image_size}: must be at least 1, or None to keep the size")
         self._check_transforms("augment", self.augment)
@@ -67,7 +69,9 @@ class Data:
         sized = [name for name in names if TRANSFORMS[name].sized]
         if sized and self.image_size is None:
             raise UserError(f"image_size=None: {sized[0]!r} in {field} needs the side to crop to, in pixels")
-        if self.image_size is not None and not sized:
+        if self.name in DRAWN and self.image_size is None:
+            raise UserError(f"image_size=None: {self.name} is drawn at any size; give the side in pixels")
+        if self.image_size is not None and not sized and self.name not in DRAWN:
             crops = ", ".join(key for key, value in TRANSFORMS.items() if value.sized)
             raise UserError(f"image_size={self.image_size}: {field} needs a transform that crops: {crops}")
 
@@ -77,15 +81,24 @@ class Info:
     """What a model needs to know of its data."""
 
     name: str  # "mnist", or the builder's name for a TFDS set
-    num_classes: int
+    num_classes: int  # 0: no labels
     image_shape: tuple[int, ...]  # [H, W, C] of a batch's images, after cropping; of videos [T, H, W, C]
     train_examples: int
     latents: Latents | None = None  # what a batch's images are instead of pixels
+    text: TextInfo | None = None  # of captions
 
     @property
-    def dtype(self) -> str:
-        """Of a batch's images."""
-        return "uint8" if self.latents is None else "float32"
+    def columns(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Of a batch, the shape of one example and the type: "image", and what else the data have."""
+        found: dict[str, tuple[tuple[int, ...], str]] = {
+            "image": (self.image_shape, "uint8" if self.latents is None else "float32")
+        }
+        if self.num_classes:
+            found["label"] = ((), "int32")
+        if self.text is not None:
+            types = {"text": "int32", "text_mask": "bool", "text_word": "int32"}
+            found |= {name: ((self.text.length,), dtype) for name, dtype in types.items()}
+        return found
 
 
 DATASETS: dict[str, Callable[[Data, str], Source]] = {
@@ -95,29 +108,52 @@ DATASETS: dict[str, Callable[[Data, str], Source]] = {
     "npz": sources.npz,
     "tfds": tfds_source.tfds_set,
     "latents": latents.latents,
+    "openmoji": openmoji.openmoji,
 }
+DRAWN = ("openmoji",)  # drawn at image_size, not cropped to it
 
 
 def open_source(data: Data, split: str) -> Source:
     """The examples of one split, by index. Raises UserError when they are not there."""
-    return DATASETS[data.name](data, split)
+    source = DATASETS[data.name](data, split)
+    return Tokenized(source, tokenizer_of(data)) if isinstance(source, Pairs) else source
 
 
-def image_shape(data: Data, source: Source) -> tuple[int, int, int]:
-    """[H, W, C] of every image that a batch holds. Raises UserError for images of many sizes."""
-    height, width, channels = source.image_shape
+@functools.lru_cache(maxsize=4)
+def tokenizer_of(data: Data) -> Tokenizer:
+    """Of a set with captions: the one that is named, or learned from the training split."""
+
+    def captions() -> Iterator[str]:
+        source = DATASETS[data.name](data, data.train_split)
+        assert isinstance(source, Pairs)
+        return all_captions(source)
+
+    try:
+        return tokenizer(data.text, captions)
+    except UserError as e:
+        raise UserError(f"text.{e}") from None
+
+
+def image_shape(data: Data, source: Source) -> tuple[int, ...]:
+    """[H, W, C] of every image that a batch holds (of videos [T, H, W, C]).
+
+    Raises: UserError for images of many sizes.
+    """
+    *frames, height, width, channels = source.image_shape
     if data.image_size is not None:
-        return data.image_size, data.image_size, channels
-    if height is None or width is None:
+        height = width = data.image_size
+    known = tuple(side for side in (*frames, height, width, channels) if side is not None)
+    if len(known) < len(source.image_shape):
         raise UserError(
             f"image_size=None: images of {source.name} differ in size; set image_size, and a crop in augment "
             "and eval_transforms"
         )
-    return height, width, channels
+    return known
 
 
 def info(data: Data) -> Info:
     """Classes, image shape and number of training examples; reads no image of a set on disk."""
     source = open_source(data, data.train_split)
     encoded = source.latents if isinstance(source, LatentSource) else None
-    return Info(source.name, source.num_classes, image_shape(data, source), len(source), encoded)
+    words = source.tokenizer.info if isinstance(source, Tokenized) else None
+    return Info(source.name, source.num_classes, image_shape(data, source), len(source), encoded, words)

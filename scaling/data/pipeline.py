@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.data.latents import LatentSource
 from scaling.data.options import Data, image_shape, open_source
-from scaling.data.sources import Source
+from scaling.data.sources import Columns, Drawn, Source
 from scaling.data.transforms import transform
 from scaling.errors import UserError
 
@@ -68,34 +67,26 @@ def local_rows(
     return np.unique(np.concatenate([np.arange(batch_size)[index[device]] for device in here]))
 
 
-def _read(
-    source: Source, indices: np.ndarray, names: Sequence[str], size: int, seed: int, positions: np.ndarray
-) -> HostBatch:
-    images, labels = source.read(indices)
+def _batch(columns: Columns, names: Sequence[str], size: int, seed: int, positions: np.ndarray) -> HostBatch:
     if names:
-        images = transform(images, names, size, seed, positions)
-    stacked = images if isinstance(images, np.ndarray) else np.stack(images)  # [rows, H, W, C]
-    return {"image": stacked, "label": labels}
+        columns["image"] = transform(columns["image"], names, size, seed, positions)
+    return {name: x if isinstance(x, np.ndarray) else np.stack(x) for name, x in columns.items()}
 
 
 def train_rows(step: int, source: Source, data: Data, seed: int, rows: np.ndarray) -> HostBatch:
-    """The given rows of training step `step`: image uint8 [rows, H, W, C], label int32 [rows].
-
-    Latents are float32, here and below.
-    """
+    """The given rows of training step `step`: the source's columns, such as image uint8 [rows, H, W, C]."""
     positions = step * data.batch_size + rows
     indices = shuffled(positions, len(source), seed)
-    if isinstance(source, LatentSource):
-        drawn, labels = source.draw(indices, seed, positions)
-        return {"image": drawn, "label": labels}
-    return _read(source, indices, data.augment, data.image_size or 0, seed, positions)
+    drawn = isinstance(source, Drawn)
+    columns = source.draw(indices, seed, positions) if drawn else source.read(indices)  # type: ignore[attr-defined]
+    return _batch(columns, data.augment, data.image_size or 0, seed, positions)
 
 
 def eval_rows(step: int, source: Source, data: Data, batch_size: int, rows: np.ndarray) -> HostBatch:
     """The given rows of evaluation batch `step`, with mask float32 [rows]: 0 past the last example."""
     positions = step * batch_size + rows
     indices = np.minimum(positions, len(source) - 1)  # padding has the shape of a real example
-    batch = _read(source, indices, data.eval_transforms, data.image_size or 0, 0, positions)
+    batch = _batch(source.read(indices), data.eval_transforms, data.image_size or 0, 0, positions)
     return {**batch, "mask": (positions < len(source)).astype(np.float32)}
 
 
@@ -166,8 +157,8 @@ def train_batches(
 ) -> Iterator[dict[str, "jax.Array"]]:
     """Batches of steps start_step, start_step + 1, ... without end, placed by `sharding`.
 
-    Each is image uint8 [B, H, W, C] and label int32 [B]. Batch s is the same whatever `start_step`, the
-    devices and the hosts; a host reads only the rows that its devices hold. Raises UserError, before
+    Each has the source's columns (`Info.columns`). Batch s is the same whatever `start_step`, the devices and
+    the hosts; a host reads only the rows that its devices hold. Raises UserError, before
     the first batch, for data that are not there, of many sizes, or in batches that the mesh does not divide.
     """
     source = open_source(data, data.train_split)
@@ -181,7 +172,7 @@ def train_batches(
 def eval_batches(
     data: Data, split: str, batch_size: int, sharding: "NamedSharding"
 ) -> Iterator[dict[str, "jax.Array"]]:
-    """Every example of a split exactly once, in order: image, label and mask float32 [B].
+    """Every example of a split exactly once, in order: the source's columns and mask float32 [B].
 
     The last batch is padded to `batch_size` with mask 0. Threads read, never worker processes: starting
     those would take longer than most evaluations. Raises as `train_batches` does.

@@ -1,7 +1,7 @@
 """Random-access sources, and the sets that come with installed packages, held in memory.
 
-`source[i]` is {"image": uint8 [H, W, C], "label": int}; `source.read(indices)` reads many at once, which
-for arrays is a single lookup: Python work for each example would cost more than a small model's step.
+`source.read(indices)` gives columns, such as "image" uint8 [N, H, W, C] and "label" int32 [N]: many examples
+at once, which for arrays is a single lookup. Python work for each would cost more than a small model's step.
 """
 
 import functools
@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,31 +23,38 @@ if TYPE_CHECKING:
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's dataset-fashion-mnist puts its files
 
 
-class Example(TypedDict):
-    image: np.ndarray  # uint8 [H, W, C]
-    label: int
+Columns = dict[str, Any]  # arrays [N, ...], or a list of N arrays that differ in size
 
 
 class Source(Protocol):
-    """Labelled images by index; threads may read at the same time, and worker processes a copy."""
+    """Examples by index; threads may read at the same time, and worker processes a copy."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """0 where examples have no label."""
+        ...
 
     @property
-    def image_shape(self) -> tuple[int | None, int | None, int]:
-        """[H, W, C], with None for a side that differs between images."""
+    def image_shape(self) -> tuple[int | None, ...]:
+        """[H, W, C], of videos [T, H, W, C], with None for a side that differs between images."""
         ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def read(self, indices: np.ndarray) -> Columns:
+        """New columns of these examples as evaluation sees them, "image" among them."""
+        ...
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
-        """New images (uint8 [N, H, W, C], or a list of N [H, W, C]) and labels int32 [N]."""
+
+@runtime_checkable
+class Drawn(Source, Protocol):
+    """A source of whose examples training sees another view each time."""
+
+    def draw(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
+        """As `read`, where what is drawn is a function of the seed and the position in the stream."""
         ...
 
 
@@ -72,11 +79,8 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Example:
-        return {"image": self.images[index], "label": int(self.labels[index])}
-
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.images[indices], self.labels[indices]
+    def read(self, indices: np.ndarray) -> Columns:
+        return {"image": self.images[indices], "label": self.labels[indices]}
 
 
 def stratified(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:

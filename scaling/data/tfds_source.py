@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scaling.data.sources import Example
+from scaling.data.sources import Columns
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,14 +24,10 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Example:
-        example = self.records[index]
-        return {"image": example["image"], "label": int(example["label"])}
-
-    def read(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        examples = [self[index] for index in indices.tolist()]
+    def read(self, indices: np.ndarray) -> Columns:
+        examples = [self.records[index] for index in indices.tolist()]
         labels = np.array([example["label"] for example in examples], np.int32)
-        return [example["image"] for example in examples], labels
+        return {"image": [example["image"] for example in examples], "label": labels}
 
 
 def tfds_set(data: "Data", split: str) -> TfdsSource:

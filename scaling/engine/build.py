@@ -55,18 +55,16 @@ class Built:
         return steps
 
     def batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a batch of `size` examples: image [B, H, W, C], label int32 [B].
+        """The shapes of a batch of `size` examples (`Info.columns`).
 
-        Images are uint8, latents float32. Of a model that is not trained, the batch is its own arguments.
+        Of a model that is not trained, the batch is its own arguments.
         """
         if not self.config.trains:
             model = self.config.model
             own = models.inputs(model.name, model.variant, **model.options)
             return {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in own.items()}
-        return {
-            "image": jax.ShapeDtypeStruct((size, *self.image_shape), jnp.dtype(self.info.dtype)),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-        }
+        columns = self.info.columns.items()
+        return {name: jax.ShapeDtypeStruct((size, *one), jnp.dtype(dtype)) for name, (one, dtype) in columns}
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -98,19 +96,31 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
 def made_for(config: Config) -> data.Info:
     """The classes and the image shape that a variant is made for, where there are no data to tell."""
     family, variant, options = config.model.name, config.model.variant, config.model.options
-    first = next(iter(models.inputs(family, variant, **options).values()))
-    classes = getattr(models.make(family, variant, **options), "num_classes", 0)
+    inputs, model = models.inputs(family, variant, **options), models.make(family, variant, **options)
+    first = next(iter(inputs.values()))
+    words = data.TextInfo(model.vocabulary, inputs["text"].shape[1], "") if "text" in inputs else None
     name = (config.data.builder or config.data.name) if config.trains else "none"
-    return data.Info(name, classes, first.shape[1:], config.data.batch_size)
+    classes = getattr(model, "num_classes", 0)
+    return data.Info(name, classes, first.shape[1:], config.data.batch_size, text=words)
 
 
 def _model(config: Config, info: data.Info) -> Any:
-    """The model, with the data's classes and resolution where the config leaves them open."""
+    """The model, with the data's classes, resolution and texts where the config leaves them open."""
     family, options = models.MODELS[config.model.name], dict(config.model.options)
     known = {f.name for f in dataclasses.fields(family.MODULE)} if config.trains else ()
-    for key, value in (("num_classes", info.num_classes), ("resolution", info.image_shape[-3:-1])):
-        if key in known and key not in options:
-            options[key] = value
+    height, width = info.image_shape[-3:-1]
+    theirs: dict[str, Any] = {"resolution": height if height == width else (height, width)}
+    if info.num_classes:
+        theirs["num_classes"] = info.num_classes
+    if info.text is not None:
+        size, length = info.text.vocabulary, info.text.length
+        theirs |= {"vocabulary": size, "context": length, "length": length}
+        if options.get("vocabulary", size) != size:
+            raise UserError(
+                f"model.vocabulary={options['vocabulary']}: the tokenizer of data.text has {size} tokens; "
+                "leave it out, or name the model's own tokenizer in data.text.vocabulary"
+            )
+    options |= {key: value for key, value in theirs.items() if key in known and key not in options}
     return models.make(config.model.name, config.model.variant, **options)
 
 

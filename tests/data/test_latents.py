@@ -55,8 +55,8 @@ def test_what_is_known_before_any_example(folder: Path) -> None:
     assert (found.name, found.num_classes, found.image_shape, found.train_examples) == (
         "mnist", 10, (4, 4, 3), 50,
     )  # fmt: skip
-    assert found.dtype == "float32" and found.latents == read(folder)
-    assert info(Data()).dtype == "uint8"
+    assert found.columns["image"][1] == "float32" and found.latents == read(folder)
+    assert info(Data()).columns["image"][1] == "uint8"
 
 
 def test_shards_are_fixed_ranges_of_all_examples() -> None:
@@ -72,7 +72,7 @@ def test_training_draws_from_the_posterior_of_either_view(tmp_path: Path) -> Non
     records = write_latents(tmp_path / "latents")["train"]
     source = opened(tmp_path / "latents")
     positions = np.arange(4000)
-    drawn, labels = source.draw(np.full(4000, 17), seed=0, positions=positions)
+    drawn, labels = source.draw(np.full(4000, 17), seed=0, positions=positions).values()
     assert drawn.shape == (4000, 4, 4, 3) and drawn.dtype == np.float32 and labels.dtype == np.int32
     assert (labels == records[17]["label"]).all()
     mean, logvar = np.moveaxis(records[17]["moments"].astype(np.float64), 1, 0)  # [2 views, 4, 4, 3] each
@@ -90,12 +90,12 @@ def test_training_draws_from_the_posterior_of_either_view(tmp_path: Path) -> Non
 def test_a_draw_is_a_function_of_seed_and_position(folder: Path) -> None:
     source = opened(folder)
     indices, positions = np.array([3, 40, 3, 12]), np.array([7, 900, 8, 2**40])
-    together, labels = source.draw(indices, 5, positions)
+    together, labels = source.draw(indices, 5, positions).values()
     for i in range(4):
-        alone, label = opened(folder).draw(indices[i : i + 1], 5, positions[i : i + 1])
+        alone, label = opened(folder).draw(indices[i : i + 1], 5, positions[i : i + 1]).values()
         np.testing.assert_array_equal(alone[0], together[i])
         assert label[0] == labels[i]
-    assert not np.array_equal(source.draw(indices, 6, positions)[0], together)
+    assert not np.array_equal(source.draw(indices, 6, positions)["image"], together)
     assert not np.array_equal(together[0], together[2])
 
 
@@ -126,8 +126,8 @@ def test_restart_at_any_step_gives_the_same_bits(folder: Path) -> None:
 
 def test_a_worker_process_reads_the_same(folder: Path) -> None:
     source = opened(folder)
-    there = source.read(np.arange(50))[0]
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).read(np.arange(50))[0], there)
+    there = source.read(np.arange(50))["image"]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).read(np.arange(50))["image"], there)
 
 
 def test_missing_truncated_and_damaged_shards_are_named(tmp_path: Path) -> None:

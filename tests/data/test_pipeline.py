@@ -43,9 +43,9 @@ def test_rows_follow_the_shuffled_stream() -> None:
     source = open_source(DIGITS, "train")
     for step, batch in enumerate(train(DIGITS, 0, 24)):  # past the first epoch
         order = shuffled(np.arange(step * 64, step * 64 + 64), N, seed=0)
-        examples = [source[int(index)] for index in order]
-        np.testing.assert_array_equal(batch["image"], np.stack([e["image"] for e in examples]))
-        np.testing.assert_array_equal(batch["label"], [e["label"] for e in examples])
+        examples = [source.read(np.array([index])) for index in order]
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(batch[name], np.concatenate([e[name] for e in examples]))
 
 
 def test_each_epoch_is_another_permutation() -> None:
@@ -120,10 +120,7 @@ def test_a_host_reads_only_its_share() -> None:
         def __len__(self) -> int:
             return len(source)
 
-        def __getitem__(self, index: int) -> object:
-            raise AssertionError("examples are read a batch at a time")
-
-        def read(self, indices: np.ndarray) -> tuple:
+        def read(self, indices: np.ndarray) -> dict:
             asked.extend(indices.tolist())
             return source.read(indices)
 
@@ -186,7 +183,7 @@ def test_leaving_early_ends_the_threads() -> None:
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (4, 2, 1)])
 def test_evaluation_sees_every_example_once_in_order(batch_size: int, mesh: tuple[int, ...]) -> None:
     source = open_source(DIGITS, "test")  # 359: no multiple of any batch
-    images, labels = source.read(np.arange(len(source)))
+    images, labels = source.read(np.arange(len(source))).values()
     batches = [jax.device_get(b) for b in eval_batches(DIGITS, "test", batch_size, sharding(*mesh))]
     assert len(batches) == -(-359 // batch_size)
     assert all(b["image"].shape == (batch_size, 8, 8, 1) and b["mask"].dtype == np.float32 for b in batches)

@@ -52,7 +52,7 @@ def opened(folder: Path, split: str) -> LatentSource:
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     source = data.open_source(data.Data(name="digits"), split)
-    images, labels = source.read(np.arange(len(source)))
+    images, labels = source.read(np.arange(len(source))).values()
     return np.asarray(images), labels
 
 

@@ -56,7 +56,7 @@ def test_the_real_statistics_are_those_of_every_example(folders: tuple[Path, Pat
     classifier, _ = folders
     found = features.Features(classifier)
     source = data.open_source(found.trained.built.config.data, "train")
-    images, _ = source.read(np.arange(len(source)))
+    images, _ = source.read(np.arange(len(source))).values()
     rows = np.concatenate([found(np.asarray(images)[i : i + 500]) for i in range(0, len(source), 500)])
     (classifier / "features_train.npz").unlink(missing_ok=True)
     real = found.real("train")
@@ -105,7 +105,7 @@ def test_accuracy_counts_every_example_once(tiny: Tiny) -> None:
     weights = state.inference(state.init(built))
     weights["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 10))
     source = data.open_source(built.config.data, "test")
-    images, labels = source.read(np.arange(len(source)))
+    images, labels = source.read(np.arange(len(source))).values()
     x = jnp.asarray(images, jnp.float32) / 127.5 - 1
     logits = built.model.apply({"params": weights["params"]}, x)
     found = evaluate.Metrics(batch_size=128).run("val", built, weights, Path(), 0, lambda: None)
