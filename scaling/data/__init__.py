@@ -1,6 +1,6 @@
 """Data: named sources, one global order, batches for training and exact evaluation."""
 
-from scaling.data.options import DATASETS, Data, Info, info, open_source
+from scaling.data.options import DATASETS, Data, Info, info, open_source, tokenizer_of
 from scaling.data.pipeline import eval_batches, host_batches, train_batches
 from scaling.data.text import TextInfo
 from scaling.data.transforms import TRANSFORMS
@@ -15,5 +15,6 @@ __all__ = [
     "host_batches",
     "info",
     "open_source",
+    "tokenizer_of",
     "train_batches",
 ]

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from scaling.data.sources import Columns
+from scaling.data.sources import ArraySource, Columns
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
     from scaling.data.options import Data
 
 TEST = 500  # pairs held out, at most
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 SEEN = 3  # times, at least, that each word of a held-out caption occurs in training
 
 
@@ -55,6 +56,18 @@ def openmoji(data: "Data", split: str) -> Drawings:
     if split not in drawn:
         raise UserError(f"split {split!r}: openmoji has {', '.join(drawn)}")
     return drawn[split]
+
+
+def openmoji_tones(data: "Data", split: str) -> ArraySource:
+    """Those of the drawings that show one of the five skin tones, labelled with it in the order of `TONES`.
+
+    The splits are those of `openmoji`.
+    """
+    drawn = openmoji(data, split)
+    tones = [[tone for tone in TONES if f" {tone} skin tone" in f" {name}"] for name in drawn.names]
+    rows = [row for row, found in enumerate(tones) if len(found) == 1]
+    labels = np.array([TONES.index(tones[row][0]) for row in rows], np.int32)
+    return ArraySource("openmoji_tones", len(TONES), drawn.images[rows], labels)
 
 
 @functools.cache

@@ -109,8 +109,9 @@ DATASETS: dict[str, Callable[[Data, str], Source]] = {
     "tfds": tfds_source.tfds_set,
     "latents": latents.latents,
     "openmoji": openmoji.openmoji,
+    "openmoji_tones": openmoji.openmoji_tones,
 }
-DRAWN = ("openmoji",)  # drawn at image_size, not cropped to it
+DRAWN = ("openmoji", "openmoji_tones")  # drawn at image_size, not cropped to it
 
 
 def open_source(data: Data, split: str) -> Source:

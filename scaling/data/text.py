@@ -4,6 +4,7 @@ A vocabulary comes from a file or from a file within an installed package; where
 learned from the captions of the training split.
 """
 
+import functools
 import gzip
 import hashlib
 import html
@@ -119,13 +120,17 @@ def _clean(kind: str, caption: object) -> str:
     """A caption as its tokenizer wants it; CLIP's own mends broken encodings and HTML first."""
     if not isinstance(caption, str):
         raise UserError(f"caption {caption!r}: is {type(caption).__name__}; must be text")
-    if kind == "clip":
-        import ftfy
-
-        caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
-    if not caption.strip():
+    mended = _mended(caption) if kind == "clip" else caption.strip()
+    if not mended:
         raise UserError(f"caption {caption!r}: is empty; leave the example out, or give it words")
-    return caption.strip()
+    return mended
+
+
+@functools.lru_cache(maxsize=2**16)  # a tenth of a millisecond each: of a small set, all are remembered
+def _mended(caption: str) -> str:
+    import ftfy
+
+    return html.unescape(html.unescape(ftfy.fix_text(caption))).strip()
 
 
 def _vocabulary(name: str) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
-from scaling.engine import autoencoder, features, sharding
+from scaling.engine import autoencoder, features, retrieval, sharding
 from scaling.engine.build import Built
 from scaling.engine.images import write_grid
 from scaling.errors import UserError
@@ -137,7 +137,13 @@ class Grid:
         return {}
 
 
-EVALUATORS: dict[str, Any] = {"metrics": Metrics, "frechet": Frechet, "grid": Grid}
+EVALUATORS: dict[str, Any] = {
+    "metrics": Metrics,
+    "frechet": Frechet,
+    "grid": Grid,
+    "retrieval": retrieval.Retrieval,
+    "zero_shot": retrieval.ZeroShot,
+}
 
 
 def _diffusion(name: str, built: Built) -> Diffusion:

@@ -30,10 +30,12 @@ from scaling.models.layers import (
 )
 from scaling.models.text import TextTransformer, end_of_text, normal, run_blocks
 
+CONTEXT = 77  # tokens of a text, those of its start and end included
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A row of the paper's tables; of the text transformer, all have the depth 12."""
+    """A row of the paper's tables, all of whose text transformers have the depth 12."""
 
     embed_dim: int
     resolution: int
@@ -42,6 +44,15 @@ class Size:
     heads: int
     text_width: int
     text_heads: int
+    text_depth: int = 12
+    vocabulary: int = 49408
+    context: int = CONTEXT
+
+
+def small(depth: int, width: int) -> Size:
+    """A row of the ladder: towers alike, heads of width 8, as the ViT's ladder has them."""
+    heads = width // 8
+    return Size(64, 32, depth, width, heads, width, heads, text_depth=depth, vocabulary=1024, context=16)
 
 
 SIZES = {  # RN: table 19 of the paper, the heads being 64 wide; ViT: table 20
@@ -50,12 +61,16 @@ SIZES = {  # RN: table 19 of the paper, the heads being 64 wide; ViT: table 20
     "RN50x4": Size(640, 288, (4, 6, 10, 6), 2560, 40, text_width=640, text_heads=10),
     "ViT-B": Size(512, 224, 12, 768, 12, text_width=512, text_heads=8),
     "ViT-L": Size(768, 224, 24, 1024, 16, text_width=768, text_heads=12),
+    # For drawings of 32 pixels with short captions, on a laptop.
+    "ViT-F": small(depth=2, width=32),
+    "ViT-N": small(depth=4, width=64),
+    "ViT-M": small(depth=4, width=128),
 }
 VARIANTS: tuple[variants.Variant, ...] = (
     *((name, {}) for name in ("RN50", "RN101", "RN50x4", "ViT-B/32", "ViT-B/16", "ViT-L/14")),
     ("ViT-L/14", {"resolution": 336}),
+    *((f"{name}/{patch}", {}) for name in ("ViT-F", "ViT-N", "ViT-M") for patch in (16, 8, 4)),
 )
-CONTEXT = 77  # tokens of a text, those of its start and end included
 LARGEST_SCALE = 100.0  # of the logits (section 2.5)
 
 
@@ -102,11 +117,12 @@ class VisionTransformer(nn.Module):
 
 
 class Embeddings(NamedTuple):
-    """What the contrastive loss is of: the logits are scale * image @ text.T (figure 3)."""
+    """What the contrastive loss is of: the logits are scale * image @ text.T (figure 3), plus the bias."""
 
     image: jax.Array  # [B, E], of length 1
     text: jax.Array  # [B, E], of length 1
     scale: jax.Array  # []
+    bias: jax.Array | None = None  # []
 
 
 class CLIP(nn.Module):
@@ -115,7 +131,8 @@ class CLIP(nn.Module):
     The image tower is a ViT, or with `patch=None` the modified ResNet, whose `depth` are the blocks of its
     four stages. A text's features are those of its greatest token id, which the end of text must be. The
     scale of the logits is exp(logit_scale), at most 100, and starts at 1 / 0.07 (section 2.5); beyond the
-    bound its gradient is 0.
+    bound its gradient is 0. With `logit_bias` it has no bound and starts at 10, and a bias that is added to
+    the logits starts at -10: for the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343, section 3.2).
 
     Raises: UserError where `patch` and `depth` do not name one of the towers, and as the towers do.
     """
@@ -134,6 +151,7 @@ class CLIP(nn.Module):
     context: int = CONTEXT
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # of both; models by others have gelu
     epsilon: float = 1e-5  # of LayerNorm
+    logit_bias: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
@@ -158,7 +176,10 @@ class CLIP(nn.Module):
         )
         start = normal(self.text_width**-0.5)
         self.text_projection = nn.Dense(self.embed_dim, use_bias=False, kernel_init=start)
-        self.logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
+        scale = 10.0 if self.logit_bias else 1 / 0.07
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(scale)), ())
+        if self.logit_bias:
+            self.added_bias = self.param("logit_bias", nn.initializers.constant(-10.0), ())
 
     def _image_tower(self, repeat: dict[str, Any], transformer: dict[str, Any]) -> Any:
         tower: dict[str, Any] = dict(
@@ -187,11 +208,14 @@ class CLIP(nn.Module):
 
     def scale(self) -> jax.Array:
         """The scale of the logits, []."""
+        if self.logit_bias:
+            return jnp.exp(self.logit_scale)
         return jnp.exp(jnp.minimum(self.logit_scale, math.log(LARGEST_SCALE)))
 
     def __call__(self, x: jax.Array, text: jax.Array, train: bool = False) -> Embeddings:
         image, words = self.image_features(x, train), self.text_features(text)  # [B, E] each
-        return Embeddings(unit(image), unit(words), self.scale())
+        bias = self.added_bias if self.logit_bias else None
+        return Embeddings(unit(image), unit(words), self.scale(), bias)
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -220,7 +244,7 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     side = options.get("resolution", size.resolution)
     return {
         "x": jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
-        "text": jax.ShapeDtypeStruct((1, options.get("context", CONTEXT)), jnp.int32),
+        "text": jax.ShapeDtypeStruct((1, options.get("context", size.context)), jnp.int32),
     }
 
 
@@ -239,4 +263,5 @@ def _parse(variant: str) -> tuple[Size, int | None]:
         return SIZES[name], None
     if name in SIZES and name.startswith("ViT") and patch.isdecimal() and int(patch) > 0:
         return SIZES[name], int(patch)
-    raise UserError(f"variant={variant!r}: must be RN50, RN101, RN50x4, or ViT-B or ViT-L and /PATCH")
+    towers = ", ".join(size for size in SIZES if size.startswith("ViT"))
+    raise UserError(f"variant={variant!r}: must be RN50, RN101, RN50x4, or one of {towers} and /PATCH")

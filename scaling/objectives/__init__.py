@@ -9,11 +9,13 @@ from scaling.errors import UserError
 from scaling.objectives.autoencoder import Autoencoder
 from scaling.objectives.base import Objective
 from scaling.objectives.classification import Classification
+from scaling.objectives.contrastive import Contrastive
 from scaling.objectives.diffusion import Diffusion
 from scaling.objectives.frozen import Frozen
 
 OBJECTIVES: dict[str, Any] = {
     "classification": Classification,
+    "contrastive": Contrastive,
     "diffusion": Diffusion,
     "autoencoder": Autoencoder,
     "frozen": Frozen,

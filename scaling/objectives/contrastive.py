@@ -1,0 +1,168 @@
+"""Contrastive learning of images and captions: the softmax loss of CLIP and the sigmoid loss of SigLIP."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scaling.errors import UserError
+from scaling.models.clip import Embeddings
+from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, stream, summarise
+
+FAR = -1e9  # a logit that no sum of exponentials notices
+FORMS = ("softmax", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Every image of the global batch against every caption of it, for a model that gives `Embeddings`.
+
+    `form` is the symmetric cross-entropy of Radford et al. 2021 (figure 3), or the sum of binary ones of Zhai
+    et al. 2023 (arXiv:2303.15343, algorithm 1), for which the model needs its `logit_bias`.
+
+    `chunk` is how many rows of the [B, B] logits exist at a time: memory then grows with B, not its square.
+    `microbatch` is how many pairs the towers see at a time: their activations are recomputed in the backward
+    pass, so that a batch fits where they would not (gradient caching: Gao et al. 2021, arXiv:2101.06983). The
+    gradient is that of the whole batch either way. Both must divide the batch; None is all at once.
+    """
+
+    model: nn.Module
+    form: Literal["softmax", "sigmoid"] = "softmax"
+    chunk: int | None = None
+    microbatch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise UserError(f"form={self.form!r}: must be one of {', '.join(FORMS)}")
+        for key in ("chunk", "microbatch"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"{key}={value}: must be at least 1, or None for all at once")
+        if not hasattr(self.model, "image_features"):
+            name = type(self.model).__name__
+            raise UserError(
+                f"model={name}: has no two towers; the objective contrastive is for the family clip"
+            )
+        if (self.form == "sigmoid") != self.model.logit_bias:  # type: ignore[attr-defined]
+            needed = self.form == "sigmoid"
+            raise UserError(f"form={self.form!r}: needs --config.model.logit_bias={needed}")
+
+    def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
+        """Variables of the model for images and texts of these shapes."""
+        if "text" not in batch:
+            raise UserError("contrastive: needs images with captions; data.name must be a set that has them")
+        return self.model.init(rng, *(jnp.zeros((1, *batch[k].shape[1:]), t) for k, t in INPUTS.items()))
+
+    def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss:
+        """Metrics: loss; i2t_top1 and t2i_top1, how often the nearest of the batch is the right one."""
+        embeddings, collections = self._embed(params, extras, batch, rng, train)
+        mask = batch.get("mask")
+        real = jnp.ones(batch["text"].shape[0], bool) if mask is None else mask > 0  # [B]
+        chunk = len(real) if self.chunk is None or not train else self.chunk
+        values = compare(embeddings, real, self.form, chunk)
+        return summarise(values, batch, collections)
+
+    def embed(self, params: Params, extras: Extras, batch: Batch) -> Embeddings:
+        """Images [B, E] and captions [B, E], of length 1, float32."""
+        variables = {"params": params, **extras.collections}
+        made: Any = self.model.apply(variables, scaled(batch["image"]), batch["text"])
+        return made
+
+    def embed_texts(self, params: Params, extras: Extras, text: jax.Array) -> jax.Array:
+        """[N, L] token ids -> [N, E], of any length."""
+        variables = {"params": params, **extras.collections}
+        return jnp.asarray(self.model.apply(variables, text, method="text_features"))
+
+    def features(self, params: Params, extras: Extras, batch: Batch) -> jax.Array:
+        """The images' embeddings [B, E] float32, of any length: what a linear probe is fitted to."""
+        variables = {"params": params, **extras.collections}
+        image = scaled(batch["image"])
+        return jnp.asarray(self.model.apply(variables, image, method="image_features"))
+
+    def _embed(
+        self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool
+    ) -> tuple[Embeddings, Mapping[str, Any]]:
+        mutable = list(extras.collections) if train else []
+
+        def towers(image: jax.Array, text: jax.Array) -> tuple[Embeddings, Any]:
+            variables = {"params": params, **extras.collections}
+            rngs = {"dropout": stream(rng, "dropout")} if train else {}
+            out: Any = self.model.apply(
+                variables, scaled(image), text, train=train, rngs=rngs, mutable=mutable
+            )
+            return out
+
+        if self.microbatch is None or not train:
+            embeddings, updated = towers(batch["image"], batch["text"])
+            return embeddings, updated if train else extras.collections
+        if mutable:
+            raise UserError(
+                f"microbatch={self.microbatch}: BatchNorm would see part of the batch; use a model without it"
+            )
+        parts = [split(batch[name], self.microbatch, "microbatch") for name in INPUTS]  # [n, m, ...]
+        made = jax.lax.map(lambda part: jax.checkpoint(towers)(*part)[0], tuple(parts))
+        image, text = joined(made.image), joined(made.text)
+        once = jax.tree.map(lambda x: x[0], (made.scale, made.bias))
+        return Embeddings(image, text, *once), extras.collections
+
+
+INPUTS = {"image": jnp.float32, "text": jnp.int32}  # columns of a batch that the towers read
+
+
+def split(x: jax.Array, size: int, key: str) -> jax.Array:
+    """x [B, ...] as [B / size, size, ...]: part i has the rows i, i + n, ...
+
+    So that of a batch that lies across devices each part does so too, and no row moves.
+    """
+    rows = x.shape[0]
+    if rows % size:
+        raise UserError(f"{key}={size}: must divide the batch of {rows}")
+    return jnp.moveaxis(x.reshape(size, rows // size, *x.shape[1:]), 1, 0)
+
+
+def joined(x: jax.Array) -> jax.Array:
+    """[n, size, ...] as `split` made it, back as [B, ...]."""
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def compare(embeddings: Embeddings, real: jax.Array, form: str, chunk: int) -> dict[str, jax.Array]:
+    """{"loss", "i2t_top1", "t2i_top1"}, [B] each; pairs that are not `real` [B] are nobody's negatives.
+
+    `chunk` images at a time meet all texts.
+    """
+    image, text, scale, _ = embeddings
+    bias = 0.0 if embeddings.bias is None else embeddings.bias
+    own = scale * (image * text).sum(axis=1) + bias  # [B], the logit of a pair with itself
+    rows = jnp.arange(len(own))
+    softmax = form == "softmax"
+
+    @jax.checkpoint
+    def block(far: tuple[jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> Any:
+        x, index, mine, exists = part  # [c, E], [c] each
+        logits = scale * x @ text.T + bias  # [c, B]
+        other = (index[:, None] != rows[None]) & real[None] & exists[:, None]
+        logits = jnp.where(other, logits, FAR)  # of wrong pairs
+        below, best = far  # [B] each: of a text with the images so far
+        best = jnp.maximum(best, logits.max(axis=0))
+        if softmax:
+            below = jnp.logaddexp(below, jax.nn.logsumexp(logits, axis=0))
+            cost = jax.nn.logsumexp(logits, axis=1)  # [c]
+        else:
+            cost = jnp.where(other, jax.nn.softplus(logits), 0.0).sum(axis=1)
+        return (below, best), (cost, logits.max(axis=1) < mine)
+
+    start = (jnp.full(own.shape, FAR), jnp.full(own.shape, FAR))
+    parts = tuple(split(each, chunk, "chunk") for each in (image, rows, own, real))
+    (below, best), (cost, found) = jax.lax.scan(block, start, parts)
+    if softmax:
+        loss = 0.5 * (jnp.logaddexp(own, joined(cost)) + jnp.logaddexp(own, below)) - own
+    else:
+        loss = jax.nn.softplus(-own) + joined(cost)
+    return {
+        "loss": loss,
+        "i2t_top1": joined(found).astype(jnp.float32),
+        "t2i_top1": (best < own).astype(jnp.float32),
+    }
