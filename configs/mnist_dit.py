@@ -24,9 +24,12 @@ def get_config(variant: str = "P/7") -> ConfigDict:
                     kind="frechet",
                     classifier="runs/mnist_classifier",
                     classifier_config="configs/mnist_vit.py:N/7",
+                    samples=700,
+                    batch_size=350,
                     sampling=sampling,
                 ),
-                grid=dict(kind="grid", every="100 %", sampling=sampling),
+                # In the batches of the distance, so that the sampler is compiled once.
+                grid=dict(kind="grid", every="100 %", batch_size=350, sampling=sampling),
             ),
             sampling=sampling,
             checkpoint=dict(every="25 %", keep=1),

@@ -3,8 +3,9 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
-from scaling.data import latents, openmoji, sources, tfds_source
+from scaling.data import latents, openmoji, pair_files, sources, tfds_source
 from scaling.data.latents import Latents, LatentSource
 from scaling.data.pairs import Pairs, Tokenized, all_captions
 from scaling.data.sources import Source
@@ -30,6 +31,7 @@ class Data:
     augment: tuple[str, ...] = ()  # transforms of training images, in order
     eval_transforms: tuple[str, ...] = ()  # the same for evaluation: nothing random
     text: Text = field(default_factory=Text)  # of sets with captions: how they become tokens
+    unreadable: Literal["fail", "skip"] = "fail"  # pairs: what cannot be read stops the run, or is left out
     threads: int = 2  # that read, in each process
     workers: int = 0  # processes that read training batches; 0 reads in the run's own
     prefetch: int = 2  # batches kept ready, on the host and again on the devices
@@ -43,10 +45,14 @@ class Data:
             raise UserError(f"builder={self.builder!r}: only read with name='tfds', not name={self.name!r}")
         if self.data_dir is None and self.name == "npz":
             raise UserError("data_dir=None: name='npz' needs the file, for example data_dir='birds.npz'")
+        if self.data_dir is None and self.name == "pairs":
+            raise UserError("data_dir=None: name='pairs' needs the folder with a folder for each split")
         if self.data_dir is None and self.name == "latents":
             raise UserError("data_dir=None: name='latents' needs the folder that `scaling encode` made")
-        if self.data_dir is not None and self.name not in ("tfds", "fashion_mnist", "npz", "latents"):
+        if self.data_dir is not None and self.name not in FOLDERS:
             raise UserError(f"data_dir={self.data_dir!r}: {self.name} comes with a package; leave it out")
+        if self.unreadable != "fail" and self.name != "pairs":
+            raise UserError(f"unreadable={self.unreadable!r}: only read with name='pairs', not {self.name!r}")
         for key in ("image_size", "augment", "eval_transforms"):
             if self.name == "latents" and getattr(self, key):
                 raise UserError(f"{key}={getattr(self, key)!r}: latents were encoded with it; leave it out")
@@ -108,9 +114,11 @@ DATASETS: dict[str, Callable[[Data, str], Source]] = {
     "npz": sources.npz,
     "tfds": tfds_source.tfds_set,
     "latents": latents.latents,
+    "pairs": pair_files.pair_files,
     "openmoji": openmoji.openmoji,
     "openmoji_tones": openmoji.openmoji_tones,
 }
+FOLDERS = ("tfds", "fashion_mnist", "npz", "latents", "pairs")  # read from data_dir
 DRAWN = ("openmoji", "openmoji_tones")  # drawn at image_size, not cropped to it
 
 

@@ -1,6 +1,6 @@
 """Captions as token ids, by the `tokenizers` library: CLIP's, BERT's and T5's forms of text.
 
-A vocabulary comes from a file or from a file within an installed package; where none is given, a small one is
+A vocabulary comes from a file, alone or within an installed package; where none is given, a small one is
 learned from the captions of the training split.
 """
 
@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import html
 import importlib.util
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,12 @@ class Text:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"kind={self.kind!r}: must be one of {', '.join(KINDS)}")
+        if self.vocabulary is None and KINDS[self.kind].learn is None:
+            raise UserError(f"vocabulary=None: {self.kind} needs a file, such as a tokenizer.json")
         if self.length < 3:
             raise UserError(f"length={self.length}: must be at least 3: a start, a word and an end")
-        if self.size < 300:
-            raise UserError(f"size={self.size}: must be at least 300, for the bytes and the special tokens")
+        if self.size < 600:
+            raise UserError(f"size={self.size}: must be at least 600, for single bytes and special tokens")
         if self.too_long not in ("cut", "fail"):
             raise UserError(f"too_long={self.too_long!r}: must be cut or fail")
 
@@ -71,7 +74,7 @@ class Tokenizer:
         self.options, self._encoder = options, encoder
         encoder.no_padding()
         encoder.no_truncation()
-        digest = hashlib.sha256(encoder.to_str().encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(_model(encoder), sort_keys=True).encode()).hexdigest()[:16]
         kind = KINDS[options.kind]
         mask = encoder.token_to_id(kind.mask) if kind.mask else None
         self.info = TextInfo(encoder.get_vocab_size(), options.length, digest, mask)
@@ -96,15 +99,22 @@ class Tokenizer:
         }
 
 
+def _model(encoder: "tokenizers.Tokenizer") -> dict[str, Any]:
+    """Its vocabulary, and merges or scores."""
+    found: dict[str, Any] = json.loads(encoder.to_str())["model"]
+    return found
+
+
 def tokenizer(options: Text, captions: Callable[[], Iterable[str]]) -> Tokenizer:
     """The tokenizer of these options; `captions` are asked for only where the vocabulary is learned.
 
     Raises: UserError for a vocabulary that is not there, or not of this kind.
     """
-    if options.vocabulary is None:
+    learn = KINDS[options.kind].learn
+    if options.vocabulary is None and learn is not None:
         cleaned = (_clean(options.kind, caption) for caption in captions())
-        return Tokenizer(KINDS[options.kind].learn(cleaned, options.size), options)
-    path = _vocabulary(options.vocabulary)
+        return Tokenizer(learn(cleaned, options.size), options)
+    path = _vocabulary(str(options.vocabulary))
     try:
         return Tokenizer(_load(path, options.kind), options)
     except UserError:
@@ -202,20 +212,18 @@ def _clip_file(lines: list[str]) -> "tokenizers.Tokenizer":
 
 
 def _clip_learned(captions: Iterable[str], size: int) -> "tokenizers.Tokenizer":
-    import json
-
     from tokenizers import trainers
 
     alphabet = _bytes()
+    known = [*alphabet, *(f"{c}</w>" for c in alphabet)]
     blank = _clip({}, [])
     trainer = trainers.BpeTrainer(
-        vocab_size=size - 256 - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=size - 2, special_tokens=known, end_of_word_suffix="</w>", show_progress=False
     )
     blank.train_from_iterator(captions, trainer)
-    merges = [tuple(pair) for pair in json.loads(blank.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), *dict.fromkeys("".join(pair) for pair in merges)]
-    vocabulary = {token: i for i, token in enumerate([*dict.fromkeys(tokens), START, END])}
-    return _clip(vocabulary, merges)
+    merges: list[Words] = [(first, second) for first, second in _model(blank)["merges"]]
+    tokens = dict.fromkeys([*known, *("".join(pair) for pair in merges), START, END])
+    return _clip({token: i for i, token in enumerate(tokens)}, merges)
 
 
 # --- BERT ------------------------------------------------------------------------------------------
@@ -246,8 +254,10 @@ def _wordpiece_file(lines: list[str]) -> "tokenizers.Tokenizer":
 def _wordpiece_learned(captions: Iterable[str], size: int) -> "tokenizers.Tokenizer":
     from tokenizers import trainers
 
-    blank = _wordpiece({})
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(BERT), show_progress=False)
+    blank, captions = _wordpiece({}), list(captions)
+    characters = sorted({c for caption in captions for c in blank.normalizer.normalize_str(caption)} - {" "})
+    known = [*BERT, *characters, *(f"##{c}" for c in characters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=known, show_progress=False)
     blank.train_from_iterator(captions, trainer)
     return _wordpiece(blank.get_vocab())
 
@@ -259,27 +269,16 @@ def _t5_file(lines: list[str]) -> "tokenizers.Tokenizer":
     raise UserError("vocabulary: must be a tokenizer.json for the kind t5")
 
 
-def _t5_learned(captions: Iterable[str], size: int) -> "tokenizers.Tokenizer":
-    """A unigram model (Kudo 2018) with T5's special tokens: <pad> 0, </s> 1, <unk> 2."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-
-    made = Tokenizer(models.Unigram())
-    made.normalizer = normalizers.NFKC()
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    made.train_from_iterator(captions, trainer)
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return made
-
-
 @dataclass(frozen=True)
 class Kind:
-    """How a vocabulary of one form is read from the lines of its file, and learned from captions."""
+    """How a vocabulary of one form is read from the lines of its file, and learned from captions.
+
+    The library's trainers number single characters in the order of a hash map, and break ties by these
+    numbers; they are given in order beforehand, so that every process learns the same.
+    """
 
     load: Callable[[list[str]], Any]
-    learn: Callable[[Iterable[str], int], Any]
+    learn: Callable[[Iterable[str], int], Any] | None
     pad: str | None  # None: id 0, which is an ordinary token's too
     mask: str | None
 
@@ -287,5 +286,5 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "clip": Kind(_clip_file, _clip_learned, pad=None, mask=None),
     "wordpiece": Kind(_wordpiece_file, _wordpiece_learned, pad="[PAD]", mask="[MASK]"),
-    "t5": Kind(_t5_file, _t5_learned, pad="<pad>", mask=None),
+    "t5": Kind(_t5_file, None, pad="<pad>", mask=None),
 }

@@ -1,4 +1,4 @@
-"""Any TFDS set with an `image` and a `label`, read without TensorFlow from array_record files."""
+"""Any TFDS set of images with labels or captions, read without TensorFlow from array_record files."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,9 @@ from scaling.errors import UserError
 
 if TYPE_CHECKING:
     from scaling.data.options import Data
+
+
+CAPTIONS = ("captions", "caption", "text")
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,38 @@ class TfdsSource:
         return {"image": [example["image"] for example in examples], "label": labels}
 
 
-def tfds_set(data: "Data", split: str) -> TfdsSource:
-    """The set `data.builder`; `split` is any of TFDS's names, slices such as "train[:10%]" included."""
+@dataclass(frozen=True)
+class TfdsPairs:
+    """A split of a prepared TFDS set with captions."""
+
+    name: str
+    image_shape: tuple[int | None, int | None, int]
+    records: Any
+    texts: Any  # the same, where images are not decoded
+    key: str  # of the captions
+    num_classes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, indices: np.ndarray) -> Columns:
+        return {"image": [self.records[index]["image"] for index in indices.tolist()]}
+
+    def captions(self, indices: np.ndarray) -> list[tuple[str, ...]]:
+        return [_texts(self.texts[index][self.key]) for index in indices.tolist()]
+
+
+def _texts(found: Any) -> tuple[str, ...]:
+    """One caption, or several, or several with their numbers (as of coco_captions)."""
+    several = found["text"] if isinstance(found, dict) else [found] if isinstance(found, bytes) else found
+    return tuple(text.decode("utf-8") for text in several)
+
+
+def tfds_set(data: "Data", split: str) -> TfdsSource | TfdsPairs:
+    """The set `data.builder`; `split` is any of TFDS's names, slices such as "train[:10%]" included.
+
+    Its other feature is `label`, or else captions by a name in `CAPTIONS`.
+    """
     import tensorflow_datasets as tfds  # half a second; imports no TensorFlow
 
     try:
@@ -39,9 +72,26 @@ def tfds_set(data: "Data", split: str) -> TfdsSource:
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"builder={data.builder!r}: TFDS cannot make it ({reason})") from None
-    num_classes, shape = _features(data.builder, builder.info.features, tfds)
+    known = (
+        dict(builder.info.features) if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
+    )
+    shape, kind = _image_shape(data.builder, known, tfds), known.get("label")
+    key = next((key for key in CAPTIONS if key in known), None)
+    if isinstance(kind, tfds.features.ClassLabel) and kind.num_classes is not None:
+        return TfdsSource(builder.name, kind.num_classes, shape, _records(data, split, builder))
+    if key is not None:
+        skip = {"image": tfds.decode.SkipDecoding()}
+        both = (_records(data, split, builder), _records(data, split, builder, decoders=skip))
+        return TfdsPairs(builder.name, shape, *both, key)
+    raise UserError(
+        f"builder={data.builder!r}: needs a set with a feature `label` of known classes, or captions "
+        f"({', '.join(CAPTIONS)})"
+    )
+
+
+def _records(data: "Data", split: str, builder: Any, **options: Any) -> Any:
     try:
-        records = builder.as_data_source(split)
+        return builder.as_data_source(split, **options)
     except NotImplementedError:  # what TFDS says both of a missing set and of one kept as tfrecord
         place = f" --data_dir={data.data_dir}" if data.data_dir else ""
         raise UserError(
@@ -50,16 +100,12 @@ def tfds_set(data: "Data", split: str) -> TfdsSource:
         ) from None
     except ValueError as error:
         raise UserError(f"split {split!r} of {data.builder}: {str(error).splitlines()[0]}") from None
-    return TfdsSource(builder.name, num_classes, shape, records)
 
 
-def _features(name: str, features: Any, tfds: Any) -> tuple[int, tuple[int | None, int | None, int]]:
-    """(number of classes, [H, W, C] with None for what varies), or a UserError for a set of another kind."""
-    known = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = known.get("image"), known.get("label")
+def _image_shape(name: str, known: dict[str, Any], tfds: Any) -> tuple[int | None, int | None, int]:
+    """[H, W, C] with None for what varies, or a UserError for a set of another kind."""
+    image = known.get("image")
     if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
         raise UserError(f"builder={name!r}: needs a set with a feature `image` of uint8 pixels")
-    if not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
-        raise UserError(f"builder={name!r}: needs a set with a feature `label` of known classes")
     height, width, channels = image.shape
-    return label.num_classes, (height, width, channels)
+    return height, width, channels

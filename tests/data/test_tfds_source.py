@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from scaling.data import Data, eval_batches, info, open_source, train_batches
+from scaling.data import Data, eval_batches, info, open_source, tokenizer_of, train_batches
+from scaling.data.pairs import Tokenized
 from scaling.errors import UserError
 
 CIFAR = Data(name="tfds", builder="cifar10", batch_size=8, augment=("pad_crop", "flip"))
@@ -102,6 +103,50 @@ class ScalingTestNoLabel(ScalingTestSquares):
     def _info(self) -> Any:
         features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(8, 8, 3))})
         return tfds.core.DatasetInfo(builder=self, features=features)
+
+
+class ScalingTestCaptions(ScalingTestSquares):
+    """With two captions each, as coco_captions has them."""
+
+    def _info(self) -> Any:
+        several = tfds.features.Sequence({"text": tfds.features.Text(), "id": np.int64})
+        features = {"image": tfds.features.Image(shape=(8, 8, 3)), "captions": several}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, count: int) -> Iterator[Any]:
+        for index, example in super()._generate_examples(count):
+            texts = [f"a square of {index}", f"shade {index}"]
+            captions = [{"text": text, "id": i} for i, text in enumerate(texts)]
+            yield index, {"image": example["image"], "captions": captions}
+
+
+class ScalingTestText(ScalingTestSquares):
+    """With one caption each."""
+
+    def _info(self) -> Any:
+        features = {"image": tfds.features.Image(shape=(8, 8, 3)), "text": tfds.features.Text()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, count: int) -> Iterator[Any]:
+        for index, example in super()._generate_examples(count):
+            yield index, {"image": example["image"], "text": f"a square of {index}"}
+
+
+@pytest.mark.parametrize(
+    ("builder", "captions"),
+    [("captions", ("a square of {}", "shade {}")), ("text", ("a square of {}",))],
+)
+def test_captions(builder: str, captions: tuple[str, ...], tmp_path: Path) -> None:
+    name = f"scaling_test_{builder}"
+    tfds.builder(name, data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    data = Data(name="tfds", builder=name, data_dir=str(tmp_path))
+    source = open_source(data, "train")
+    assert isinstance(source, Tokenized) and len(source) == 7 and info(data).num_classes == 0
+    shades = [int(image[0, 0, 0]) for image in source.pairs.read(np.arange(7))["image"]]
+    expected = [tuple(caption.format(shade) for caption in captions) for shade in shades]
+    assert source.pairs.captions(np.arange(7)) == expected
+    first = tokenizer_of(data)([several[0] for several in expected])
+    np.testing.assert_array_equal(source.read(np.arange(7))["text"], first["text"])
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def images(size: int, channels: int) -> jax.Array:
 
 def check_eight_devices(task: Any, batch: dict[str, jax.Array]) -> None:
     """They give the loss and the gradient of one."""
-    variables = dict(task.init(jax.random.key(0), batch))
+    variables = dict(jax.jit(task.init)(jax.random.key(0), batch))
     params, extras = variables.pop("params"), Extras(collections=variables)
 
     @jax.jit
