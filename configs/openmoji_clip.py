@@ -1,13 +1,21 @@
-"""CLIP on 3,953 OpenMoji drawings and their names, on a laptop.
+"""CLIP on 3,953 OpenMoji drawings and their names: image-text pairs small enough for two cores.
 
-scaling train --config=configs/openmoji_clip.py:ViT-M/4 --workdir=runs/clip
+    scaling train --config=configs/openmoji_clip.py:ViT-N/8 --workdir=runs/clip
 
+Measured among the 500 held-out pairs, each a new combination of known words: recall from image to text and
+back, where chance is 0.002 at 1. `tones_top1` is how often it names the skin tone of a drawing, by captions of
+the tones alone: chance is 0.2.
+
+With a locked image tower (Zhai et al. 2022, arXiv:2111.07991), from a run of the same image tower, give
+`--config.train.start=RUN` and `--config.optimizer.rules=(('^image/',1.0,0.0,True),)`.
 """
 
 from ml_collections import ConfigDict
 
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
-def get_config(variant: str = "ViT-M/4") -> ConfigDict:
+
+def get_config(variant: str = "ViT-N/8") -> ConfigDict:
     return ConfigDict(
         dict(
             model=dict(family="clip", variant=variant),
@@ -19,18 +27,15 @@ def get_config(variant: str = "ViT-M/4") -> ConfigDict:
                 text=dict(kind="clip", size=1000, length=16),
             ),
             optimizer=dict(
-                learning_rate=1e-3, b2=0.98, weight_decay=0.1, schedule="cosine", warmup="10 %", clip=1.0
+                learning_rate=2e-3, b2=0.98, weight_decay=0.1, schedule="cosine", warmup="10 %", clip=1.0
             ),
-            train=dict(duration="600 steps"),
+            train=dict(duration="300 steps"),
             evaluate=dict(
-                val=dict(kind="retrieval", batch_size=250),
+                val=dict(kind="retrieval"),
                 tones=dict(
                     kind="zero_shot",
                     data=dict(name="openmoji_tones"),
-                    classes=tuple(
-                        f"{tone} skin tone"
-                        for tone in ("light", "medium-light", "medium", "medium-dark", "dark")
-                    ),
+                    classes=tuple(f"{tone} skin tone" for tone in TONES),
                 ),
             ),
         )

@@ -2,12 +2,14 @@
 
 import ast
 import dataclasses
+import gzip
 import re
 from pathlib import Path
 
 import jax
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from scaling.engine import build, config, state
 from scaling.engine.evaluate import EVALUATORS
@@ -108,6 +110,17 @@ def test_a_config_survives_json() -> None:
     assert dataclasses.replace(again, raw={}) == dataclasses.replace(cfg, raw={})
 
 
+def write_pairs(folder: Path, package: Path) -> None:
+    """Four pairs, and a package with a vocabulary of CLIP's form."""
+    (folder / "train").mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(folder / "train" / f"{i}.png")
+        (folder / "train" / f"{i}.txt").write_text(f"number {i}")
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(b"#version\nn u\n"))
+
+
 def files() -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.py"))
 
@@ -118,6 +131,8 @@ def test_every_config_builds_and_takes_a_step(
 ) -> None:
     """Abstractly: the whole step is traced, with its sharded state, and nothing is allocated."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_pairs(tmp_path / "pairs", tmp_path / "open_clip")
     write_latents(tmp_path / "runs/mnist_latents", shape=(7, 7, 4))
     write_latents(tmp_path / "runs/imagenet256", shape=(32, 32, 4), held_out="validation")
     with tfds.testing.mock_data(num_examples=64):

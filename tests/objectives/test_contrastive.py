@@ -76,6 +76,11 @@ def test_losses_against_a_loop(form: str, chunk: int, count: int) -> None:
         np.testing.assert_allclose(np.asarray(found[name])[real], values[real], rtol=2e-5, atol=1e-6)
 
 
+def assert_close(a: jax.Array, b: jax.Array) -> None:
+    """To float32's rounding of the array's own size: single entries may be differences of larger ones."""
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
+
+
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("options", [{"chunk": 4}, {"microbatch": 4}, {"chunk": 2, "microbatch": 8}])
 def test_chunks_and_cached_gradients_change_nothing(form: str, options: dict[str, int]) -> None:
@@ -90,7 +95,7 @@ def test_chunks_and_cached_gradients_change_nothing(form: str, options: dict[str
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     one, other = both(whole), both(dataclasses.replace(whole, **options))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, other)
+    jax.tree.map(assert_close, one, other)
 
 
 def test_memory_grows_with_the_batch_and_not_its_square() -> None:
