@@ -4,7 +4,7 @@
 
 Table 18 and section 2.5 of the paper: 32 epochs in batches of 32,768 pairs, random square crops alone. On its
 400 million pairs ViT-B/32 names 63.3 % of ImageNet's validation images without having been trained to, and
-ViT-L/14 75.5 %, which took 12 days on 256 V100 (section 2.5). Other pairs give other figures. `data_dir` needs
+ViT-L/14 75.5 %, after 12 days on 256 V100 (section 2.5). Other pairs give other figures. `data_dir` needs
 the folders train and test. Text is cut at 77 tokens, by the vocabulary that the package open_clip_torch has
 (install it with --no-deps).
 

@@ -3,7 +3,7 @@
     scaling train --config=configs/openmoji_clip.py:ViT-N/8 --workdir=runs/clip
 
 Measured among the 500 held-out pairs, each a new combination of known words: recall from image to text and
-back, where chance is 0.002 at 1. `tones_top1` is how often it names the skin tone of a drawing, by captions of
+back, where chance is 0.002 at 1. `tones_top1` is how often it names a drawing's skin tone, by captions of
 the tones alone: chance is 0.2.
 
 With a locked image tower (Zhai et al. 2022, arXiv:2111.07991), from a run of the same image tower, give
