@@ -1,6 +1,6 @@
-"""Softmax cross-entropy, with label smoothing and mixup."""
+"""Softmax cross-entropy, with label smoothing, mixup and CutMix."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,19 +18,23 @@ class Classification:
     """Cross-entropy of a model `(x [B, H, W, C], train) -> logits [B, num_classes]`.
 
     `label_smoothing` s gives the target (1 - s) onehot + s / num_classes (Szegedy et al. 2016,
-    arXiv:1512.00567, sec. 7); `mixup` is the alpha of Zhang et al. 2018 (arXiv:1710.09412), 0 for none. Both
-    act in training only, so that evaluated losses compare between runs that differ in them.
+    arXiv:1512.00567, sec. 7); `mixup` and `cutmix` are the alphas of Zhang et al. 2018 (arXiv:1710.09412) and
+    Yun et al. 2019 (arXiv:1905.04899), 0 for none. With both, each batch has one of them, with even odds, as
+    in DeiT's recipe. They act in training only, so that evaluated losses compare between runs that differ in
+    them.
     """
 
     model: nn.Module
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserError(f"label_smoothing={self.label_smoothing}: must be in [0, 1)")
-        if self.mixup < 0.0:
-            raise UserError(f"mixup={self.mixup}: must be 0 (none) or a positive alpha")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0.0:
+                raise UserError(f"{name}={getattr(self, name)}: must be 0 (none) or a positive alpha")
 
     def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
         """Variables of the model; only the shape of batch["image"] [B, H, W, C] is read."""
@@ -40,13 +44,14 @@ class Classification:
         """Metrics: loss, top1, top5 (against the unmixed label). Collections come back updated when train."""
         x = scaled(batch["image"])  # [B, H, W, C]
         labels = batch["label"]  # [B]
-        if train and self.mixup > 0.0:
-            share = jax.random.beta(stream(rng, "mixup"), self.mixup, self.mixup)  # []
+        mixed = train and (self.mixup > 0.0 or self.cutmix > 0.0)
+        if mixed:
+            kept, share = self._mixing(rng, x.shape)
             # The batch is already shuffled, so that a neighbour is as good a partner as a random one.
-            x = share * x + (1.0 - share) * jnp.roll(x, 1, axis=0)
+            x = kept * x + (1.0 - kept) * jnp.roll(x, 1, axis=0)
         logits, collections = self._logits(params, extras, x, rng, train)  # [B, K]
         targets = jax.nn.one_hot(labels, logits.shape[-1])  # [B, K]
-        if train and self.mixup > 0.0:
+        if mixed:
             targets = share * targets + (1.0 - share) * jnp.roll(targets, 1, axis=0)
         if train:
             targets = (1.0 - self.label_smoothing) * targets + self.label_smoothing / logits.shape[-1]
@@ -56,6 +61,19 @@ class Classification:
             "top5": topk_hits(logits, labels, 5),
         }
         return summarise(values, batch, collections)
+
+    def _mixing(self, rng: jax.Array, shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+        """What an image keeps of itself: its pixels, [] or [1, H, W, 1], and its label, []; one for a batch."""
+        share = kept = jnp.ones(())
+        if self.mixup > 0.0:
+            share = kept = jax.random.beta(stream(rng, "mixup"), self.mixup, self.mixup)
+        if self.cutmix > 0.0:
+            outside, cut_share = _outside_a_box(stream(rng, "cutmix"), self.cutmix, shape)
+            cut = jnp.bool_(True)
+            if self.mixup > 0.0:
+                cut = jax.random.bernoulli(stream(rng, "mixup or cutmix"))
+            kept, share = jnp.where(cut, outside, kept), jnp.where(cut, cut_share, share)
+        return kept, share
 
     def features(self, params: Params, extras: Extras, batch: Batch) -> jax.Array:
         """The model's pooled features [B, D] float32 of batch["image"], for a Fréchet distance."""
@@ -75,3 +93,22 @@ class Classification:
             mutable=mutable,
         )
         return jnp.asarray(logits).astype(jnp.float32), updated if train else extras.collections
+
+
+def _outside_a_box(rng: jax.Array, alpha: float, shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """CutMix's M (equations 1 and 2) for images [..., H, W, C]: [1, H, W, 1], 0 in a box and 1 outside it.
+
+    The box has the image's proportions, an area of 1 - Beta(alpha, alpha) and a centre anywhere; what lies
+    beyond the border is cut off. Also returns the mean of M, the share of the label that is kept.
+    """
+    draw, *centres = jax.random.split(rng, 3)
+    side = jnp.sqrt(1.0 - jax.random.beta(draw, alpha, alpha))  # [], as a share of H and of W
+    inside = []
+    for length, key in zip(shape[-3:-1], centres, strict=True):
+        centre = jax.random.randint(key, (), 0, length)
+        half = jnp.floor(length * side).astype(jnp.int32) // 2
+        place = jnp.arange(length)
+        inside.append((place >= centre - half) & (place < centre + half))  # [H] and [W]
+    outside = 1.0 - (inside[0][:, None] & inside[1][None, :]).astype(jnp.float32)  # [H, W]
+    # Of videos [B, T, H, W, C] every frame has the same box.
+    return outside.reshape((1,) * (len(shape) - 3) + (*outside.shape, 1)), outside.mean()

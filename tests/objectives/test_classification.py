@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -8,10 +9,13 @@ import pytest
 import torch
 
 from scaling.errors import UserError
-from scaling.objectives import make
+from scaling.objectives import classification, make
 from scaling.objectives.base import Extras, Loss
 from scaling.objectives.classification import Classification
 from tests.objectives.checks import KEY, check_eight_devices, images
+
+
+BOTH = {"mixup": 0.8, "cutmix": 1.0}
 
 
 class Linear(nn.Module):
@@ -76,10 +80,11 @@ def test_loss_is_torchs_cross_entropy(smoothing: float) -> None:
     assert set(found.sums) == set(found.counts) == {"loss", "top1", "top5"}
 
 
-def test_evaluation_has_neither_smoothing_nor_mixup() -> None:
+@pytest.mark.parametrize("mixing", [{"mixup": 1.0}, {"cutmix": 1.0}, BOTH])
+def test_evaluation_has_neither_smoothing_nor_mixing(mixing: dict[str, float]) -> None:
     batch = _batch()
     plain = _loss(Classification(Linear()), batch, train=False)
-    task = Classification(Linear(), label_smoothing=0.3, mixup=1.0)
+    task = Classification(Linear(), label_smoothing=0.3, **mixing)
     assert _loss(task, batch, train=False).value == plain.value
     assert _loss(task, batch, train=True).value != plain.value
 
@@ -99,6 +104,76 @@ def test_mixup_mixes_images_and_labels_by_one_share() -> None:
     shares = np.linspace(0.0, 1.0, 201)
     assert np.abs(np.array([mixed(share) for share in shares]) - found).min() < 2e-3
     assert found != _loss(Classification(Linear(), mixup=0.5), batch, rng=jax.random.key(8)).value
+
+
+class Seen(nn.Module):
+    """Keeps the images that it is shown as a collection; logits that make the loss tell the targets."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        self.variable("seen", "images", jnp.zeros, x.shape).value = x
+        return jnp.eye(len(x)) * 1000.0
+
+
+@functools.cache
+def _mixed(**mixing: float) -> tuple[np.ndarray, np.ndarray]:
+    """(kept [300, H, W], share [300]): what images kept of themselves and of their labels, a batch a seed.
+
+    Image i is i everywhere and of class i, so that what is seen tells what it is made of.
+    """
+    size, side = 16, 8
+    flat = jnp.arange(size, dtype=jnp.float32)[:, None, None, None]
+    batch = {
+        "image": jnp.broadcast_to(flat, (size, side, side, 1)),
+        "label": jnp.arange(size, dtype=jnp.int32),
+    }
+    task = Classification(Seen(), **mixing)
+    extras = Extras(collections={"seen": {"images": jnp.zeros((size, side, side, 1))}})
+
+    @jax.jit
+    @jax.vmap
+    def losses(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = task.loss({}, extras, batch, jax.random.key(seed), True)
+        return found.collections["seen"]["images"][..., 0], found.value
+
+    seen, values = jax.device_get(losses(jnp.arange(300)))  # [300, B, H, W]
+    kept = seen[:, 1:] - np.arange(size - 1)[:, None, None]  # image i becomes i - 1 + kept
+    assert np.ptp(kept, axis=1).max() < 1e-4  # one mixture for the whole batch
+    np.testing.assert_allclose(seen[:, 0], (1 - kept[:, 0]) * (size - 1), atol=1e-3)
+    return kept[:, 0], 1.0 - values / 1000.0  # the class of the neighbour has a logit 1000 lower
+
+
+def test_cutmix_pastes_a_box_of_the_neighbour_and_its_share_of_the_label() -> None:
+    areas, corners = [], set()
+    for kept, share in zip(*_mixed(cutmix=1.0), strict=True):
+        rows, columns = np.flatnonzero((kept < 0.5).any(1)), np.flatnonzero((kept < 0.5).any(0))
+        box = np.ones_like(kept)
+        if len(rows):
+            box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 0.0
+            corners.add((int(rows[0]), int(columns[0])))
+        np.testing.assert_allclose(kept, box, atol=1e-5)  # a box, nothing in between
+        assert share == pytest.approx(box.mean(), abs=1e-5)  # exact, also where the border cuts it
+        areas.append(1.0 - box.mean())
+    assert min(areas) < 0.05 and max(areas) > 0.5
+    assert 0.2 < np.mean(areas) < 0.4  # half, but for what the border cuts off and what rounding takes
+    assert len(corners) > 25
+
+
+def test_with_mixup_and_cutmix_each_batch_has_one_of_them() -> None:
+    boxes = 0
+    both, mixup, cutmix = (list(zip(*_mixed(**m), strict=True)) for m in (BOTH, {"mixup": 0.8}, {"cutmix": 1.0}))
+    for (kept, share), (even, even_share), (box, box_share) in zip(both, mixup, cutmix, strict=True):
+        cut = not np.allclose(kept, even, atol=1e-5)
+        np.testing.assert_allclose(kept, box if cut else even, atol=1e-5)
+        assert share == pytest.approx(box_share if cut else even_share, abs=1e-5)
+        boxes += cut
+    assert 115 < boxes < 185
+
+
+def test_every_frame_of_a_video_has_the_same_box() -> None:
+    kept, share = classification._outside_a_box(KEY, 1.0, (2, 3, 8, 6, 1))
+    assert kept.shape == (1, 1, 8, 6, 1) and 0.0 < share < 1.0
+    assert kept.mean() == pytest.approx(float(share))
 
 
 def test_a_padded_and_masked_batch_counts_as_the_real_examples() -> None:
@@ -132,8 +207,9 @@ def test_collections_are_updated_in_training_only() -> None:
     assert trained.value != task.loss(params, extras, batch, jax.random.key(8), train=True).value  # dropout
 
 
-def test_eight_devices_give_the_loss_and_the_gradient_of_one() -> None:
-    check_eight_devices(Classification(Normed()), _batch())
+@pytest.mark.parametrize("mixing", [{}, {"cutmix": 1.0}, BOTH])
+def test_eight_devices_give_the_loss_and_the_gradient_of_one(mixing: dict[str, float]) -> None:
+    check_eight_devices(Classification(Normed(), **mixing), _batch())
 
 
 def test_bfloat16_logits_give_a_float32_loss() -> None:
@@ -156,9 +232,10 @@ def test_features_are_the_models_of_scaled_images() -> None:
     [
         ({"label_smoothing": 1.0}, r"^label_smoothing=1.0: must be in \[0, 1\)$"),
         ({"mixup": -0.1}, r"^mixup=-0.1: "),
+        ({"cutmix": -1.0}, r"^cutmix=-1.0: must be 0 \(none\) or a positive alpha$"),
         (
             {"smoothing": 0.1},
-            r"^smoothing=0.1: not an option of classification, which has label_smoothing, mixup$",
+            r"^smoothing=0.1: not an option of classification, which has label_smoothing, mixup, cutmix$",
         ),
     ],
 )
