@@ -54,9 +54,13 @@ class Optimizer:
 
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-4
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "step"] = "constant"
     warmup: str = "0 steps"
+    drops: tuple[str, ...] = ()  # of the step schedule: when the rate falls to a tenth, such as "30 epochs"
+    floor: float = 0.0  # of the cosine schedule: where it ends, as a share of learning_rate
+    layer_decay: float = 1.0  # by which the rate falls with every layer from the head down
     weight_decay: float = 0.0
+    decay: Literal["decoupled", "l2"] = "decoupled"  # l2 joins the gradient, before the momentum
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -72,7 +76,14 @@ class Optimizer:
         _require("eps", self.eps, self.eps > 0, "greater than 0")
         _require("clip", self.clip, self.clip is None or self.clip > 0, "greater than 0, or None")
         _require("ema", self.ema, all(0 <= d < 1 for d in self.ema), "decays in [0, 1)")
+        _require("floor", self.floor, 0 <= self.floor <= 1, "in [0, 1]")
+        _require("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
+        step, cosine = self.schedule == "step", self.schedule == "cosine"
+        _require("drops", self.drops, bool(self.drops) == step, "durations with schedule='step', else none")
+        _require("floor", self.floor, cosine or not self.floor, "0 but with schedule='cosine'")
         duration(self.warmup, "warmup", 1, 1, 1)
+        for drop in self.drops:
+            duration(drop, "drops", 1, 1, 1)
         for rule in self.rules:
             try:
                 re.compile(rule[0])

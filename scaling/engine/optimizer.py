@@ -1,13 +1,14 @@
 """The update: gradient transform, schedule, per-parameter rules, and averages of the weights."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from scaling.engine import depth
 from scaling.engine.config import Optimizer
 from scaling.engine.sharding import path_of
 
@@ -16,31 +17,49 @@ OPTIMIZERS: dict[str, Callable[[Optimizer], optax.GradientTransformation]] = {
     "sgd": lambda o: optax.trace(decay=o.b1),
 }
 
-# What follows the warm-up, as a share of the peak rate over the steps that remain.
-SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
-    "constant": lambda steps: optax.constant_schedule(1.0),
-    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, max(steps, 1)),
+# What follows the warm-up, as a share of the peak rate: over the steps that remain, or with drops at some.
+SCHEDULES: dict[str, Callable[[Optimizer, int, Sequence[int]], optax.Schedule]] = {
+    "constant": lambda o, steps, drops: optax.constant_schedule(1.0),
+    "cosine": lambda o, steps, drops: optax.cosine_decay_schedule(1.0, max(steps, 1), o.floor),
+    "step": lambda o, steps, drops: optax.piecewise_constant_schedule(1.0, dict.fromkeys(drops, 0.1)),
 }
 
 Update = Callable[[Any, Any, Any, jax.Array, Mapping[str, jax.Array]], tuple[Any, Any, jax.Array]]
 
 
-def transform(options: Optimizer) -> optax.GradientTransformation:
-    """Gradient to direction: clipping, then the optimiser without rate and decay."""
+def transform(options: Optimizer) -> optax.GradientTransformationExtraArgs:
+    """Gradient to direction: clipping, L2 if asked for, then the optimiser without rate and decay."""
     clip = optax.identity() if options.clip is None else optax.clip_by_global_norm(options.clip)
-    return optax.chain(clip, OPTIMIZERS[options.name](options))
+    l2 = [_l2(options)] if options.decay == "l2" else []
+    return optax.chain(clip, *l2, OPTIMIZERS[options.name](options))
 
 
-def make_update(options: Optimizer, warmup: int, total: int) -> Update:
+def _l2(options: Optimizer) -> optax.GradientTransformationExtraArgs:
+    """Adds the gradient of decay / 2 |p|^2; `update` takes the global decay as `weight_decay`."""
+
+    def update(grads: Any, state: Any, params: Any, *, weight_decay: jax.Array, **_: Any) -> tuple[Any, Any]:
+        def add(keys: tuple[Any, ...], grad: jax.Array, param: jax.Array) -> jax.Array:
+            _, decay, frozen = rule_of(path_of(keys), options)
+            return grad if frozen else grad + (weight_decay if decay is None else decay) * param
+
+        return jax.tree_util.tree_map_with_path(add, grads, params), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def make_update(options: Optimizer, warmup: int, total: int, drops: Sequence[int] = ()) -> Update:
     """`update(grads, opt_state, params, step, scalars) -> (params, opt_state, gradient norm)`.
 
-    The rate and the decay come as traced `scalars` ("learning_rate", "weight_decay"), so runs that
-    differ only in them share one compiled step. AdamW's decay is decoupled (Loshchilov & Hutter 2019):
+    `warmup` and `drops` are counted in steps from the start of the run, which has `total`. The rate and the
+    decay come as traced `scalars` ("learning_rate", "weight_decay"), so runs that differ only in them share
+    one compiled step. AdamW's decay is decoupled (Loshchilov & Hutter 2019):
     p <- p - rate * multiple * (direction + decay * p). Frozen parameters take no part in the norm.
     """
     tx = transform(options)
     rise = optax.linear_schedule(0.0, 1.0, max(warmup, 1))
-    schedule = optax.join_schedules([rise, SCHEDULES[options.schedule](total - warmup)], [warmup])
+    after = SCHEDULES[options.schedule](options, total - warmup, [drop - warmup for drop in drops])
+    schedule = optax.join_schedules([rise, after], [warmup])
+    l2, layered = options.decay == "l2", options.layer_decay != 1.0
 
     def update(
         grads: Any, opt_state: Any, params: Any, step: jax.Array, scalars: Mapping[str, jax.Array]
@@ -49,8 +68,11 @@ def make_update(options: Optimizer, warmup: int, total: int) -> Update:
             multiple, decay, frozen = rule_of(path_of(keys), options)
             if frozen:
                 return param
+            by_layer = rate * depth.multiple(keys, params, options.layer_decay) if layered else rate
+            if l2:  # which is in the direction already
+                return param - by_layer * multiple * direction
             weight = scalars["weight_decay"] if decay is None else decay
-            return param - rate * multiple * (direction + weight * param)
+            return param - by_layer * multiple * (direction + weight * param)
 
         def live(keys: tuple[Any, ...], grad: jax.Array) -> jax.Array:
             return jnp.zeros_like(grad) if rule_of(path_of(keys), options)[2] else grad
@@ -59,7 +81,7 @@ def make_update(options: Optimizer, warmup: int, total: int) -> Update:
             rate = scalars["learning_rate"] * schedule(step)
             grads = jax.tree_util.tree_map_with_path(live, grads)
             norm = optax.tree.norm(grads)
-            directions, opt_state = tx.update(grads, opt_state, params)
+            directions, opt_state = tx.update(grads, opt_state, params, weight_decay=scalars["weight_decay"])
             params = jax.tree_util.tree_map_with_path(move, params, directions)
         return params, opt_state, norm
 

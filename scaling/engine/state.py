@@ -92,7 +92,8 @@ def make_step(built: Built) -> Step:
     """
     options, task = built.config.optimizer, built.task
     warmup = built.steps_of(options.warmup, "optimizer.warmup")
-    update = optimizer.make_update(options, warmup, built.steps)
+    drops = [built.steps_of(drop, "optimizer.drops") for drop in options.drops]
+    update = optimizer.make_update(options, warmup, built.steps, drops)
     decays = optimizer.ema_names(options)
 
     def step(

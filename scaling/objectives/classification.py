@@ -63,7 +63,7 @@ class Classification:
         return summarise(values, batch, collections)
 
     def _mixing(self, rng: jax.Array, shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-        """What an image keeps of itself: its pixels, [] or [1, H, W, 1], and its label, []; one for a batch."""
+        """What each image of a batch keeps of itself: of its pixels, [] or [1, H, W, 1], of its label, []."""
         share = kept = jnp.ones(())
         if self.mixup > 0.0:
             share = kept = jax.random.beta(stream(rng, "mixup"), self.mixup, self.mixup)

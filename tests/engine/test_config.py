@@ -33,6 +33,17 @@ TINY = str(ROOT / "tests/tiny_dit.py")
         ("optimizer.learning_rate=0", r"optimizer\.learning_rate=0\.0: must be greater than 0"),
         ("optimizer.ema=(1.5,)", r"optimizer\.ema=\(1\.5,\): must be decays in"),
         ("optimizer.name=adam", r"optimizer\.name='adam': must be one of adamw, sgd"),
+        (
+            "optimizer.schedule=step",
+            r"optimizer\.drops=\(\): must be durations with schedule='step', else none",
+        ),
+        (
+            "optimizer.drops=('3 steps',)",
+            r"optimizer\.drops=\('3 steps',\): must be durations with schedule=",
+        ),
+        ("optimizer.floor=0.1", r"optimizer\.floor=0\.1: must be 0 but with schedule='cosine'"),
+        ("optimizer.layer_decay=0", r"optimizer\.layer_decay=0\.0: must be in \(0, 1\]"),
+        ("optimizer.decay=l1", r"optimizer\.decay='l1': must be one of decoupled, l2"),
         ("train.duration=10 weeks", r"train\.duration='10 weeks': must be like"),
         ("train.duration=50 %", r"train\.duration='50 %': must be in steps, examples or epochs"),
         ("mesh.fsdp=0", r"mesh\.fsdp=0: must be at least 1"),
@@ -59,6 +70,7 @@ def test_bad_value_is_one_line_that_names_the_key(override: str, said: str) -> N
         (["mesh.fsdp=3"], r"mesh\.fsdp=3.*multiply to the 8 devices"),
         (["model.learn_sigma=True"], r"objective\.learn_sigma=True"),
         (["model.variant=Q/4"], r"variant='Q/4'"),
+        (["optimizer.layer_decay=0.5"], r"optimizer\.layer_decay: .* not that of \w+"),
         (["train.duration=1 examples"], r"train\.duration='1 examples': is less than one step"),
     ],
 )

@@ -14,7 +14,6 @@ from scaling.objectives.base import Extras, Loss
 from scaling.objectives.classification import Classification
 from tests.objectives.checks import KEY, check_eight_devices, images
 
-
 BOTH = {"mixup": 0.8, "cutmix": 1.0}
 
 
@@ -161,7 +160,9 @@ def test_cutmix_pastes_a_box_of_the_neighbour_and_its_share_of_the_label() -> No
 
 def test_with_mixup_and_cutmix_each_batch_has_one_of_them() -> None:
     boxes = 0
-    both, mixup, cutmix = (list(zip(*_mixed(**m), strict=True)) for m in (BOTH, {"mixup": 0.8}, {"cutmix": 1.0}))
+    both, mixup, cutmix = (
+        list(zip(*_mixed(**m), strict=True)) for m in (BOTH, {"mixup": 0.8}, {"cutmix": 1.0})
+    )
     for (kept, share), (even, even_share), (box, box_share) in zip(both, mixup, cutmix, strict=True):
         cut = not np.allclose(kept, even, atol=1e-5)
         np.testing.assert_allclose(kept, box if cut else even, atol=1e-5)
@@ -207,7 +208,7 @@ def test_collections_are_updated_in_training_only() -> None:
     assert trained.value != task.loss(params, extras, batch, jax.random.key(8), train=True).value  # dropout
 
 
-@pytest.mark.parametrize("mixing", [{}, {"cutmix": 1.0}, BOTH])
+@pytest.mark.parametrize("mixing", [{}, BOTH])
 def test_eight_devices_give_the_loss_and_the_gradient_of_one(mixing: dict[str, float]) -> None:
     check_eight_devices(Classification(Normed(), **mixing), _batch())
 
