@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from scaling.data.augment import AUTOAUGMENT, INCREASING, rand_augment, random_erasing, with_pillow
+
 _AUGMENT = 1  # second word of the key: draws apart from those of the order (pipeline.py)
 
 
@@ -26,10 +28,7 @@ def _resize(
     resample: Image.Resampling = Image.Resampling.BICUBIC,
     box: tuple[int, int, int, int] | None = None,  # left, top, right, bottom
 ) -> np.ndarray:
-    gray = image.shape[-1] == 1
-    picture = Image.fromarray(image[..., 0] if gray else image)
-    resized = np.asarray(picture.resize((width, height), resample, box=box))
-    return resized[..., None] if gray else resized
+    return with_pillow(image, lambda picture: picture.resize((width, height), resample, box=box))
 
 
 def _scale_short_side(image: np.ndarray, short: int) -> np.ndarray:
@@ -89,6 +88,12 @@ TRANSFORMS: dict[str, Transform] = {
     "random_resized_crop": Transform(random_resized_crop, random=True, sized=True),
     "flip": Transform(flip, random=True, sized=False),
     "pad_crop": Transform(pad_crop, random=True, sized=False),
+    # Two operations at magnitude 10, and DeiT's and Swin's two at 9 with a standard deviation of 0.5.
+    "randaugment": Transform(functools.partial(rand_augment, policy=AUTOAUGMENT), random=True, sized=False),
+    "randaugment_deit": Transform(
+        functools.partial(rand_augment, policy=INCREASING), random=True, sized=False
+    ),
+    "random_erasing": Transform(random_erasing, random=True, sized=False),
     # The part of the image that evaluation keeps: ResNet 0.875; ViT and Swin 0.9; at 384 pixels all of it.
     "center_crop": Transform(functools.partial(center_crop, fraction=0.875), random=False, sized=True),
     "center_crop_90": Transform(functools.partial(center_crop, fraction=0.9), random=False, sized=True),
