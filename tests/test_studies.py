@@ -18,13 +18,16 @@ STUDIES = sorted(p.parent for p in (ROOT / "experiments").glob("*/study.py"))
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
 def test_every_run_of_every_study_is_a_checked_config(folder: Path) -> None:
     study = sweep.load(folder)
-    shapes = []
+    shapes: dict[str, set[tuple[Any, ...]]] = {}
     for overrides in study.sweep:
-        chosen = config.load(str(ROOT / study.config), overrides).model
+        chosen = config.load(str(ROOT / study.config_of(overrides)), overrides).model
         model: Any = models.make(chosen.name, chosen.variant, **chosen.options)
-        shapes.append((model.depth, model.width, model.patch))
-    assert len(set(shapes)) >= 9
-    assert len({shape[:2] for shape in shapes}) >= 3 and {shape[2] for shape in shapes} == {4, 7, 14}
+        facts = [getattr(model, name, None) for name in ("depth", "depths", "width", "patch")]
+        shapes.setdefault(chosen.name, set()).add(tuple(facts))
+    assert sum(map(len, shapes.values())) >= 9
+    assert all(len(found) >= 3 for found in shapes.values())
+    for found in shapes.values() if len(shapes) == 1 else ():
+        assert len({shape[:3] for shape in found}) >= 3 and {shape[3] for shape in found} == {4, 7, 14}
 
 
 @pytest.mark.slow

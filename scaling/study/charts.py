@@ -89,9 +89,9 @@ def metric_compute(folder: StudyFolder, laws: Mapping[str, Any]) -> Figure | Non
         return None
     figure, ax = _canvas()
     for _, curve in shown.curves.groupby("point", sort=False):
-        size, patch = curve["size"].iloc[0], curve["patch"].iloc[0]
+        size, mark = curve["size"].iloc[0], curve["mark"].iloc[0]
         ax.plot(
-            curve.train_flops, curve.y, marker=shown.markers[patch][0], color=shown.colours[size],
+            curve.train_flops, curve.y, marker=shown.markers[mark][0], color=shown.colours[size],
             markersize=4, linewidth=1.1, alpha=0.85, markeredgewidth=0,
         )  # fmt: skip
     x, y = shown.curves.train_flops.to_numpy(float), shown.curves.y.to_numpy(float)
@@ -183,7 +183,7 @@ def _canvas() -> tuple[Figure, Axes]:
 
 
 def _point(ax: Axes, x: float, point: pd.Series, shown: View) -> None:
-    marker, colour = shown.markers[point["patch"]][0], shown.colours[point["size"]]
+    marker, colour = shown.markers[point["mark"]][0], shown.colours[point["size"]]
     ax.plot(x, point.y, marker=marker, color=colour, markersize=8, markeredgecolor="white", zorder=3)
 
 
@@ -253,8 +253,8 @@ def _keys(shown: View) -> list[Line2D]:
     keys = [Line2D([], [], color=c, marker="o", linewidth=0, label=s) for s, c in shown.colours.items()]
     if any(shown.markers):
         keys += [
-            Line2D([], [], color="#777", marker=m, linewidth=0, label=f"patch {p}" if p else "no patch")
-            for p, (m, _) in shown.markers.items()
+            Line2D([], [], color="#777", marker=marker, linewidth=0, label=mark)
+            for mark, (marker, _) in shown.markers.items()
         ]
     return keys
 

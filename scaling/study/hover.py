@@ -106,10 +106,10 @@ def _colour(shown: View) -> alt.Color:
 
 
 def _marks(data: pd.DataFrame, shown: View, size: int) -> alt.Chart:
-    """Points with the colour of their size and the marker of their patch; the page's key says which."""
+    """Points with the colour of their size and a marker of their patch or family; the page has the key."""
     scale = alt.Scale(domain=list(shown.markers), range=[vega for _, vega in shown.markers.values()])
     marks = _chart(data).mark_point(filled=True, opacity=1, size=size, strokeWidth=0.7)
-    return marks.encode(color=_colour(shown), shape=alt.Shape("patch:N", scale=scale, legend=None))
+    return marks.encode(color=_colour(shown), shape=alt.Shape("mark:N", scale=scale, legend=None))
 
 
 def _tooltip(data: pd.DataFrame, shown: View, extra: Sequence[str] = ()) -> list[alt.Tooltip]:

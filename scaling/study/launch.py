@@ -44,14 +44,14 @@ def sweep(
         raise UserError(f"workers={workers}: must be at least 1")
     study, root = load(study_path), Path(workdir).absolute()
     extra = _parsed(extra_overrides)
-    base = load_config(study.config, extra)
-    classifiers = _classifiers(study, root, extra, base)
+    bases = {source: load_config(source, extra) for source in map(study.config_of, study.sweep)}
+    classifiers = _classifiers(study, root, extra, bases)
     jobs, features = _jobs(study, root, extra, classifiers), _feature_jobs(classifiers)
     for name, overrides in study.runs().items():
         _validated(study, name, {**extra, **overrides})
     with _locked(root):
         _refuse_other_configs(jobs, study, extra)
-        _claim(study, str(study_path), root, extra, base)
+        _claim(study, str(study_path), root, extra, bases)
         env = _environment(root)
         stopped, failed = pool.run(features, workers, env, "feature classifiers") if features else (None, {})
         if stopped is None and not failed:
@@ -101,15 +101,18 @@ def _flags(overrides: Mapping[str, Any]) -> list[str]:
 
 def _validated(study: Study, name: str, overrides: Mapping[str, Any]) -> None:
     try:
-        load_config(study.config, overrides)
+        load_config(study.config_of(overrides), overrides)
     except UserError as e:
         raise UserError(f"study {study.name}, run {name}: {e}") from e
 
 
-Classifiers = dict[str, tuple[str, Path]]  # evaluator -> (config, folder) of its feature classifier
+Bases = Mapping[str, Mapping[str, Any]]  # the whole config of each base config's source
+Classifiers = dict[
+    tuple[str, str], tuple[str, Path]
+]  # (base, evaluator) -> its classifier's (config, folder)
 
 
-def _classifiers(study: Study, root: Path, extra: Mapping[str, Any], base: Mapping[str, Any]) -> Classifiers:
+def _classifiers(study: Study, root: Path, extra: Mapping[str, Any], bases: Bases) -> Classifiers:
     """The feature classifiers that the study makes for its runs.
 
     Evaluators of one classifier config share the first one's folder. Where the command line or the sweep
@@ -118,10 +121,13 @@ def _classifiers(study: Study, root: Path, extra: Mapping[str, Any], base: Mappi
     given = {*extra, *(key for overrides in study.sweep for key in overrides)}
     found: Classifiers = {}
     folders: dict[str, Path] = {}
-    for name, options in base.get("evaluate", {}).items():
-        config = options.get("classifier_config")
-        if config and f"evaluate.{name}.classifier" not in given:
-            found[name] = (config, folders.setdefault(config, root / "features" / name))
+    for source, base in bases.items():
+        for name, options in base.get("evaluate", {}).items():
+            config = options.get("classifier_config")
+            if config and f"evaluate.{name}.classifier" not in given:
+                taken = any(folder.name == name for folder in folders.values())
+                own = root / "features" / (f"{name}_{len(folders)}" if taken else name)
+                found[source, name] = (config, folders.setdefault(config, own))
     return found
 
 
@@ -137,11 +143,16 @@ def _jobs(study: Study, root: Path, extra: Mapping[str, Any], classifiers: Class
     for key in extra:
         if any(key in overrides for overrides in runs.values()):
             raise UserError(f"--config.{key}: is swept by study {study.name}; change its study file instead")
-    features = {f"evaluate.{name}.classifier": str(folder) for name, (_, folder) in classifiers.items()}
-    return [
-        Job(name, root / "runs" / name, study.config, _flags({**extra, **overrides, **features}))
-        for name, overrides in runs.items()
-    ]
+    jobs = []
+    for name, overrides in runs.items():
+        own = study.config_of(overrides)
+        features = {
+            f"evaluate.{evaluator}.classifier": str(folder)
+            for (source, evaluator), (_, folder) in classifiers.items()
+            if source == own
+        }
+        jobs.append(Job(name, root / "runs" / name, own, _flags({**extra, **overrides, **features})))
+    return jobs
 
 
 def _environment(root: Path) -> dict[str, str]:
@@ -178,16 +189,20 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _claim(study: Study, path: str, root: Path, extra: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+def _claim(study: Study, path: str, root: Path, extra: Mapping[str, Any], bases: Bases) -> None:
     """Writes study.json, unless the folder belongs to another study; another sweep is the same study."""
-    given = _flat({k: v for k, v in base.items() if k not in MACHINE_SECTIONS})
+    kept = {
+        source: {k: v for k, v in base.items() if k not in MACHINE_SECTIONS} for source, base in bases.items()
+    }
+    given = _flat(kept[study.config] if isinstance(study.config, str) else kept)
     old = read_json(root / "study.json")
     if old and (differs := _difference(old, {"metric": study.metric, "base": given})):
         raise UserError(f"workdir={root}: holds another study ({differs}); choose another folder")
     described = {
         "name": study.name, "title": study.title, "question": study.question,
         "metric": study.metric, "lower_is_better": study.lower_is_better,
-        "study": path, "config": study.config, "overrides": dict(extra), "base": given, "runs": study.runs(),
+        "study": path, "config": ", ".join(bases), "overrides": dict(extra), "base": given,
+        "runs": study.runs(),
     }  # fmt: skip
     write_json(root / "study.json", described)
 

@@ -103,9 +103,7 @@ def key(shown: View) -> str:
     """What colours and markers mean, in lines that wrap on a narrow screen."""
     entries = [("circle", colour, size) for size, colour in shown.colours.items()]
     if any(shown.markers):
-        entries += [
-            (shape, "#777", f"patch {p}" if p else "no patch") for p, (_, shape) in shown.markers.items()
-        ]
+        entries += [(shape, "#777", mark) for mark, (_, shape) in shown.markers.items()]
     spans = [
         f'<span><svg viewBox="0 0 12 12" fill="{colour}">{SHAPES[shape]}</svg>{escape(text)}</span>'
         for shape, colour, text in entries

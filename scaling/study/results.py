@@ -99,9 +99,9 @@ def write(folder: StudyFolder) -> Path:
 
 
 def point_label(overrides: Mapping[str, Any]) -> str:
-    """A short name for the overrides without seeds: the variant bare, others as `key=value`."""
+    """A short name for the overrides without seeds: family and variant bare, others as `key=value`."""
     parts = [
-        str(value) if key.endswith(".variant") else f"{key.rsplit('.', 1)[-1]}={value}"
+        str(value) if key.endswith((".family", ".variant")) else f"{key.rsplit('.', 1)[-1]}={value}"
         for key, value in overrides.items()
         if not is_seed(key) and pd.notna(value)
     ]

@@ -9,6 +9,7 @@ from scaling.study.laws import PERCENT
 from scaling.study.results import Run, StudyFolder
 from scaling.study.view import View, per_doubling, slices
 
+SHOWN = ["depth", "width", "patch", "tokens"]  # in the plain table
 WEAK = 0.9  # rank correlation (absolute) below which "falls with gmacs" is not said
 
 
@@ -106,11 +107,11 @@ def _choices(shown: View) -> str:
 def text_table(folder: StudyFolder, shown: View) -> str:
     """Configurations by gmacs in columns of text, seeds averaged, with their range."""
     metric, lower = folder.study["metric"], folder.study["lower_is_better"]
-    rows = [["", "depth", "width", "patch", "tokens", "params", "gmacs", "train_flops", metric]]
+    rows = [["", *SHOWN, "params", "gmacs", "train_flops", metric]]
     for _, point in shown.last.iterrows():
         mean, low, high = (v if lower else 1 - v for v in (point["y"], point["low"], point["high"]))
         spread = f" ({min(low, high):.4g} to {max(low, high):.4g}, {point['seeds']} seeds)"
-        facts = ["" if pd.isna(v) else f"{v}" for v in point[["depth", "width", "patch", "tokens"]]]
+        facts = ["" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else f"{v}" for v in point[SHOWN]]
         costs = [f"{point['params']:,}", f"{point['gmacs']:.3g}", f"{point['train_flops']:.3g}"]
         rows.append([point["point"], *facts, *costs, f"{mean:.4g}{spread * (point['seeds'] > 1)}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -23,6 +23,7 @@ from scaling.errors import UserError
 Overrides = dict[str, Any]  # dotted config name -> value, for one run
 Part = Mapping[str, Sequence[Any]] | Sequence[Overrides]  # axes, or a sweep that is already made
 
+FAMILY = "model.family"
 LONGEST_NAME = 120  # characters; file systems allow 255 bytes, and files inside need some of the path
 
 
@@ -153,7 +154,8 @@ class Study:
 
     Args:
         name: of the study and its charts; letters, digits, `_` and `-`.
-        config: of every run, `PATH.py` or `PATH.py:ARGUMENT`.
+        config: of every run, `PATH.py` or `PATH.py:ARGUMENT`; or one for each value of `model.family`, which
+            every run then sets.
         sweep: one dict of dotted config names for each run.
         metric: a name among the evaluation's values, such as `fd_mnist`.
         lower_is_better: if not, the metric is an accuracy in [0, 1] and laws are fitted to 1 - metric.
@@ -164,7 +166,7 @@ class Study:
     """
 
     name: str
-    config: str
+    config: str | Mapping[str, str]
     sweep: list[Overrides]
     metric: str
     lower_is_better: bool = True
@@ -181,8 +183,17 @@ class Study:
         for run in self.sweep:
             for key, value in run.items():
                 _check(key, value)
+            if not isinstance(self.config, str) and run.get(FAMILY) not in self.config:
+                raise UserError(
+                    f"study {self.name}: {FAMILY}={run.get(FAMILY)!r}: must in every run be one of "
+                    f"{', '.join(self.config)}, which have a config"
+                )
         _unique(self.sweep)
         run_names(self.sweep)
+
+    def config_of(self, overrides: Mapping[str, Any]) -> str:
+        """The base config of the run with these overrides."""
+        return self.config if isinstance(self.config, str) else self.config[overrides[FAMILY]]
 
     def runs(self) -> dict[str, Overrides]:
         """The overrides of each run by its folder name, in the order of the sweep."""

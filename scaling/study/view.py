@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 from scaling.study.laws import objective
 from scaling.study.results import FACTS, StudyFolder, point_label
-from scaling.study.sweep import is_seed
+from scaling.study.sweep import FAMILY, is_seed
 
 MARKERS = (("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"))
 VARIED = {"patch": "patch size (pixels)", "depth": "depth (blocks)", "width": "width (channels)"}
@@ -23,10 +23,11 @@ class View:
 
     Attributes:
         name: of y.
-        last: a row a configuration of done runs at their last step: `point`, `size`, model facts, `gmacs`,
-            `params`, `tokens`, `train_flops`, `y` (mean of `seeds`), `low`, `high`, by gmacs.
+        last: a row a configuration of done runs at their last step: `point`, `size`, `mark`, model facts,
+            `gmacs`, `params`, `tokens`, `train_flops`, `y` (mean of `seeds`), `low`, `high`, by gmacs.
         curves: a row for each configuration and evaluated step, y averaged over seeds.
-        colours: of each size, light to dark as they grow. markers: of each patch, (matplotlib's, Vega's).
+        colours: of each size, light to dark as they grow. markers: of each `mark`, (matplotlib's, Vega's);
+            it says the patch, or the family where the study varies that.
         floor: the metric of real data against real data, where it is known.
     """
 
@@ -50,20 +51,31 @@ def view(folder: StudyFolder) -> View:
     swept = [key for key in folder.swept if not is_seed(key)]
     labels = [point_label({key: row[key] for key in swept}) for _, row in data.iterrows()]
     data = data.assign(point=labels, patch=[_text(p) for p in data["patch"]])
+    families = data.get(FAMILY)
     data = data.assign(size=[_size(row) for _, row in data.iterrows()])
+    data = data.assign(mark=_patches(data) if families is None else families)
     done = data[data.run.isin(folder.done())]
     last = _points(done.loc[done.groupby("run")["step"].idxmax()] if len(done) else done, [])
     curves = _points(data[data.train_flops > 0], ["step"]).sort_values(["gmacs", "point", "step"])
     sizes = list(data.groupby("size")["gmacs"].mean().sort_values().index) if len(data) else []
-    patches = sorted(set(data["patch"]), key=lambda p: (-float(p) if _is_number(p) else 0.0, p))
+    by_patch = data.sort_values(
+        "patch", key=lambda p: -pd.to_numeric(p, errors="coerce").fillna(0), kind="stable"
+    )
+    marks = list(dict.fromkeys(by_patch["mark"]))
     return View(
         name=name,
         last=last.sort_values("gmacs").reset_index(drop=True),
         curves=curves.reset_index(drop=True),
         colours=dict(zip(sizes, ramp(len(sizes)), strict=True)),
-        markers={patch: MARKERS[i % len(MARKERS)] for i, patch in enumerate(patches)},
+        markers={mark: MARKERS[i % len(MARKERS)] for i, mark in enumerate(marks)},
         floor=_floor(folder),
     )
+
+
+def _patches(data: pd.DataFrame) -> list[str]:
+    """What the marker of each row means, empty where no row has a patch."""
+    known = any(data["patch"])
+    return [f"patch {patch}" if patch else "no patch" if known else "" for patch in data["patch"]]
 
 
 def ramp(count: int) -> list[str]:
@@ -72,7 +84,7 @@ def ramp(count: int) -> list[str]:
 
 
 def _points(data: pd.DataFrame, extra: list[str]) -> pd.DataFrame:
-    keys = ["point", "size", *FACTS, "params", "gmacs", "tokens", "train_flops", *extra]
+    keys = ["point", "size", "mark", *FACTS, "params", "gmacs", "tokens", "train_flops", *extra]
     grouped = data.groupby(keys, dropna=False, sort=False)["y"]
     return grouped.agg(y="mean", low="min", high="max", seeds="count").reset_index()
 
@@ -80,7 +92,7 @@ def _points(data: pd.DataFrame, extra: list[str]) -> pd.DataFrame:
 def _size(row: pd.Series) -> str:
     """What the colour says: the variant's size, else depth x width, else the configuration."""
     variant = next((str(v) for k, v in row.items() if str(k).endswith(".variant") and pd.notna(v)), "")
-    if pd.notna(row["depth"]) and pd.notna(row["width"]):
+    if FAMILY not in row and pd.notna(row["depth"]) and pd.notna(row["width"]):
         shape = f"depth {_text(row['depth'])}, width {_text(row['width'])}"
         return f"{variant.partition('/')[0]}: {shape}" if "/" in variant else shape
     return variant.partition("/")[0] or str(row["point"])

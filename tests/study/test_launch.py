@@ -146,6 +146,36 @@ def test_feature_classifiers_come_first_and_once(
         assert run["time"] > classifier["time"]
 
 
+def test_families_run_from_their_own_configs(
+    study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A family without the evaluator gets no classifier; those of other configs have folders of their own."""
+
+    def load(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        fd = {"fd": {"classifier": "runs/c", "classifier_config": f"configs/of_{source}"}}
+        base = {**BASE, "model": {"family": "", "variant": ""}, "evaluate": {} if source == "a.py" else fd}
+        return load_dict(source, overrides, base)
+
+    monkeypatch.setattr(launch, "load_config", load)
+    file = study([], sweep="product({'model.family': ['a', 'b', 'c']})")
+    text = file.read_text()
+    file.write_text(text.replace("config='c.py'", "config={f: f'{f}.py' for f in 'abc'}"))
+    root = tmp_path / "w"
+    assert launch.sweep(file, root) == 0
+    (a,), (b,), (c,) = (starts(root, f"runs/family={family}") for family in "abc")
+    assert [run["config"] for run in (a, b, c)] == ["a.py", "b.py", "c.py"]
+    assert a["pairs"].keys() == {"model.family"}
+    folders = [run["pairs"]["evaluate.fd.classifier"] for run in (b, c)]
+    assert folders == [str(root / "features/fd"), str(root / "features/fd_1")]
+    assert starts(root, "features/fd_1")[0]["config"] == "configs/of_c.py"
+    described = json.loads((root / "study.json").read_text())
+    assert described["config"] == "a.py, b.py, c.py" and "b.py.train.seed" in described["base"]
+    assert launch.sweep(file, root) == 0 and len(starts(root, "runs/family=a")) == 1
+    file.write_text(text.replace("config='c.py'", "config={f: f'{f}2.py' for f in 'abc'}"))
+    with pytest.raises(UserError, match=r"holds another study"):
+        launch.sweep(file, root)
+
+
 def test_a_given_classifier_is_used(
     study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

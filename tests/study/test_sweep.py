@@ -73,6 +73,14 @@ def test_long_names_are_cut_and_differ() -> None:
         ({"sweep": [{"seed": 1}]}, "'seed': must be a dotted config name"),
         ({"sweep": [{"a.x": [1]}]}, "a.x=[1]: must be a number"),
         ({"sweep": [{"a.x": 1}, {"a.x": 1}]}, "comes twice"),
+        (
+            {"config": {"vit": "v.py"}},
+            "model.family=None: must in every run be one of vit, which have a config",
+        ),
+        (
+            {"config": {"vit": "v.py"}, "sweep": [{"model.family": "dit"}]},
+            "model.family='dit': must in every run",
+        ),
     ],
 )
 def test_bad_studies(field: dict[str, Any], message: str) -> None:
@@ -80,6 +88,14 @@ def test_bad_studies(field: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         Study(**{**good, **field})
     assert message in str(caught.value)
+
+
+def test_each_family_may_have_a_config_of_its_own() -> None:
+    runs = product({"model.family": ["vit", "swin"], "train.seed": [0, 1]})
+    study = Study("s", {"vit": "v.py", "swin": "s.py:T"}, runs, "top1")
+    assert [study.config_of(run) for run in study.sweep] == ["v.py", "v.py", "s.py:T", "s.py:T"]
+    assert list(study.runs())[2] == "family=swin_seed=0"
+    assert Study("s", "c.py", runs, "top1").config_of(runs[2]) == "c.py"
 
 
 @pytest.mark.parametrize(
@@ -102,11 +118,17 @@ def test_bad_study_files(tmp_path: Path, code: str | None, message: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "metric", "lower"), [("mnist_dit", "fd_mnist", True), ("mnist_vit", "val_top1", False)]
+    ("name", "metric", "lower"),
+    [
+        ("mnist_dit", "fd_mnist", True),
+        ("mnist_vit", "val_top1", False),
+        ("mnist_classifiers", "val_top1", False),
+    ],
 )
 def test_the_projects_studies(name: str, metric: str, lower: bool) -> None:
     study = load(ROOT / "experiments" / name)
     assert load(ROOT / "experiments" / name / "study.py") == study
     assert (study.name, study.metric, study.lower_is_better) == (name, metric, lower)
-    assert (ROOT / study.config.partition(":")[0]).parent.name == "configs"
+    for overrides in study.sweep:
+        assert (ROOT / study.config_of(overrides).partition(":")[0]).parent.name == "configs"
     assert len(study.runs()) >= 9
