@@ -10,11 +10,13 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scaling.models import variants
 from scaling.models.layers import (
     Dense,
     EncoderBlock,
+    Init,
     Remat,
     constrain,
     drop_rates,
@@ -25,6 +27,7 @@ from scaling.models.layers import (
     prepended,
     resize_positions,
     said_resized,
+    sincos_positions,
     stack,
 )
 from scaling.models.variants import Size, side_lengths
@@ -53,7 +56,8 @@ class ViT(nn.Module):
 
     `pool` takes the class token or the mean of the patches, after the last norm. `resolution` is the side, or
     (H, W), that the learned position table is for; for inputs of another size the table is resized. Kernels
-    start Xavier-uniform; biases, class token and head at 0; positions N(0, 0.02).
+    start Xavier-uniform; biases, class token and head at 0; positions N(0, 0.02) or, "sincos", as fixed ones
+    are: sines and cosines of row and column (Chen et al. 2021, "MoCo v3"), which an optimiser's rule keeps.
 
     Raises: UserError where `patch` does not divide H and W, those of `resolution` too, or `heads` the width.
     """
@@ -65,6 +69,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     num_classes: int = 1000
     pool: Literal["token", "mean"] = "token"
+    position_init: Literal["normal", "sincos"] = "normal"
     resolution: int | tuple[int, int] = 224
     epsilon: float = 1e-6  # of LayerNorm
     drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly with depth
@@ -93,7 +98,8 @@ class ViT(nn.Module):
             x = prepended(self.param("token", zeros, (1, self.width)), x)  # [B, 1 + N, D]
 
         old = position_grid(self.resolution, self.patch)
-        table = self.param("positions", normal, (extra + math.prod(old), self.width))
+        start = normal if self.position_init == "normal" else _sincos(old, extra)
+        table = self.param("positions", start, (extra + math.prod(old), self.width))
         positions = resize_positions(table, old, grid, extra)  # [1 + N, D]
         x = constrain(x + positions.astype(dtype)[None], "batch", "token", "embed")
 
@@ -107,6 +113,11 @@ class ViT(nn.Module):
         if not head:
             return x
         return Dense(self.num_classes, kernel_init=zeros, name="head")(x)  # [B, num_classes]
+
+
+def _sincos(grid: tuple[int, int], extra: int) -> Init:
+    """The fixed table of a grid, after rows of zeros for class tokens."""
+    return lambda key, shape: jnp.asarray(np.pad(sincos_positions(grid, shape[-1]), ((extra, 0), (0, 0))))
 
 
 MODULE = ViT

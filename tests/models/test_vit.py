@@ -1,7 +1,7 @@
 """ViT: how it starts, pooling, other resolutions, and that every way to run its depth gives the same."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -148,3 +148,14 @@ def test_what_does_not_fit_is_found_without_compiling(options: dict[str, Any], m
     model = models.make("vit", "B/16", **options)
     with pytest.raises(UserError, match=message):
         jax.eval_shape(model.init, KEY, **models.inputs("vit", "B/16"))
+
+
+@pytest.mark.parametrize(("pool", "extra"), [("mean", 0), ("token", 1)])
+def test_positions_may_start_as_fixed_ones(pool: Literal["mean", "token"], extra: int) -> None:
+    model = vit.make("A/7", pool=pool, position_init="sincos")
+    x = jnp.zeros((1, 28, 28, 1))
+    table = jax.jit(model.init)(KEY, x)["params"]["positions"]
+    assert not table[:extra].any()
+    np.testing.assert_array_equal(table[extra:], layers.sincos_positions((4, 4), 16))
+    other = jax.jit(vit.make("A/7", pool=pool).init)(KEY, x)["params"]["positions"]
+    assert other.shape == table.shape and (other != table).all()
