@@ -3,8 +3,9 @@
     tfds build imagenet2012 --file_format=array_record      (once; extra `tf`)
     scaling train --config=configs/swin.py:T --workdir=runs/swin_t
 
-After 300 epochs T reaches 81.2 % top-1, S 83.2 %, B 83.5 % (the released weights). T takes 1.0e19 FLOPs, which
-would be 31 hours of an A100 at 30 % of its peak; not measured here. B at 384 pixels (84.5 %) goes on from 224:
+After 300 epochs T reaches 81.2 % top-1, S 83.2 %, B 83.5 % (the released weights). T takes 1.0e19 FLOPs,
+which would be 31 hours of an A100 at 30 % of its peak; not measured here. B at 384 pixels (84.5 %) goes on
+from 224:
 
     scaling export --format=microsoft runs/swin_b --out=swin_b
     scaling import --format=microsoft --config=configs/swin.py:B/384 swin_b --out=runs/swin_b384

@@ -13,9 +13,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
-from scaling.engine import autoencoder, features, retrieval, sharding
+from scaling.engine import autoencoder, features, sharding
 from scaling.engine.build import Built
 from scaling.engine.images import write_grid
+from scaling.engine.linear import Linear
+from scaling.engine.retrieval import Retrieval, ZeroShot
 from scaling.errors import UserError
 from scaling.metrics import frechet
 from scaling.objectives.base import Extras, stream
@@ -141,8 +143,9 @@ EVALUATORS: dict[str, Any] = {
     "metrics": Metrics,
     "frechet": Frechet,
     "grid": Grid,
-    "retrieval": retrieval.Retrieval,
-    "zero_shot": retrieval.ZeroShot,
+    "linear": Linear,
+    "retrieval": Retrieval,
+    "zero_shot": ZeroShot,
 }
 
 

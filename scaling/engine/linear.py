@@ -1,0 +1,124 @@
+"""What a linear classifier makes of the data: of its pixels, or of the features that a model has learned."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from scaling import data
+from scaling.engine import sharding
+from scaling.engine.build import Built
+from scaling.errors import UserError
+from scaling.objectives.base import Extras
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Logistic regression, fitted on one split and scored on another; every example of both counts once.
+
+    On "pixels" it is the baseline that a model has to beat: it needs no model, and one measurement will do.
+    On "features", those that a model's head sees, it is a linear probe (Radford et al. 2021, "CLIP", section
+    3.2). Inputs are those of evaluation, less their mean, pixels in [0, 1]. Fitted by scikit-learn's L-BFGS
+    until it converges, or for `iterations`.
+    """
+
+    on: Literal["pixels", "features"] = "pixels"
+    every: str = "100 %"
+    fit_split: str = "train"
+    split: str = "test"
+    c: float = 1.0  # the inverse of the strength of L2, scikit-learn's C
+    iterations: int = 1000
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.c <= 0.0:
+            raise UserError(f"c={self.c}: must be greater than 0")
+        if self.iterations < 1:
+            raise UserError(f"iterations={self.iterations}: must be at least 1")
+
+    def needs(self) -> list[tuple[str, str]]:
+        return []
+
+    def check(self, name: str, built: Built) -> None:
+        for split in (self.fit_split, self.split):
+            data.open_source(built.config.data, split)  # raises where it is not there
+        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        able = hasattr(built.task, "features") and hasattr(built.model, "features")
+        if self.on == "features" and not able:
+            raise UserError(
+                f"evaluate.{name}.on='features': objective {built.config.objective.name} with "
+                f"{built.config.model.name} has none; give on='pixels'"
+            )
+
+    def run(
+        self,
+        name: str,
+        built: Built,
+        weights: Mapping[str, Any],
+        folder: Path,
+        step: int,
+        pulse: Callable[[], None],
+    ) -> dict[str, float]:
+        """{name_top1: accuracy}, such as `linear_top1`."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        (x, labels), (test_x, test_labels) = (
+            self._examples(built, weights, split, pulse) for split in (self.fit_split, self.split)
+        )
+        mean = x.mean(axis=0)
+        model = LogisticRegression(C=self.c, max_iter=self.iterations)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` says when to stop
+            model.fit(x - mean, labels)
+        return {f"{name}_top1": float(model.score(test_x - mean, test_labels))}
+
+    def _examples(
+        self, built: Built, weights: Mapping[str, Any], split: str, pulse: Callable[[], None]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(x float64 [N, D], labels [N]) of a split, the same on every process."""
+        read = self._pixels(built, split) if self.on == "pixels" else self._features(built, weights, split)
+        found = []
+        for x, label, mask in read:
+            pulse()
+            real = mask > 0
+            found.append((x[real], label[real]))
+        rows, labels = zip(*found, strict=True)
+        return np.concatenate(rows).astype(np.float64), np.concatenate(labels)
+
+    def _pixels(self, built: Built, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        cfg = dataclasses.replace(built.config.data, workers=0)  # to start them takes longer
+        source = data.open_source(cfg, split)
+        starts = range(0, len(source), self.batch_size)
+        for batch in data.host_batches(cfg, source, starts, self.batch_size):
+            image = batch["image"]
+            pixels = image / 255.0 if image.dtype == np.uint8 else image
+            yield pixels.reshape(len(image), -1), batch["label"], batch["mask"]
+
+    def _features(
+        self, built: Built, weights: Mapping[str, Any], split: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        place = sharding.batch_sharding(built.mesh, self.batch_size, "batch_size")
+        extras = Extras(collections=weights["collections"])
+        forward = _forward(built)
+        for batch in data.eval_batches(built.config.data, split, self.batch_size, place):
+            yield jax.device_get(forward(weights["params"], extras, batch))
+
+
+@lru_cache(maxsize=1)
+def _forward(built: Built) -> Callable[..., Any]:
+    """(params, extras, batch) -> features, labels and mask of the whole batch on every process."""
+    task: Any = built.task
+
+    def forward(params: Any, extras: Extras, batch: Any) -> Any:
+        return task.features(params, extras, batch), batch["label"], batch["mask"]
+
+    whole = NamedSharding(built.mesh, PartitionSpec())
+    return jax.jit(sharding.on(built.mesh, forward), out_shardings=whole)
