@@ -25,6 +25,12 @@ SIZES: dict[str, dict[str, Any]] = {  # table 1 of the paper
     "101": {"depths": (3, 4, 23, 3), "bottleneck": True},
     "152": {"depths": (3, 8, 36, 3), "bottleneck": True},
 }
+# For digits: the form of section 4.2, for small images, in a quarter of its width and more.
+LADDER: dict[str, dict[str, Any]] = {
+    name: {"depths": (depth,) * 3, "width": width, "bottleneck": False, "stem": "3x3", "num_classes": 10}
+    for name, depth, width in (("A", 1, 4), ("F", 1, 8), ("P", 2, 8), ("N", 2, 16))
+}
+SIZES |= LADDER
 VARIANTS: tuple[variants.Variant, ...] = tuple((size, {}) for size in SIZES)
 EXPANSION = 4  # of a bottleneck: its output is this many times as wide as its 3x3 convolution
 
@@ -69,16 +75,19 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """x [B, H, W, C] -> logits [B, num_classes] float32.
 
-    `depths` are the blocks of the four stages, whose convolutions are `width`, 2, 4 and 8 times `width` wide.
+    `depths` are the blocks of the stages, whose convolutions are `width`, 2, 4 and 8 times `width` wide. The
+    stem is a 7x7 convolution and a pooling, each of stride 2, or, for small images, a 3x3 convolution of
+    stride 1 (section 4.2): the maps are then four times as large as written below.
     Running statistics are in the collection `batch_stats`, which `train=True` updates where it is mutable.
     Convolutions start N(0, 2 / fan out); the head within 1 / sqrt(fan in), as PyTorch's linear layers do.
 
     Raises: UserError where a stage has no block.
     """
 
-    depths: tuple[int, int, int, int] = (3, 4, 6, 3)
+    depths: tuple[int, ...] = (3, 4, 6, 3)
     bottleneck: bool = True
     width: int = 64
+    stem: Literal["7x7", "3x3"] = "7x7"
     num_classes: int = 1000
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
@@ -101,12 +110,14 @@ class ResNet(nn.Module):
         output: Literal["logits", "features", "stages"] = "logits",
     ) -> Any:
         """`train` normalises with the batch's statistics, under `jit` the global batch's."""
-        if min(self.depths) < 1:
+        if min(self.depths, default=0) < 1:
             raise UserError(f"depths={self.depths}: every stage must have at least 1 block")
         dtype = jnp.dtype(self.dtype)
-        stem = convolution(self.width, 7, 2, bias=False, init=he, dtype=dtype, name="stem")
+        kernel, stride = (7, 2) if self.stem == "7x7" else (3, 1)
+        stem = convolution(self.width, kernel, stride, bias=False, init=he, dtype=dtype, name="stem")
         x = nn.relu(BatchNorm(name="norm_stem")(stem(x), train))  # [B, H / 2, W / 2, D]
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H / 4, W / 4, D]
+        if self.stem == "7x7":
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [B, H / 4, W / 4, D]
 
         maps = []
         for i, depth in enumerate(self.depths):
@@ -138,7 +149,8 @@ def make(variant: str, **options: Any) -> ResNet:
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """One example of what `variant` is for: x [1, H, W, C]. No option changes it."""
     _size(variant)
-    return {"x": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)}
+    shape = variants.DIGIT if variant in LADDER else (224, 224, 3)
+    return {"x": jax.ShapeDtypeStruct((1, *shape), jnp.float32)}
 
 
 def _size(variant: str) -> dict[str, Any]:

@@ -17,8 +17,10 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.layers import (
+    XAVIER,
     Attention,
     DropPath,
+    Init,
     Kernels,
     Mlp,
     Remat,
@@ -34,18 +36,27 @@ from scaling.models.layers import (
 )
 from scaling.models.variants import side_lengths
 
+DIGITS: dict[str, Any] = {
+    "window": 4, "resolution": variants.DIGIT[0], "num_classes": 10, "kernel_init": "xavier"
+}  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {  # section 3.3 of the paper
     "T": {"width": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
     "S": {"width": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)},
     "B": {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
     "L": {"width": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)},
 }
+# For digits: two stages, of 2 x 2 windows and of one. Kernels of N(0, 0.02) are small for widths so far below
+# those of the paper: with Xavier's, such a network learns more than twice as fast.
+LADDER: dict[str, dict[str, Any]] = {
+    name: {"width": width, "depths": (2, depth), "heads": (width // 8, width // 4), **DIGITS}
+    for name, width, depth in (("A", 16, 2), ("F", 32, 2), ("P", 32, 4), ("N", 64, 4))
+}
+SIZES |= LADDER
 LARGE: dict[str, Any] = {"resolution": 384, "window": 12}
 VARIANTS: tuple[variants.Variant, ...] = (*((size, {}) for size in SIZES), ("B", LARGE), ("L", LARGE))
 
 normal = nn.initializers.normal(0.02)
-KERNELS = Kernels(*(normal,) * 5)
-Dense = functools.partial(nn.Dense, kernel_init=normal)
+KERNELS = {"normal": Kernels(*(normal,) * 5), "xavier": XAVIER}
 
 
 # Windows
@@ -127,6 +138,7 @@ class WindowAttention(nn.Module):
 
     heads: int
     window: int
+    kernels: Kernels
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -136,7 +148,7 @@ class WindowAttention(nn.Module):
         bias = bias.transpose(2, 0, 1)[None]  # [1, heads, N, N]
         if mask is not None:
             bias = bias + mask[:, None]  # [n, heads, N, N]
-        attention = Attention(self.heads, kernels=KERNELS, attend=attend_in_windows, dtype=self.dtype)
+        attention = Attention(self.heads, kernels=self.kernels, attend=attend_in_windows, dtype=self.dtype)
         nn.share_scope(self, attention)
         return attention(x, bias=bias)
 
@@ -150,6 +162,7 @@ class Block(nn.Module):
     heads: int
     window: int
     table_window: int
+    kernels: Kernels
     shift: int = 0
     mlp_ratio: float = 4.0
     epsilon: float = 1e-5
@@ -162,12 +175,14 @@ class Block(nn.Module):
         grid = patch_grid(h.shape, self.window)
         h = jnp.roll(h, (-self.shift, -self.shift), (1, 2))
         h = patchify(h, self.window).reshape(batch, math.prod(grid), self.window**2, channels)  # [B, n, N, D]
-        h = WindowAttention(self.heads, self.table_window, self.dtype, name="attention")(h, mask)
+        h = WindowAttention(self.heads, self.table_window, self.kernels, self.dtype, name="attention")(
+            h, mask
+        )
         h = unpatchify(h.reshape(batch, math.prod(grid), -1), grid, self.window)  # [B, h', w', D]
         h = jnp.roll(h, (self.shift, self.shift), (1, 2))[:, :height, :width]  # [B, h, w, D]
         x = x + DropPath(name="drop_attention")(h, drop)
         h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
-        h = Mlp(round(channels * self.mlp_ratio), kernels=KERNELS, dtype=self.dtype, name="mlp")(h)
+        h = Mlp(round(channels * self.mlp_ratio), kernels=self.kernels, dtype=self.dtype, name="mlp")(h)
         x = x + DropPath(name="drop_mlp")(h, drop)
         return constrain(x, "batch", None, None, "embed")
 
@@ -181,6 +196,7 @@ class BlockPair(nn.Module):
     heads: int
     window: int
     table_window: int
+    kernels: Kernels
     shift: int
     mlp_ratio: float = 4.0
     epsilon: float = 1e-5
@@ -196,6 +212,7 @@ class BlockPair(nn.Module):
             self.heads,
             self.window,
             self.table_window,
+            self.kernels,
             mlp_ratio=self.mlp_ratio,
             epsilon=self.epsilon,
             dtype=self.dtype,
@@ -207,6 +224,7 @@ class BlockPair(nn.Module):
 class PatchMerging(nn.Module):
     """Every 2x2 tokens become one of half their channels: [B, h, w, D] -> [B, h / 2, w / 2, 2D]."""
 
+    init: Init
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
@@ -215,7 +233,9 @@ class PatchMerging(nn.Module):
         width, x = x.shape[-1], pad(x, 2)
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]  # 00, 10, 01, 11
         x = layer_norm(jnp.concatenate(corners, -1), "norm", epsilon=self.epsilon)  # [B, h / 2, w / 2, 4D]
-        return Dense(2 * width, use_bias=False, dtype=self.dtype, name="reduction")(x)
+        return nn.Dense(2 * width, use_bias=False, kernel_init=self.init, dtype=self.dtype, name="reduction")(
+            x
+        )
 
 
 class Swin(nn.Module):
@@ -225,7 +245,8 @@ class Swin(nn.Module):
     a side, shifted by half of it in every second block. Sides that a patch, a window or a merging does not
     divide are padded with zeros. Where a stage's map is not larger than the window, the window is its
     shorter side, and nothing is shifted. `resolution`, the side or (H, W), is what an input is unless
-    otherwise known; no parameter depends on it. Linear kernels and bias tables start N(0, 0.02).
+    otherwise known; no parameter depends on it. Linear kernels and bias tables start N(0, 0.02), the former
+    Xavier-uniform with `kernel_init` "xavier".
 
     Raises: UserError for an odd depth, or heads that are not one a stage or do not divide its width.
     """
@@ -240,6 +261,7 @@ class Swin(nn.Module):
     resolution: int | tuple[int, int] = 224
     epsilon: float = 1e-5  # of LayerNorm
     drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly over all stages
+    kernel_init: Literal["normal", "xavier"] = "normal"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
@@ -269,14 +291,15 @@ class Swin(nn.Module):
         dtype, x = jnp.dtype(self.dtype), pad(x, self.patch)  # [B, H, W, C]
         grid = patch_grid(x.shape, self.patch)
         init = uniform((self.patch**2 * x.shape[-1]) ** -0.5)  # PyTorch's, of a convolution
-        embed = Dense(self.width, kernel_init=init, bias_init=init, dtype=dtype, name="patch")
+        kernels = KERNELS[self.kernel_init]
+        embed = nn.Dense(self.width, kernel_init=init, bias_init=init, dtype=dtype, name="patch")
         x = embed(patchify(x, self.patch))  # [B, H / 4 * W / 4, D]
         x = layer_norm(x, "norm_patch", epsilon=self.epsilon).reshape(x.shape[0], *grid, self.width)
 
         rates, maps = drop_rates(self.drop_path, sum(self.depths), train), []
         for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
             if stage > 0:
-                x = PatchMerging(self.epsilon, dtype, name=f"merging{stage + 1}")(x)
+                x = PatchMerging(kernels.up, self.epsilon, dtype, name=f"merging{stage + 1}")(x)
             first = sum(self.depths[:stage])
             drop = None if rates is None else rates[first : first + depth].reshape(-1, 2)
             x = self._stage(x, f"stage{stage + 1}", depth, heads, drop)  # [B, h, w, D]
@@ -285,7 +308,9 @@ class Swin(nn.Module):
             return tuple(maps)
         x = layer_norm(maps[-1], "norm", epsilon=self.epsilon)
         x = jnp.mean(x, axis=(1, 2))  # [B, D]
-        return x if output == "features" else Dense(self.num_classes, name="head")(x)  # [B, num_classes]
+        if output == "features":
+            return x
+        return nn.Dense(self.num_classes, kernel_init=kernels.up, name="head")(x)  # [B, num_classes]
 
     def _stage(self, x: jax.Array, name: str, depth: int, heads: int, drop: jax.Array | None) -> jax.Array:
         height, width = x.shape[1:3]
@@ -295,6 +320,7 @@ class Swin(nn.Module):
             heads,
             window,
             self.window,
+            KERNELS[self.kernel_init],
             shift,
             mlp_ratio=self.mlp_ratio,
             epsilon=self.epsilon,
@@ -327,10 +353,11 @@ def make(variant: str, **options: Any) -> Swin:
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: x [1, H, W, 3], H and W from the option `resolution` if given."""
-    _size(variant)
-    sides = side_lengths(options.get("resolution", Swin.resolution))
-    return {"x": jax.ShapeDtypeStruct((1, *sides, 3), jnp.float32)}
+    """One example of what `variant` is for: x [1, H, W, C], H and W from the option `resolution` if given."""
+    size = _size(variant)
+    sides = side_lengths(options.get("resolution", size.get("resolution", Swin.resolution)))
+    channels = variants.DIGIT[2] if variant in LADDER else 3
+    return {"x": jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)}
 
 
 def resized(variables: Mapping[str, Any], source: Swin, target: Swin) -> tuple[dict[str, Any], list[str]]:

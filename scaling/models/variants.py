@@ -34,12 +34,16 @@ class Size:
         }
 
 
+DIGIT = (28, 28, 1)  # [H, W, C] of what the small sizes are for
+
+
 def small(depth: int, width: int, heads: int) -> Size:
-    return Size(depth, width, heads, shape=(28, 28, 1), num_classes=10)
+    return Size(depth, width, heads, shape=DIGIT, num_classes=10)
 
 
 # Much smaller than any published size, for data such as MNIST on a laptop; the same for every family. Heads
-# are 8 wide: with one or two wide ones, attention between small patches learns several times slower.
+# are 8 wide: with one or two wide ones, attention between small patches learns several times slower. Families
+# without one patch and one width (ResNet, Swin) have sizes A, F, P and N of their own.
 LADDER = {
     "A": small(depth=2, width=16, heads=2),
     "F": small(depth=2, width=32, heads=4),

@@ -352,9 +352,10 @@ def test_maps_of_any_input_size(sides: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("variant", "options", "message"),
     [
-        ("51", {}, r"variant='51': must be one of 18, 34, 50, 101, 152"),
+        ("51", {}, r"variant='51': must be one of 18, 34, 50, 101, 152, A, F, P, N"),
         ("50", {"depth": 3}, r"model\.depth: no such key; did you mean model\.depths\?"),
-        ("50", {"depths": (3, 4, 6)}, r"model\.depths=\(3, 4, 6\): must be a tuple of"),
+        ("50", {"depths": (3, 4, "6")}, r"model\.depths=\(3, 4, '6'\): must be a tuple of"),
+        ("50", {"stem": "5x5"}, r"model\.stem='5x5': must be one of 7x7, 3x3"),
         ("50", {"width": 0}, r"model\.width=0: must be positive"),
         ("50", {"bottleneck": "yes"}, r"model\.bottleneck='yes': must be True or False"),
     ],

@@ -14,7 +14,7 @@ import pytest
 
 from scaling import flops, models
 from scaling.errors import UserError
-from scaling.models import dit, published, table, variants, vit
+from scaling.models import dit, published, resnet, swin, table, variants, vit
 
 # Every registered variant: tokens, trainable parameters, multiply-adds of one forward pass.
 EXACT = list(csv.DictReader((Path(__file__).parent / "variants.csv").read_text().splitlines()))
@@ -219,6 +219,31 @@ def test_vit_by_formula(rows: Rows) -> None:
             assert round(row["gmacs"] * 1e9) == size.depth * block + n * p2c * d + d * classes
             ends = (p2c + 1) * d + d + (n + 1) * d + 2 * d + (d + 1) * classes
             assert row["params"] == size.depth * (12 * d**2 + 13 * d) + ends
+
+
+def test_small_resnets_by_formula(rows: Rows) -> None:
+    for name, size in resnet.LADDER.items():
+        row, blocks, d = rows["resnet", name, "{}"], size["depths"][0] - 1, size["width"]
+        macs, params = 28**2 * 9 * d + 4 * d * 10, 9 * d + 2 * d + (4 * d + 1) * 10
+        for side, width in ((28, d), (14, 2 * d), (7, 4 * d)):
+            plain = 2 * 9 * width**2
+            first = plain if width == d else (9 + 18 + 1) * width**2 // 2  # 3x3 from half the width, 3x3, 1x1
+            macs += side**2 * (first + blocks * plain)
+            params += first + 2 * width * (2 if width == d else 3) + blocks * (plain + 4 * width)
+        assert (round(row["gmacs"] * 1e9), row["params"]) == (macs, params)
+
+
+def test_small_swins_by_formula(rows: Rows) -> None:
+    for name, size in swin.LADDER.items():
+        row, d = rows["swin", name, "{}"], size["width"]
+        macs = 49 * 16 * d + 16 * 4 * d * 2 * d + 2 * d * 10  # patches, merging, head
+        params = 17 * d + 2 * d + (8 * d + 4 * d * 2 * d) + 4 * d + (2 * d + 1) * 10
+        stages = zip((49, 16), (64, 16), (d, 2 * d), size["depths"], size["heads"], strict=True)
+        for tokens, padded, width, depth, heads in stages:  # 7x7 tokens are padded to four windows
+            attention = padded * 4 * width**2 + 2 * padded * 16 * width
+            macs += depth * (attention + tokens * 8 * width**2)
+            params += depth * (12 * width**2 + 13 * width + 7**2 * heads)
+        assert (round(row["gmacs"] * 1e9), row["params"]) == (macs, params)
 
 
 def test_rows_have_the_promised_keys(rows: Rows) -> None:

@@ -23,6 +23,7 @@ NAMES = layouts.ResNetNames(
 
 def table(model: ResNet) -> Rules:
     """The tensors of model.safetensors, but for its counters."""
+    layouts.only(model, stem="7x7")
     stem = "resnet.embedder.embedder"
     return [
         *layouts.normed_convolution(f"{stem}.convolution", f"{stem}.normalization", "stem", "norm_stem"),

@@ -14,6 +14,7 @@ IGNORED = layouts.COUNTERS
 
 def table(model: ResNet) -> Rules:
     """The tensors of a state dict, but for its counters."""
+    layouts.only(model, stem="7x7")
     return [
         *layouts.normed_convolution("conv1", "bn1", "stem", "norm_stem"),
         *layouts.resnet_stages(model.depths, model.bottleneck, layouts.TORCHVISION),
