@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling import data, flops, models, objectives
-from scaling.engine import sharding
+from scaling.engine import depth, sharding
 from scaling.engine.config import Config, duration
 from scaling.errors import UserError
 from scaling.models import table
@@ -88,7 +88,9 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
     except UserError as e:
         raise UserError(f"objective.{e}") from None
     built = Built(config, mesh, info, task)
-    jax.eval_shape(lambda: task.init(jax.random.key(0), _zeros(built.batch(1))))  # shapes that do not fit
+    shapes = jax.eval_shape(lambda: init_variables(built, jax.random.key(0)))  # raises where they do not fit
+    if config.optimizer.layer_decay != 1.0:
+        depth.check(shapes["params"])
     built.steps_of(config.optimizer.warmup, "optimizer.warmup")
     return built
 

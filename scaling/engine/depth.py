@@ -37,6 +37,12 @@ def multiple(keys: tuple[Any, ...], params: Any, decay: float) -> np.ndarray:
     return power.reshape(power.shape + (1,) * (leaf.ndim - 1 if power.ndim else 0)).astype(np.float32)
 
 
+def check(params: Any) -> None:
+    """Raises UserError for parameters (or their shapes) whose layers are not known."""
+    for keys, _ in jax.tree_util.tree_leaves_with_path(params):
+        multiple(keys, params, 1.0)
+
+
 def _layer(path: str, params: Any, total: int, rows: int) -> int | np.ndarray:
     if re.search(FIRST, path):
         return 0
