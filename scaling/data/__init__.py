@@ -1,7 +1,7 @@
 """Data: named sources, one global order, batches for training and exact evaluation."""
 
-from scaling.data.options import DATASETS, Data, Info, info, open_source, tokenizer_of
-from scaling.data.pipeline import eval_batches, host_batches, train_batches
+from scaling.data.options import DATASETS, Data, Info, info, open_source, open_views, tokenizer_of
+from scaling.data.pipeline import eval_batches, host_batches, train_batches, view_batches
 from scaling.data.text import TextInfo
 from scaling.data.transforms import TRANSFORMS
 
@@ -15,6 +15,8 @@ __all__ = [
     "host_batches",
     "info",
     "open_source",
+    "open_views",
     "tokenizer_of",
     "train_batches",
+    "view_batches",
 ]

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scaling.data import latents, openmoji, pair_files, sources, tfds_source
+from scaling.data import latents, moving, openmoji, pair_files, sources, tfds_source, video_folder
 from scaling.data.latents import Latents, LatentSource
 from scaling.data.pairs import Pairs, Tokenized, all_captions
 from scaling.data.sources import Source
 from scaling.data.text import Text, TextInfo, Tokenizer, tokenizer
 from scaling.data.transforms import TRANSFORMS
+from scaling.data.video import Clips, Sampled, Shuffled, Video, Views, check_views
 from scaling.errors import UserError
 
 
@@ -31,6 +32,7 @@ class Data:
     augment: tuple[str, ...] = ()  # transforms of training images, in order
     eval_transforms: tuple[str, ...] = ()  # the same for evaluation: nothing random
     text: Text = field(default_factory=Text)  # of sets with captions: how they become tokens
+    video: Video = field(default_factory=Video)  # of videos: how clips are taken
     unreadable: Literal["fail", "skip"] = "fail"  # pairs: what cannot be read stops the run, or is left out
     threads: int = 2  # that read, in each process
     workers: int = 0  # processes that read training batches; 0 reads in the run's own
@@ -43,16 +45,14 @@ class Data:
             raise UserError("builder='': name='tfds' needs the set's name, for example builder='cifar10'")
         if self.name != "tfds" and self.builder:
             raise UserError(f"builder={self.builder!r}: only read with name='tfds', not name={self.name!r}")
-        if self.data_dir is None and self.name == "npz":
-            raise UserError("data_dir=None: name='npz' needs the file, for example data_dir='birds.npz'")
-        if self.data_dir is None and self.name == "pairs":
-            raise UserError("data_dir=None: name='pairs' needs the folder with a folder for each split")
-        if self.data_dir is None and self.name == "latents":
-            raise UserError("data_dir=None: name='latents' needs the folder that `scaling encode` made")
+        if self.data_dir is None and self.name in NEEDS:
+            raise UserError(f"data_dir=None: name={self.name!r} needs {NEEDS[self.name]}")
         if self.data_dir is not None and self.name not in FOLDERS:
             raise UserError(f"data_dir={self.data_dir!r}: {self.name} comes with a package; leave it out")
         if self.unreadable != "fail" and self.name != "pairs":
             raise UserError(f"unreadable={self.unreadable!r}: only read with name='pairs', not {self.name!r}")
+        if self.name.startswith("moving_") and "flip" in self.augment:
+            raise UserError(f"augment={self.augment!r}: 'flip' turns the motions of {self.name} around")
         for key in ("image_size", "augment", "eval_transforms"):
             if self.name == "latents" and getattr(self, key):
                 raise UserError(f"{key}={getattr(self, key)!r}: latents were encoded with it; leave it out")
@@ -92,6 +92,7 @@ class Info:
     train_examples: int
     latents: Latents | None = None  # what a batch's images are instead of pixels
     text: TextInfo | None = None  # of captions
+    factors: dict[str, int] = field(default_factory=dict)  # whose product the classes are, the last fastest
 
     @property
     def columns(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -117,15 +118,41 @@ DATASETS: dict[str, Callable[[Data, str], Source]] = {
     "pairs": pair_files.pair_files,
     "openmoji": openmoji.openmoji,
     "openmoji_tones": openmoji.openmoji_tones,
+    "moving_mnist": moving.moving_mnist,
+    "moving_fashion_mnist": moving.moving_fashion_mnist,
+    "video_folder": video_folder.video_folder,
 }
-FOLDERS = ("tfds", "fashion_mnist", "npz", "latents", "pairs")  # read from data_dir
 DRAWN = ("openmoji", "openmoji_tones")  # drawn at image_size, not cropped to it
+NEEDS = {  # of data_dir: sets without one
+    "npz": "the file, for example data_dir='birds.npz'",
+    "pairs": "the folder with a folder for each split",
+    "latents": "the folder that `scaling encode` made",
+    "video_folder": "the folder of SPLIT/CLASS/*.mp4",
+}
+FOLDERS = ("tfds", "fashion_mnist", "moving_fashion_mnist", *NEEDS)  # may have a data_dir
 
 
 def open_source(data: Data, split: str) -> Source:
     """The examples of one split, by index. Raises UserError when they are not there."""
     source = DATASETS[data.name](data, split)
-    return Tokenized(source, tokenizer_of(data)) if isinstance(source, Pairs) else source
+    if isinstance(source, Pairs):
+        return Tokenized(source, tokenizer_of(data))
+    if isinstance(source, Clips):
+        source = Sampled(source)
+    if data.video.shuffle and len(source.image_shape) != 4:
+        raise UserError(f"video.shuffle=True: {source.name} holds images, which have no frames to shuffle")
+    return Shuffled(source) if data.video.shuffle else source
+
+
+def open_views(data: Data, split: str, temporal: int, spatial: int) -> Source:
+    """Every example of a split as `temporal` x `spatial` clips, cropped as evaluation does (`Views`).
+
+    Raises: UserError where the data are no videos, or do not have these views.
+    """
+    source = DATASETS[data.name](data, split)
+    check_views(data, source, temporal, spatial)
+    views = Views(source, data, temporal, spatial)
+    return Shuffled(views) if data.video.shuffle else views
 
 
 @functools.lru_cache(maxsize=4)
@@ -163,6 +190,10 @@ def image_shape(data: Data, source: Source) -> tuple[int, ...]:
 def info(data: Data) -> Info:
     """Classes, image shape and number of training examples; reads no image of a set on disk."""
     source = open_source(data, data.train_split)
+    plain = source.source if isinstance(source, Shuffled) else source
+    factors = dict(plain.factors) if isinstance(plain, moving.Moving) else {}
     encoded = source.latents if isinstance(source, LatentSource) else None
     words = source.tokenizer.info if isinstance(source, Tokenized) else None
-    return Info(source.name, source.num_classes, image_shape(data, source), len(source), encoded, words)
+    return Info(
+        source.name, source.num_classes, image_shape(data, source), len(source), encoded, words, factors
+    )

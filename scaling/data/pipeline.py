@@ -6,6 +6,7 @@ steps ahead, in order, with threads or worker processes; an element is a host's 
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.data.options import Data, image_shape, open_source
+from scaling.data.options import Data, image_shape, open_source, open_views
 from scaling.data.sources import Columns, Drawn, Source
 from scaling.data.transforms import transform
 from scaling.errors import UserError
@@ -177,7 +178,24 @@ def eval_batches(
     The last batch is padded to `batch_size` with mask 0. Threads read, never worker processes: starting
     those would take longer than most evaluations. Raises as `train_batches` does.
     """
-    source = open_source(data, split)
+    return _once_through(data, open_source(data, split), batch_size, sharding)
+
+
+def view_batches(
+    data: Data, split: str, views: tuple[int, int], batch_size: int, sharding: "NamedSharding"
+) -> Iterator[dict[str, "jax.Array"]]:
+    """As `eval_batches`, with every example as views[0] x views[1] clips, in time and in space, in turn.
+
+    `batch_size` counts clips. Row r of the stream is a view of example r // (views[0] * views[1]).
+    """
+    source = open_views(data, split, *views)
+    cropped = dataclasses.replace(data, image_size=None, augment=(), eval_transforms=())  # by the source
+    return _once_through(cropped, source, batch_size, sharding)
+
+
+def _once_through(
+    data: Data, source: Source, batch_size: int, sharding: "NamedSharding"
+) -> Iterator[dict[str, "jax.Array"]]:
     image_shape(data, source)
     rows = local_rows(sharding, batch_size)
     read = functools.partial(eval_rows, source=source, data=data, batch_size=batch_size, rows=rows)

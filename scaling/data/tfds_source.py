@@ -1,11 +1,17 @@
-"""Any TFDS set of images with labels or captions, read without TensorFlow from array_record files."""
+"""Any TFDS set of images or videos with labels, or of images with captions, read without TensorFlow.
 
+TFDS itself makes its feature `Video` only where TensorFlow is installed; a `video` that is declared as a
+sequence of images needs none.
+"""
+
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scaling.data.sources import Columns
+from scaling.data.video import Video, begin
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +37,42 @@ class TfdsSource:
         examples = [self.records[index] for index in indices.tolist()]
         labels = np.array([example["label"] for example in examples], np.int32)
         return {"image": [example["image"] for example in examples], "label": labels}
+
+
+@dataclass(frozen=True)
+class TfdsVideos:
+    """A split of a prepared TFDS set of videos; all frames of a video are decoded for a clip of it."""
+
+    name: str
+    num_classes: int
+    frame_shape: tuple[int | None, int | None, int]
+    records: Any
+    video: Video
+
+    @property
+    def image_shape(self) -> tuple[int | None, ...]:
+        return (self.video.frames, *self.frame_shape)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, indices: np.ndarray) -> Columns:
+        return self.at(indices, np.full(len(indices), 0.5))
+
+    def at(self, indices: np.ndarray, places: np.ndarray) -> Columns:
+        clips, labels = [], []
+        for index, place in zip(indices.tolist(), places.tolist(), strict=True):
+            example = self.records[index]
+            frames, span = example["video"], self.video.span
+            if len(frames) < span:
+                raise UserError(
+                    f"{self.name}: video {index} has {len(frames)} frames, fewer than the {span} of "
+                    f"video.frames={self.video.frames} at video.stride={self.video.stride}; lower these"
+                )
+            first = begin(place, len(frames), span)
+            clips.append(np.stack(frames[first : first + span : self.video.stride]))
+            labels.append(example["label"])
+        return {"image": clips, "label": np.array(labels, np.int32)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +102,7 @@ def _texts(found: Any) -> tuple[str, ...]:
     return tuple(text.decode("utf-8") for text in several)
 
 
-def tfds_set(data: "Data", split: str) -> TfdsSource | TfdsPairs:
+def tfds_set(data: "Data", split: str) -> TfdsSource | TfdsVideos | TfdsPairs:
     """The set `data.builder`; `split` is any of TFDS's names, slices such as "train[:10%]" included.
 
     Its other feature is `label`, or else captions by a name in `CAPTIONS`.
@@ -69,16 +111,18 @@ def tfds_set(data: "Data", split: str) -> TfdsSource | TfdsPairs:
 
     try:
         builder = tfds.builder(data.builder, data_dir=data.data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError, ModuleNotFoundError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"builder={data.builder!r}: TFDS cannot make it ({reason})") from None
-    known = (
-        dict(builder.info.features) if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
-    )
-    shape, kind = _image_shape(data.builder, known, tfds), known.get("label")
+        raise UserError(f"builder={data.builder!r}: TFDS cannot make it ({reason}){_advice(error)}") from None
+    features = builder.info.features
+    known = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    shape, label = _image_shape(data.builder, known, tfds), known.get("label")
     key = next((key for key in CAPTIONS if key in known), None)
-    if isinstance(kind, tfds.features.ClassLabel) and kind.num_classes is not None:
-        return TfdsSource(builder.name, kind.num_classes, shape, _records(data, split, builder))
+    if isinstance(label, tfds.features.ClassLabel) and label.num_classes is not None:
+        records = _records(data, split, builder)
+        if "video" in known:
+            return TfdsVideos(builder.name, label.num_classes, shape, records, data.video)
+        return TfdsSource(builder.name, label.num_classes, shape, records)
     if key is not None:
         skip = {"image": tfds.decode.SkipDecoding()}
         both = (_records(data, split, builder), _records(data, split, builder, decoders=skip))
@@ -102,10 +146,25 @@ def _records(data: "Data", split: str, builder: Any, **options: Any) -> Any:
         raise UserError(f"split {split!r} of {data.builder}: {str(error).splitlines()[0]}") from None
 
 
+def _advice(error: Exception) -> str:
+    """Where TensorFlow is not installed, TFDS does not find some sets, and makes no feature `Video`."""
+    if type(error) is ValueError or importlib.util.find_spec("tensorflow") is not None:
+        return ""
+    return (
+        "; it may need TensorFlow, as all sets with a feature `Video` do: install the package's tf extra, "
+        "or read video files with name='video_folder'"
+    )
+
+
 def _image_shape(name: str, known: dict[str, Any], tfds: Any) -> tuple[int | None, int | None, int]:
-    """[H, W, C] with None for what varies, or a UserError for a set of another kind."""
+    """[H, W, C] of an image or a video's frame, with None for what varies.
+
+    Raises: UserError for a set of another kind.
+    """
     image = known.get("image")
+    if isinstance(known.get("video"), tfds.features.Sequence):
+        image = known["video"].feature
     if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-        raise UserError(f"builder={name!r}: needs a set with a feature `image` of uint8 pixels")
+        raise UserError(f"builder={name!r}: needs a set with a feature `image` or `video` of uint8 pixels")
     height, width, channels = image.shape
     return height, width, channels

@@ -1,6 +1,7 @@
 """Image transforms of the loader: uint8 [H, W, C] in and out, C = 1 or 3, with Pillow and NumPy.
 
-Each gets the example's own random generator, and the side to crop to where it crops.
+Each gets the example's own random generator, and the side to crop to where it crops. Of a video [T, H, W, C]
+every frame is transformed alike.
 """
 
 import functools
@@ -16,7 +17,7 @@ _AUGMENT = 1  # second word of the key: draws apart from those of the order (pip
 
 
 class Transform(NamedTuple):
-    apply: Callable[[np.ndarray, np.random.Generator, int], np.ndarray]
+    apply: Callable[..., np.ndarray]  # (image, generator, size); of central crops `offset` too
     random: bool  # draws from the generator
     sized: bool  # gives images of side image_size
 
@@ -37,8 +38,14 @@ def _scale_short_side(image: np.ndarray, short: int) -> np.ndarray:
     return _resize(image, max(short, round(height * scale)), max(short, round(width * scale)))
 
 
-def _central(image: np.ndarray, size: int) -> np.ndarray:
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+def _central(image: np.ndarray, size: int, offset: float | None = None) -> np.ndarray:
+    """The central square; with an `offset` in [0, 1] one that lies there along the long side."""
+    down, right = image.shape[0] - size, image.shape[1] - size
+    top, left = down // 2, right // 2
+    if offset is not None and down > right:
+        top = round(offset * down)
+    elif offset is not None:
+        left = round(offset * right)
     return image[top : top + size, left : left + size]
 
 
@@ -69,23 +76,36 @@ def pad_crop(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarr
     return padded[top : top + height, left : left + width]
 
 
-def center_crop(image: np.ndarray, rng: np.random.Generator, size: int, fraction: float) -> np.ndarray:
-    """The short side resized to size / fraction, bicubic, then the central square."""
-    return _central(_scale_short_side(image, int(size / fraction)), size)
+def random_crop(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """The short side resized to size / 0.875, bicubic, then a random square (of videos: 256, then 224)."""
+    scaled = _scale_short_side(image, int(size / 0.875))
+    height, width = scaled.shape[:2]
+    top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+    return scaled[top : top + size, left : left + size]
 
 
-def adm_crop(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+def center_crop(
+    image: np.ndarray, rng: np.random.Generator, size: int, fraction: float, offset: float | None = None
+) -> np.ndarray:
+    """The short side resized to size / fraction, bicubic, then the central square (or as `_central`)."""
+    return _central(_scale_short_side(image, int(size / fraction)), size, offset)
+
+
+def adm_crop(
+    image: np.ndarray, rng: np.random.Generator, size: int, offset: float | None = None
+) -> np.ndarray:
     """The crop of ADM's and DiT's ImageNet (Dhariwal & Nichol 2021).
 
     Halved with a box filter while the short side is at least 2·size, then bicubic, then the central square.
     """
     while min(image.shape[:2]) >= 2 * size:
         image = _resize(image, image.shape[0] // 2, image.shape[1] // 2, Image.Resampling.BOX)
-    return _central(_scale_short_side(image, size), size)
+    return _central(_scale_short_side(image, size), size, offset)
 
 
 TRANSFORMS: dict[str, Transform] = {
     "random_resized_crop": Transform(random_resized_crop, random=True, sized=True),
+    "random_crop": Transform(random_crop, random=True, sized=True),
     "flip": Transform(flip, random=True, sized=False),
     "pad_crop": Transform(pad_crop, random=True, sized=False),
     # Two operations at magnitude 10, and DeiT's and Swin's two at 9 with a standard deviation of 0.5.
@@ -102,13 +122,13 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
-def generators(seed: int, positions: np.ndarray) -> Iterator[np.random.Generator]:
-    """A generator for each position of the training stream: a function of (seed, position) alone.
+def generators(seed: int, positions: np.ndarray, purpose: int = _AUGMENT) -> Iterator[np.random.Generator]:
+    """A generator for each position of the training stream: a function of (seed, purpose, position) alone.
 
     One Philox is moved from counter to counter, since making one takes seven times as long; so a
     generator must be used before the next is asked for.
     """
-    bits = np.random.Philox(key=(seed, _AUGMENT))
+    bits = np.random.Philox(key=(seed, purpose))
     rng, state = np.random.Generator(bits), bits.state
     for position in positions:
         state["state"]["counter"][:] = (0, 0, position, 0)  # 2^128 draws apart
@@ -119,11 +139,28 @@ def generators(seed: int, positions: np.ndarray) -> Iterator[np.random.Generator
 def transform(
     images: Iterable[np.ndarray], names: Sequence[str], size: int, seed: int, positions: np.ndarray
 ) -> list[np.ndarray]:
-    """Each image through the named transforms, with the generator of its position."""
+    """Each image through the named transforms, with the generator of its position; of a video each frame."""
     steps = [TRANSFORMS[name].apply for name in names]
-    results = []
-    for image, rng in zip(images, generators(seed, positions), strict=True):
+
+    def one(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         for step in steps:
             image = step(image, rng, size)
-        results.append(image)
+        return image
+
+    results = []
+    for image, rng in zip(images, generators(seed, positions), strict=True):
+        results.append(one(image, rng) if image.ndim == 3 else _alike(image, rng, one))
     return results
+
+
+def _alike(
+    video: np.ndarray,
+    rng: np.random.Generator,
+    one: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+) -> np.ndarray:
+    """Every frame with the same random numbers."""
+    state, frames = rng.bit_generator.state, []
+    for frame in video:
+        rng.bit_generator.state = state
+        frames.append(one(frame, rng))
+    return np.stack(frames)

@@ -112,6 +112,11 @@ def _model(config: Config, info: data.Info) -> Any:
     known = {f.name for f in dataclasses.fields(family.MODULE)} if config.trains else ()
     height, width = info.image_shape[-3:-1]
     theirs: dict[str, Any] = {"resolution": height if height == width else (height, width)}
+    if len(info.image_shape) == 4:
+        theirs["frames"] = info.image_shape[0]
+    if config.trains and ("frames" in known) != ("frames" in theirs):
+        takes, there = ("videos", "images") if "frames" in known else ("images", "videos")
+        raise UserError(f"model.family={config.model.name!r}: takes {takes}, and {info.name} holds {there}")
     if info.num_classes:
         theirs["num_classes"] = info.num_classes
     if info.text is not None:

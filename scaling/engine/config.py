@@ -96,6 +96,7 @@ class Train:
     duration: str = "1000 steps"
     seed: int = 0
     log_every: int = 50  # steps
+    start: str | None = None  # a run's folder: its weights are those of step 0, as far as they fit
 
     def __post_init__(self) -> None:
         _require("seed", self.seed, 0 <= self.seed < 2**31, "in [0, 2^31)")

@@ -18,6 +18,7 @@ from scaling.engine.build import Built
 from scaling.engine.images import write_grid
 from scaling.engine.linear import Linear
 from scaling.engine.retrieval import Retrieval, ZeroShot
+from scaling.engine.views import Views
 from scaling.errors import UserError
 from scaling.metrics import frechet
 from scaling.objectives.base import Extras, stream
@@ -146,6 +147,7 @@ EVALUATORS: dict[str, Any] = {
     "linear": Linear,
     "retrieval": Retrieval,
     "zero_shot": ZeroShot,
+    "views": Views,
 }
 
 

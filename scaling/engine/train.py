@@ -20,6 +20,7 @@ from scaling.engine.checkpoint import Checkpoints
 from scaling.engine.config import Config
 from scaling.engine.logging import Progress, metric_writer
 from scaling.engine.runfolder import RunFolder, read_events
+from scaling.engine.start import begin
 from scaling.errors import UserError
 from scaling.files import read_json, write_json
 
@@ -152,13 +153,16 @@ def _fit(built: build.Built, folder: RunFolder, stop: Stop) -> dict[str, float]:
     name = folder.path.name
     with Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints:
         restored = checkpoints.restore(state.abstract(built))
-        current, start = restored or (state.init(built), 0)
+        if restored:
+            (current, start), said = restored, f"resumed at step {restored[1]}"
+        else:
+            start, (current, said) = 0, begin(built)
         folder.open_metrics(start)
         folder.begin(start, total)
         writer = metric_writer(folder.path / "tensorboard") if main else None
         with Progress(name, start, total, cfg.data.batch_size, show=main) as progress:
-            if restored:
-                progress.say(f"resumed at step {start}")
+            if said:
+                progress.say(said)
             for path in sharding.whole_arrays(current.params, built.mesh):
                 progress.say(f"{path} is not cut: no mesh axis divides its dimensions")
             loop = _Loop(built, folder, stop, checkpoints, progress, writer, start)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.layers import (
     Attention,
@@ -42,13 +43,15 @@ from scaling.models.video import (
 from scaling.models.vit import ViT
 
 FRAMES = 8
-SIZES = {  # section 4 of the paper: ViT's B, for Kinetics 400
+SIZES = {  # B: section 4 of the paper, ViT's, for Kinetics 400; the ladder
     "B": Size(depth=12, width=768, heads=12, shape=(224, 224, 3), num_classes=400),
+    **variants.LADDER,
 }
 VARIANTS: tuple[variants.Variant, ...] = (
     ("B/16", {}),
     ("B/16", {"frames": 16, "resolution": 448}),  # TimeSformer-HR
     ("B/16", {"frames": 96}),  # TimeSformer-L
+    *((f"{size}/7", {}) for size in variants.LADDER),
 )
 
 normal = nn.initializers.normal(0.02)
@@ -179,6 +182,15 @@ def from_vit(
         "blocks": blocks,
         "norm": vit_params["norm"],
     }
+
+
+def start_from(
+    model: TimeSformer, params: Mapping[str, Any], source: nn.Module, source_params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`from_vit`, for a run that starts from another's; raises UserError where that is no ViT's."""
+    if not isinstance(source, ViT):
+        raise UserError(f"is a run of {type(source).__name__}; TimeSformer starts from a ViT")
+    return from_vit(model, params, source, source_params)
 
 
 MODULE = TimeSformer

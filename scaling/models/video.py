@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models.layers import patch_grid, position_grid, resize_positions
-from scaling.models.variants import Size, side_lengths
+from scaling.models.variants import LADDER, Size, side_lengths
 from scaling.models.vit import ViT
 
 Grid = tuple[int, int, int]
@@ -64,6 +64,11 @@ def from_places(x: jax.Array, places: int) -> jax.Array:
     rows, frames, *rest = x.shape
     batch = rows // places
     return x.reshape(batch, places, frames, *rest).swapaxes(1, 2).reshape(batch, frames * places, *rest)
+
+
+def size_frames(size: Size, published: int) -> int:
+    """The frames that a size is meant for: those of the published sizes, or 8 of the small ones."""
+    return published if size not in LADDER.values() else 8
 
 
 def one_video(size: Size, frames: int, options: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -37,6 +37,7 @@ from scaling.models.video import (
     from_places,
     one_video,
     resize_grid,
+    size_frames,
     spatial_positions,
     to_places,
     tubelets,
@@ -49,19 +50,20 @@ Factorisation = Literal[
 ]  # models 1, 2, 3 and 4 of the paper
 
 FRAMES, IMAGE, CLASSES = 32, (224, 224, 3), 400  # of Kinetics 400
-SIZES = {  # section 4.1 of the paper: ViT's
+SIZES = {  # B, L: section 4.1 of the paper: ViT's; the ladder
     "B": Size(depth=12, width=768, heads=12, shape=IMAGE, num_classes=CLASSES),
     "L": Size(depth=24, width=1024, heads=16, shape=IMAGE, num_classes=CLASSES),
+    **variants.LADDER,
 }
-VARIANTS: tuple[variants.Variant, ...] = tuple(
-    (f"{size}/16x2", options)
-    for size in SIZES
-    for options in (
-        {},
-        {"attention": "factorised-encoder"},
-        {"attention": "factorised-self-attention"},
-        {"attention": "factorised-dot-product"},
-    )
+FACTORISED: tuple[dict[str, Any], ...] = (
+    {"attention": "factorised-encoder"},
+    {"attention": "factorised-self-attention"},
+    {"attention": "factorised-dot-product"},
+)
+VARIANTS: tuple[variants.Variant, ...] = (
+    *((f"{size}/16x2", options) for size in ("B", "L") for options in ({}, *FACTORISED)),
+    *((f"{size}/{patch}x2", {}) for size in variants.LADDER for patch in (14, 7, 4)),
+    *(("P/7x2", options) for options in FACTORISED),
 )
 
 normal = nn.initializers.normal(0.02)
@@ -282,6 +284,15 @@ def from_vit(
     return params
 
 
+def start_from(
+    model: ViViT, params: Mapping[str, Any], source: nn.Module, source_params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`from_vit`, for a run that starts from another's; raises UserError where that is no ViT's."""
+    if not isinstance(source, ViT):
+        raise UserError(f"is a run of {type(source).__name__}; ViViT starts from a ViT")
+    return from_vit(model, params, source, source_params)
+
+
 MODULE = ViViT
 
 
@@ -291,14 +302,15 @@ def make(variant: str, **options: Any) -> ViViT:
     Raises: UserError for an unknown size or option, or a value that is not allowed.
     """
     size, patch, tubelet = parse(variant)
-    defaults = {**size.fields(patch), "tubelet": tubelet, "frames": FRAMES, "resolution": size.shape[0]}
+    defaults = {**size.fields(patch), "tubelet": tubelet, "frames": size_frames(size, FRAMES)}
+    defaults["resolution"] = size.shape[0]
     return variants.build(ViViT, defaults, options)
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """One example of what `variant` is for: x [1, T, H, W, C], by the options `frames` and `resolution`."""
     size, _, _ = parse(variant)
-    return one_video(size, FRAMES, options)
+    return one_video(size, size_frames(size, FRAMES), options)
 
 
 def resized(variables: Mapping[str, Any], old: ViViT, new: ViViT) -> tuple[dict[str, Any], list[str]]:

@@ -75,6 +75,10 @@ class Classification:
             kept, share = jnp.where(cut, outside, kept), jnp.where(cut, cut_share, share)
         return kept, share
 
+    def logits(self, params: Params, extras: Extras, batch: Batch) -> jax.Array:
+        """The model's logits [B, K] float32 of batch["image"], as evaluation sees them."""
+        return self._logits(params, extras, scaled(batch["image"]), jax.random.key(0), train=False)[0]
+
     def features(self, params: Params, extras: Extras, batch: Batch) -> jax.Array:
         """The model's pooled features [B, D] float32 of batch["image"], for a Fréchet distance."""
         variables = {"params": params, **extras.collections}

@@ -1,5 +1,7 @@
 """TFDS sets: mocks of cifar10 and imagenet2012, and a small set written to and read from disk."""
 
+import dataclasses
+import importlib.util
 import io
 import subprocess
 import sys
@@ -14,8 +16,9 @@ import tensorflow_datasets as tfds
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from scaling.data import Data, eval_batches, info, open_source, tokenizer_of, train_batches
+from scaling.data import Data, eval_batches, info, open_source, open_views, tokenizer_of, train_batches
 from scaling.data.pairs import Tokenized
+from scaling.data.video import Video
 from scaling.errors import UserError
 
 CIFAR = Data(name="tfds", builder="cifar10", batch_size=8, augment=("pad_crop", "flip"))
@@ -149,10 +152,29 @@ def test_captions(builder: str, captions: tuple[str, ...], tmp_path: Path) -> No
     np.testing.assert_array_equal(source.read(np.arange(7))["text"], first["text"])
 
 
+class ScalingTestFilms(ScalingTestSquares):
+    """Video i has 6 + i frames; frame k is of shade 10 i + k. A sequence of images needs no TensorFlow."""
+
+    def _info(self) -> Any:
+        frame = tfds.features.Image(shape=(8, 8, 3))
+        features = {"video": tfds.features.Sequence(frame), "label": tfds.features.ClassLabel(num_classes=3)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, count: int) -> Iterator[Any]:
+        for index in range(count):
+            frames = []
+            for k in range(6 + index):
+                file = io.BytesIO()
+                Image.fromarray(np.full((8, 8, 3), 10 * index + k, np.uint8)).save(file, "PNG")
+                frames.append(file.getvalue())
+            yield index, {"video": frames, "label": index % 3}
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("tfds"))
-    tfds.builder("scaling_test_squares", data_dir=folder, file_format="array_record").download_and_prepare()
+    for name in ("scaling_test_squares", "scaling_test_films"):
+        tfds.builder(name, data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
 
@@ -168,6 +190,36 @@ def test_a_set_on_disk(prepared: str) -> None:
         open_source(data, "test")
     with pytest.raises(UserError, match=r"split 'train\[:0\]' of scaling_test_squares: "):
         open_source(data, "train[:0]")
+
+
+def test_videos_on_disk(prepared: str) -> None:
+    films = Data(name="tfds", builder="scaling_test_films", data_dir=prepared)
+    data = dataclasses.replace(films, batch_size=8, video=Video(frames=3, stride=2))
+    assert info(data).image_shape == (3, 8, 8, 3) and info(data).num_classes == 3
+    shades = open_views(data, "train", 2, 1).read(np.arange(14))["image"]
+    videos = {int(clip[0, 0, 0, 0]) // 10: len(clip) for clip in shades}
+    assert videos == dict.fromkeys(range(7), 3)
+    for first, last in zip(shades[::2], shades[1::2], strict=True):
+        video, start = divmod(int(first[0, 0, 0, 0]), 10)
+        assert start == 0 and [int(frame[0, 0, 0]) % 10 for frame in first] == [0, 2, 4]
+        assert int(last[-1, 0, 0, 0]) == 10 * video + 5 + video  # the last frame that there is
+    assert next(train_batches(data, 0, 0, sharding()))["image"].shape == (8, 3, 8, 8, 3)
+    longer = open_source(dataclasses.replace(films, video=Video(frames=4, stride=3)), "train")
+    said = (
+        r"scaling_test_films: video \d has \d frames, fewer than the 10 of video\.frames=4 at video\.stride=3"
+    )
+    with pytest.raises(UserError, match=said):
+        longer.read(np.arange(7))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
+@pytest.mark.parametrize("builder", ["ucf101", "starcraft_video"])
+def test_sets_that_tfds_makes_with_tensorflow_alone(builder: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"builder='{builder}': .*may need TensorFlow.*tf extra.*video_folder"
+    ) as error:
+        info(Data(name="tfds", builder=builder, data_dir=str(tmp_path)))
+    assert "\n" not in str(error.value)
 
 
 def test_a_set_that_is_not_prepared(tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""Folders of video files, `root/split/class/*.mp4`, decoded by PyAV (FFmpeg): only what a clip needs."""
+
+import bisect
+import functools
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scaling.data.sources import Columns
+from scaling.data.video import Video, begin
+from scaling.errors import UserError
+
+if TYPE_CHECKING:
+    from scaling.data.options import Data
+
+SUFFIXES = (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".wmv", ".flv")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class VideoFolder:
+    """A split: the files in order of class and name. Videos may differ in length and in size."""
+
+    name: str
+    classes: tuple[str, ...]
+    files: tuple[Path, ...]
+    labels: np.ndarray  # int32 [N]
+    video: Video
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, None, None, int]:
+        return self.video.frames, None, None, 3
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, indices: np.ndarray) -> Columns:
+        return self.at(indices, np.full(len(indices), 0.5))
+
+    def at(self, indices: np.ndarray, places: np.ndarray) -> Columns:
+        clips = [
+            read_clip(self.files[index], self.video, place)
+            for index, place in zip(indices.tolist(), places.tolist(), strict=True)
+        ]
+        return {"image": clips, "label": self.labels[indices]}
+
+
+def video_folder(data: "Data", split: str) -> VideoFolder:
+    """Your own videos: files `data_dir/split/class/*.mp4` (or .mkv, .webm, .avi, .mov and others).
+
+    The classes are the folders of `train_split`, in alphabetical order. With `video.unreadable="skip"` a clip
+    of every file is tried once, and files that give none are named in the log and left out.
+    """
+    return _opened(Path(str(data.data_dir)), split, data.train_split, data.video, data.threads)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(root: Path, split: str, train_split: str, video: Video, threads: int) -> VideoFolder:
+    classes, here = _folders(root, train_split), _folders(root, split)
+    for name in here:
+        if name not in classes:
+            raise UserError(
+                f"data_dir={str(root)!r}: {split}/{name} is no class: {train_split} has no such folder"
+            )
+    found = [(file, label) for label, name in enumerate(classes) for file in _files(root / split / name)]
+    if video.unreadable == "skip":
+        found = _readable(found, root, split, video, threads)
+    labels = np.array([label for _, label in found], np.int32)
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        raise UserError(
+            f"data_dir={str(root)!r}: {len(empty)} of {len(classes)} classes have no videos in {split}: "
+            f"{', '.join(empty)}; add some, or remove the folders"
+        )
+    return VideoFolder(root.resolve().name, tuple(classes), tuple(file for file, _ in found), labels, video)
+
+
+def _folders(root: Path, split: str) -> list[str]:
+    if not (root / split).is_dir():
+        there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        raise UserError(
+            f"split {split!r}: data_dir={str(root)!r} has {', '.join(there) or 'no folders'}; "
+            f"videos are looked for in {root / split}/CLASS"
+        )
+    names = sorted(path.name for path in (root / split).iterdir() if path.is_dir())
+    if not names:
+        raise UserError(f"split {split!r}: {root / split} holds no folders of classes")
+    return names
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _readable(
+    found: Sequence[tuple[Path, int]], root: Path, split: str, video: Video, threads: int
+) -> list[tuple[Path, int]]:
+    """Those that give a clip; the others are counted and named in the log."""
+
+    def fault(entry: tuple[Path, int]) -> str | None:
+        try:
+            read_clip(entry[0], video, 1.0)  # the last clip: a file that was cut short does not have it
+        except UserError as e:
+            return str(e).removeprefix(f"{entry[0]}: ").partition(";")[0]
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        faults = list(pool.map(fault, found))
+    bad = [f"{e[0].relative_to(root / split)} ({why})" for e, why in zip(found, faults, strict=True) if why]
+    if bad:
+        where = f"data_dir={str(root)!r}, split {split!r}"
+        log.warning("%s: %d of %d videos are skipped: %s", where, len(bad), len(found), ", ".join(bad))
+    return [entry for entry, why in zip(found, faults, strict=True) if why is None]
+
+
+def read_clip(path: Path, video: Video, place: float) -> np.ndarray:
+    """The clip uint8 [T, H, W, 3] that begins at a share `place` of the room that the video leaves.
+
+    Times of all frames are read first, without decoding, so that frame i is frame i whatever the rate; then
+    frames are decoded from the last key frame before the clip to its end.
+
+    Raises: UserError for a file that is no video, is damaged, or is shorter than the clip.
+    """
+    import av
+
+    advice = "repair or remove it, or set data.video.unreadable='skip'"
+    try:
+        with av.open(str(path)) as file:
+            if not file.streams.video:
+                raise UserError(f"{path}: holds no video; {advice}")
+            stream = file.streams.video[0]
+            stream.codec_context.thread_count = 1  # the loader's own threads read other files
+            times = sorted(packet.pts for packet in file.demux(stream) if packet.pts is not None)
+            if len(times) < video.span:
+                raise UserError(
+                    f"{path}: has {len(times)} frames, fewer than the {video.span} of video.frames="
+                    f"{video.frames} at video.stride={video.stride}; lower these, or {advice}"
+                )
+            first = begin(place, len(times), video.span)
+            wanted = times[first : first + video.span : video.stride]
+            frames = _decoded(file, stream, wanted, wanted[0])
+            if len(frames) < len(wanted):  # a container may seek to a key frame that is too late
+                frames = _decoded(file, stream, wanted, times[0])
+    except (av.error.FFmpegError, OSError) as e:
+        raise UserError(f"{path}: cannot be decoded ({e.strerror or e}); {advice}") from None
+    if len(frames) < len(wanted):
+        raise UserError(f"{path}: {len(wanted) - len(frames)} frames of a clip are missing; {advice}")
+    return np.stack([frames[time] for time in wanted])
+
+
+def _decoded(file: Any, stream: Any, wanted: Sequence[int], since: int) -> dict[int, np.ndarray]:
+    """The frames at `wanted` times that are found when decoding from a key frame before `since`."""
+    file.seek(since, stream=stream)
+    frames: dict[int, np.ndarray] = {}
+    for frame in file.decode(stream):
+        i = -1 if frame.pts is None else bisect.bisect_left(wanted, frame.pts)
+        if 0 <= i < len(wanted) and wanted[i] == frame.pts:
+            frames[frame.pts] = frame.to_ndarray(format="rgb24")
+        if len(frames) == len(wanted):
+            break
+    return frames

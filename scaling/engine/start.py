@@ -1,0 +1,97 @@
+"""A run that begins with another run's weights (`train.start`): at step 0, and not when it is resumed."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling import models
+from scaling.engine import build, features, sharding, state
+from scaling.errors import UserError
+
+
+def begin(built: build.Built) -> tuple[state.State, str]:
+    """The state of step 0, each array where the mesh has it, and what is to be said of where it comes from.
+
+    Raises: UserError where `train.start` is no trained run, or one whose weights do not fit.
+    """
+    fresh, folder = state.init(built), built.config.train.start
+    if folder is None:
+        return fresh, ""
+    try:
+        source = features.restore(folder)
+        params, collections, kept = carried(built, fresh.params, fresh.collections, source)
+    except UserError as e:
+        raise UserError(f"train.start={folder!r}: {e}") from None
+    new = {"params": placed(fresh.params, params), "collections": placed(fresh.collections, collections)}
+    averages = {name: jax.tree.map(jnp.copy, new) for name in fresh.ema}
+    said = f"starts from {folder} at step {source.step}"
+    said += f"; new are {', '.join(kept)}" if kept else ""
+    return dataclasses.replace(fresh, **new, ema=averages), said
+
+
+def carried(
+    built: build.Built, params: Any, collections: Any, source: features.Trained
+) -> tuple[Any, Any, list[str]]:
+    """Params and collections with what the source's weights have for them, and what there was nothing for.
+
+    A model of the same family takes all, its position tables resized where the family can, and its head too
+    if the classes are as many. Of another family, `start_from(model, params, source, source_params)` of the
+    model's own module says what is taken; it raises UserError where nothing can be.
+
+    Raises: UserError where shapes differ.
+    """
+    ours, theirs = built.config.model.name, source.built.config.model.name
+    given = {**source.weights["collections"], "params": source.weights["params"]}
+    if ours == theirs:
+        new = _same_family(built.model, source.built.model, models.module(ours), given)
+        if "head" in params and _shapes(new["params"].get("head")) != _shapes(params["head"]):
+            new["params"] = {**new["params"], "head": params["head"]}
+        taken, rest = new.pop("params"), {**collections, **new}
+    elif hasattr(models.module(ours), "start_from"):
+        rule = models.module(ours).start_from
+        taken, rest = rule(built.model, params, source.built.model, given["params"]), collections
+    else:
+        raise UserError(f"is a run of {theirs}, which {ours} cannot start from; give one of {ours}")
+    _check(params, taken)
+    _check(collections, rest)
+    return taken, rest, _kept(params, taken)
+
+
+def _same_family(model: Any, source: Any, module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    grids = [name for name in ("resolution", "frames") if hasattr(model, name)]
+    differ = any(getattr(model, name) != getattr(source, name) for name in grids)
+    if differ and hasattr(module, "resized"):
+        return dict(module.resized(given, source, model)[0])
+    return dict(given)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.path_of(path): tuple(np.shape(leaf)) for path, leaf in leaves}
+
+
+def _check(expected: Any, found: Any) -> None:
+    """Raises UserError, naming the first of the arrays that differ, unless all shapes are as expected."""
+    want, have = _shapes(expected), _shapes(found)
+    wrong = sorted(path for path in want.keys() | have.keys() if want.get(path) != have.get(path))
+    if wrong:
+        first = wrong[0]
+        raise UserError(
+            f"{len(wrong)} of {len(want)} arrays do not fit; {first} is {have.get(first, 'absent')} there, "
+            f"and {want.get(first, 'absent')} here; give a run of the same sizes"
+        )
+
+
+def _kept(fresh: Any, taken: Any) -> list[str]:
+    """The top-level parameters of which nothing was taken."""
+    same = jax.tree.map(lambda a, b: a is b, fresh, taken)
+    return [name for name in fresh if all(jax.tree.leaves(same[name]))]
+
+
+def placed(old: Any, new: Any) -> Any:
+    """`new` as arrays of their own, in the types of `old` and where `old` lives."""
+    return jax.tree.map(lambda o, n: jax.device_put(jnp.array(n, o.dtype), o.sharding), old, new)

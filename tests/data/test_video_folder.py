@@ -1,0 +1,195 @@
+"""Folders of video files: the right frames from any container, and what is said of files that will not do."""
+
+import dataclasses
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from scaling.data import Data, eval_batches, info, open_source, train_batches, view_batches
+from scaling.data.video import Video
+from scaling.data.video_folder import read_clip
+from scaling.errors import UserError
+from tests.data.test_pipeline import sharding
+
+CODECS = {"mp4": ("libx264", 2), "mkv": ("libx264", 2), "webm": ("libvpx-vp9", 0), "avi": ("mpeg4", 0)}
+
+
+def write_video(path: Path, frames: int = 23, height: int = 24, width: int = 32, first: int = 0) -> Path:
+    """Frame i is of shade first + 10 i; a key frame every 5."""
+    codec, between = CODECS[path.suffix[1:]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = 5, between
+        stream.codec_context.thread_count = 1
+        for i in range(frames):
+            image = np.full((height, width, 3), first + 10 * i, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def shades(clip: np.ndarray) -> list[int]:
+    return [round(float(frame.mean()) / 10) for frame in clip]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, count in (("train", 3), ("test", 2)):
+        for name in ("jump", "run"):
+            for i in range(count):
+                write_video(tmp_path / "films" / split / name / f"{i}.mp4", frames=12 + i, width=32 + 8 * i)
+    return tmp_path / "films"
+
+
+def data_of(folder: Path, **video: object) -> Data:
+    return Data(
+        name="video_folder",
+        data_dir=str(folder),
+        batch_size=8,
+        image_size=16,
+        augment=("random_crop", "flip"),
+        eval_transforms=("center_crop",),
+        video=Video(**{"frames": 4, "stride": 2, **video}),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_a_clip_has_the_frames_that_it_should(suffix: str, tmp_path: Path) -> None:
+    """23 frames of known shades: 7 of them, 3 apart, span 19, and so begin at 0 to 4."""
+    file = write_video(tmp_path / f"film.{suffix}")
+    for place, start in ((0, 0), (0.5, 2), (1, 4)):
+        clip = read_clip(file, Video(frames=7, stride=3), place)
+        assert clip.shape == (7, 24, 32, 3) and clip.dtype == np.uint8
+        assert shades(clip) == list(range(start, 23, 3))[:7]
+    assert shades(read_clip(file, Video(frames=1), 1)) == [22]
+
+
+def test_only_what_a_clip_needs_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, turned = write_video(tmp_path / "film.mp4"), []
+    convert = av.VideoFrame.to_ndarray
+
+    class Counted:
+        def __getattr__(self, name: str) -> object:
+            return getattr(av, name)
+
+        @staticmethod
+        def open(path: str) -> object:
+            opened = av.open(path)
+
+            class File:
+                def __enter__(self) -> "File":
+                    return self
+
+                def __exit__(self, *error: object) -> None:
+                    opened.close()
+
+                def __getattr__(self, name: str) -> object:
+                    return getattr(opened, name)
+
+                def decode(self, stream: object) -> object:
+                    for frame in opened.decode(stream):
+                        turned.append(shades(convert(frame, format="rgb24")[None])[0])
+                        yield frame
+
+            return File()
+
+    monkeypatch.setitem(sys.modules, "av", Counted())
+    assert shades(read_clip(file, Video(frames=3), 0.6)) == [12, 13, 14]
+    assert turned[-3:] == [12, 13, 14] and len(turned) <= 7  # from a key frame before it to its end
+
+
+def test_training_evaluation_and_views(folder: Path) -> None:
+    data = data_of(folder)
+    found = info(data)
+    assert (found.name, found.num_classes, found.image_shape) == ("films", 2, (4, 16, 16, 3))
+    assert found.train_examples == 6
+    batch = next(train_batches(data, 0, 0, sharding(8, 1, 1)))
+    assert batch["image"].shape == (8, 4, 16, 16, 3)
+    (only,) = eval_batches(data, "test", 8, sharding(8, 1, 1))
+    assert only["label"].tolist()[:4] == [0, 0, 1, 1] and float(only["mask"].sum()) == 4
+    assert shades(np.asarray(only["image"])[1]) == [3, 5, 7, 9]  # of 13 frames: 7 in the middle
+    views = list(view_batches(data, "test", (4, 3), 16, sharding(8, 1, 1)))
+    assert sum(float(batch["mask"].sum()) for batch in views) == 4 * 12
+    starts = [shades(clip)[0] for clip in np.concatenate([batch["image"] for batch in views])[:12:3]]
+    assert starts == [0, 2, 4, 5]  # of 12 frames
+
+
+def test_worker_processes_read_the_same(folder: Path) -> None:
+    data = data_of(folder)
+    batches = [
+        next(train_batches(each, 1, 0, sharding(8, 1, 1)))
+        for each in (data, dataclasses.replace(data, workers=1))
+    ]
+    np.testing.assert_array_equal(batches[0]["image"], batches[1]["image"])
+
+
+def damage(folder: Path) -> None:
+    (folder / "train/jump/0.mp4").write_bytes(b"not a film")
+    whole = (folder / "train/run/1.mp4").read_bytes()
+    (folder / "train/run/1.mp4").write_bytes(whole[: len(whole) // 2])
+    write_video(folder / "train/run/2.mp4", frames=3)
+
+
+def test_unreadable_files_fail_by_name(folder: Path) -> None:
+    damage(folder)
+    source = open_source(data_of(folder), "train")
+    assert len(source) == 6
+    for index, said in (
+        (0, r"train/jump/0\.mp4: cannot be decoded \(.*\); repair or remove it, or set data\.video\.unread"),
+        (4, r"train/run/1\.mp4: cannot be decoded"),
+        (5, r"train/run/2\.mp4: has 3 frames, fewer than the 7 of video\.frames=4 at video\.stride=2; lower"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            source.read(np.array([index]))
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"\.mp4: "):  # through the loader's threads too
+        list(train_batches(data_of(folder), 0, 0, sharding(8, 1, 1)))
+
+
+def test_unreadable_files_are_skipped_counted_and_named(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(folder)
+    data = data_of(folder, unreadable="skip")
+    with caplog.at_level(logging.WARNING):
+        assert info(data).train_examples == 3
+        open_source(data, "train")
+    (record,) = caplog.records  # once, not at every opening
+    said = record.getMessage()
+    assert "3 of 6 videos are skipped: jump/0.mp4 (cannot be decoded" in said and "\n" not in said
+    assert "run/1.mp4 (" in said and "run/2.mp4 (has 3 frames" in said
+    assert open_source(data, "train").read(np.arange(3))["label"].tolist() == [0, 0, 1]
+
+
+def test_folders_that_will_not_do(folder: Path, tmp_path: Path) -> None:
+    def error_of(data: Data, split: str) -> str:
+        with pytest.raises(UserError) as error:
+            open_source(data, split)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "has test, train; videos are looked for in" in error_of(data_of(folder), "val")
+    assert "no folders" in error_of(data_of(tmp_path / "none"), "train")
+    (folder / "train/swim").mkdir()
+    (folder / "train/swim/notes.txt").write_text("")
+    assert "1 of 3 classes have no videos in train: swim" in error_of(data_of(folder), "train")
+    shutil.rmtree(folder / "train/swim")
+    (folder / "test/fly").mkdir()
+    assert "test/fly is no class: train has no such folder" in error_of(data_of(folder, frames=5), "test")
+    (folder / "sound/jump").mkdir(parents=True)
+    with av.open(str(folder / "sound/jump/a.mkv"), "w") as file:
+        stream = file.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        file.mux(stream.encode(frame))
+    with pytest.raises(UserError, match=r"a\.mkv: holds no video"):
+        read_clip(folder / "sound/jump/a.mkv", Video(), 0)
+    with pytest.raises(UserError, match="data_dir=None: name='video_folder' needs the folder"):
+        Data(name="video_folder")

@@ -1,0 +1,165 @@
+"""Beginning with another run's weights: at step 0 alone, where they belong, and refused in one line."""
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from scaling.engine import build, config, features, start, state, train
+from scaling.engine.adopt import adopt
+from scaling.errors import UserError
+from scaling.models import vivit
+
+ROOT = Path(__file__).parents[2]
+VIT, VIDEO = str(ROOT / "configs/mnist_vit.py:A/14"), str(ROOT / "configs/mnist_vivit.py:")
+SMALL = ["data.batch_size=16", "train.duration=4 steps", "train.log_every=1", "checkpoint.every=2 steps"]
+A = [*SMALL, "model.depth=1", "evaluate.val.every=4 steps", "data.video.frames=4", "data.video.stride=1"]
+Read = Callable[[Path, config.Config], Any]
+
+
+@pytest.fixture(scope="module")
+def image_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT's folder as training leaves it, with weights that are not those of a start."""
+    folder = tmp_path_factory.mktemp("start") / "vit"
+    overrides = ["data.batch_size=16", "model.depth=1", "model.pool=token", "optimizer.ema=(0.5,)"]
+    built = build.build(config.load(VIT, overrides))
+    shapes = state.abstract(built)
+    rng = np.random.default_rng(0)
+    random = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes.params)
+    adopt(built, {"params": random}, folder, "a test")
+    return folder
+
+
+def video(model: str, image_run: Path | None, *overrides: str) -> config.Config:
+    given = [] if image_run is None else [f"train.start={image_run}"]
+    variant = "A/14" if model == "divided" else "A/14x2"
+    return config.load(VIDEO + model, [*A, f"model.variant={variant}", *given, *overrides])
+
+
+def as_numpy(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("model", ["joint", "factorised-self-attention", "divided"])
+def test_a_video_model_starts_from_an_image_model(model: str, image_run: Path) -> None:
+    built = build.build(video(model, image_run, "optimizer.ema=(0.9,)"))
+    begun, said = start.begin(built)
+    source = features.restore(image_run)
+    family = importlib.import_module(f"scaling.models.{built.config.model.name}")
+    fresh = as_numpy(state.init(built).params)
+    expected = family.from_vit(built.model, fresh, source.built.model, as_numpy(source.weights["params"]))
+    assert_same(as_numpy(begun.params), as_numpy(expected))
+    assert (np.asarray(begun.params["head"]["kernel"]) == 0).all()  # the image's classes are not these
+    assert_same(as_numpy(begun.ema["0.9"]["params"]), as_numpy(begun.params))
+    assert said.startswith(f"starts from {image_run} at step 0; new are ") and "head" in said
+    assert int(begun.step) == 0
+
+
+def test_weights_live_where_the_mesh_has_them(image_run: Path) -> None:
+    one = build.build(video("joint", image_run), jax.devices()[:1])
+    cut = build.build(video("joint", image_run, "mesh.fsdp=4", "model.width=16"))
+    alone, _ = start.begin(one)
+    begun, _ = start.begin(cut)
+    assert_same(as_numpy(begun.params), as_numpy(alone.params))
+    assert jax.tree.map(lambda a: a.sharding, begun.params) == jax.tree.map(
+        lambda a: a.sharding, state.abstract(cut).params
+    )
+
+
+def test_stopped_and_resumed_is_unbroken_and_reads_the_start_no_more(
+    image_run: Path, tmp_path: Path, read_state: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = video("joint", image_run)
+    train.run(cfg, tmp_path / "whole")
+    boundary = train._Loop._boundary
+
+    def interrupt(loop: Any, current: Any, step: int) -> None:
+        boundary(loop, current, step)
+        if step == 2:
+            raise train.Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Loop, "_boundary", interrupt)
+        with pytest.raises(train.Interrupted):
+            train.run(cfg, tmp_path / "broken")
+    monkeypatch.setattr(train, "begin", None)  # what is resumed does not begin
+    train.run(cfg, tmp_path / "broken")
+    assert_same(read_state(tmp_path / "whole", cfg), read_state(tmp_path / "broken", cfg))
+    described = config.flat(json.loads((tmp_path / "broken/config.json").read_text()))
+    assert described["config.train.start"] == str(image_run)
+    with pytest.raises(UserError, match=r"holds a run with train\.start="):
+        train.run(video("joint", None), tmp_path / "broken")
+
+
+def test_the_same_family_goes_on_from_all_or_all_but_the_head(image_run: Path) -> None:
+    overrides = ["data.batch_size=16", "model.depth=1", "model.pool=token", f"train.start={image_run}"]
+    begun, said = start.begin(build.build(config.load(VIT, overrides)))
+    weights = as_numpy(features.restore(image_run).weights["params"])
+    assert_same(as_numpy(begun.params), weights)
+    assert "new" not in said
+    begun, said = start.begin(build.build(config.load(VIT, [*overrides, "model.num_classes=12"])))
+    assert begun.params["head"]["kernel"].shape == (16, 12) and said.endswith("new are head")
+    np.testing.assert_array_equal(begun.params["norm"]["scale"], weights["norm"]["scale"])
+
+
+def test_position_tables_are_resized(tmp_path: Path) -> None:
+    folder, cfg = tmp_path / "video", video("joint", None)
+    adopt(build.build(cfg), {"params": as_numpy(state.init(build.build(cfg)).params)}, folder, "a test")
+    longer = build.build(video("joint", folder, "data.video.frames=8"))
+    begun, _ = start.begin(longer)
+    old = features.restore(folder)
+    resized, _ = vivit.resized({"params": old.weights["params"]}, old.built.model, longer.model)
+    assert_same(as_numpy(begun.params), as_numpy(resized["params"]))
+
+
+@pytest.mark.parametrize(
+    ("config_of", "overrides", "said"),
+    [
+        (
+            VIT,
+            ["model.depth=1", "model.pool=token", "model.width=32"],
+            r"arrays do not fit; .* is .* there, and",
+        ),
+        (
+            VIT,
+            ["model.depth=1", "model.pool=mean"],
+            r"2 of \d+ arrays do not fit; positions is .* there",
+        ),
+        (
+            VIDEO + "joint",
+            [*A, "model.variant=F/14x2"],
+            r"vit\.width=16: must be the video model's, which is 32",
+        ),
+        (str(ROOT / "configs/mnist_unet.py"), [], r"is a run of vit, which unet cannot start from"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    config_of: str, overrides: list[str], said: str, image_run: Path
+) -> None:
+    cfg = config.load(config_of, [*overrides, "data.batch_size=16", f"train.start={image_run}"])
+    with pytest.raises(UserError, match=said) as error:
+        start.begin(build.build(cfg))
+    assert "\n" not in str(error.value) and str(error.value).startswith("train.start=")
+
+
+def test_no_such_run(tmp_path: Path) -> None:
+    built = build.build(video("joint", tmp_path / "none"))
+    with pytest.raises(UserError, match=r"train\.start='.*none': run=.*: no config\.json there"):
+        start.begin(built)
+
+
+def test_a_video_model_does_not_start_from_another_video_family(tmp_path: Path) -> None:
+    folder, cfg = tmp_path / "video", video("joint", None)
+    adopt(build.build(cfg), {"params": as_numpy(state.init(build.build(cfg)).params)}, folder, "a test")
+    with pytest.raises(UserError, match=r"is a run of ViViT; TimeSformer starts from a ViT"):
+        start.begin(build.build(video("divided", folder)))
