@@ -4,7 +4,7 @@
 
 Measured among the 500 held-out pairs, each a new combination of known words: recall from image to text and
 back, where chance is 0.002 at 1. `tones_top1` is how often it names a drawing's skin tone, by captions of
-the tones alone: chance is 0.2.
+the tones alone: chance is 0.2. `probe_top1` is what a linear classifier makes of the same images' embeddings.
 
 With a locked image tower (Zhai et al. 2022, arXiv:2111.07991), from a run of the same image tower, give
 `--config.train.start=RUN` and `--config.optimizer.rules=(('^image/',1.0,0.0,True),)`.
@@ -37,6 +37,7 @@ def get_config(variant: str = "ViT-N/8") -> ConfigDict:
                     data=dict(name="openmoji_tones"),
                     classes=tuple(f"{tone} skin tone" for tone in TONES),
                 ),
+                probe=dict(kind="linear", on="features", data=dict(name="openmoji_tones")),
             ),
         )
     )

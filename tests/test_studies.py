@@ -27,7 +27,7 @@ def test_every_run_of_every_study_is_a_checked_config(folder: Path) -> None:
     assert sum(map(len, shapes.values())) >= 9
     assert all(len(found) >= 3 for found in shapes.values())
     for found in shapes.values() if len(shapes) == 1 else ():
-        assert len({shape[:3] for shape in found}) >= 3 and {shape[3] for shape in found} == {4, 7, 14}
+        assert len({shape[:3] for shape in found}) >= 3 and len({shape[3] for shape in found}) == 3
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """From a checked config to the things a run is made of, before any array exists."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from scaling.engine.config import Config, duration
 from scaling.errors import UserError
 from scaling.models import table
 from scaling.objectives.base import Extras, Objective
+from scaling.typed import typed
 
 
 @dataclass(frozen=True, eq=False)  # equal only to itself: compiled functions are kept by it
@@ -93,6 +94,22 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
         depth.check(shapes["params"])
     built.steps_of(config.optimizer.warmup, "optimizer.warmup")
     return built
+
+
+def data_of(built: Built, given: Mapping[str, Any], key: str) -> data.Data:
+    """The run's own data, or what `given` names as a config's section does, cropped as the run's own are.
+
+    Raises: UserError, naming `key`, for an option that is wrong, and images of another shape.
+    """
+    own = built.config.data
+    if not given:
+        return own
+    like = {"image_size": own.image_size, "eval_transforms": own.eval_transforms, "threads": own.threads}
+    other: data.Data = typed(data.Data, {**like, **given}, key)
+    shape = data.info(other).image_shape
+    if shape != built.image_shape:
+        raise UserError(f"{key}: images are {shape}, and the model sees {built.image_shape}")
+    return other
 
 
 def made_for(config: Config) -> data.Info:

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling import data
+from scaling.data import Data, eval_batches, host_batches, info, open_source
 from scaling.engine import sharding
-from scaling.engine.build import Built
+from scaling.engine.build import Built, data_of
 from scaling.errors import UserError
 from scaling.objectives.base import Extras
 
@@ -30,6 +30,7 @@ class Linear:
     """
 
     on: Literal["pixels", "features"] = "pixels"
+    data: dict[str, Any] = field(default_factory=dict)  # labelled images, where the run's own are not
     every: str = "100 %"
     fit_split: str = "train"
     split: str = "test"
@@ -47,8 +48,11 @@ class Linear:
         return []
 
     def check(self, name: str, built: Built) -> None:
+        images = self._images(name, built)
         for split in (self.fit_split, self.split):
-            data.open_source(built.config.data, split)  # raises where it is not there
+            open_source(images, split)  # raises where it is not there
+        if not info(images).num_classes:
+            raise UserError(f"evaluate.{name}.data: {images.name} has no labels; name images that have")
         sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
         able = hasattr(built.task, "features") and hasattr(built.model, "features")
         if self.on == "features" and not able:
@@ -70,8 +74,9 @@ class Linear:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
+        images = self._images(name, built)
         (x, labels), (test_x, test_labels) = (
-            self._examples(built, weights, split, pulse) for split in (self.fit_split, self.split)
+            self._examples(images, built, weights, split, pulse) for split in (self.fit_split, self.split)
         )
         mean = x.mean(axis=0)
         model = LogisticRegression(C=self.c, max_iter=self.iterations)
@@ -80,11 +85,15 @@ class Linear:
             model.fit(x - mean, labels)
         return {f"{name}_top1": float(model.score(test_x - mean, test_labels))}
 
+    def _images(self, name: str, built: Built) -> Data:
+        return data_of(built, self.data, f"evaluate.{name}.data")
+
     def _examples(
-        self, built: Built, weights: Mapping[str, Any], split: str, pulse: Callable[[], None]
+        self, images: Data, built: Built, weights: Mapping[str, Any], split: str, pulse: Callable[[], None]
     ) -> tuple[np.ndarray, np.ndarray]:
         """(x float64 [N, D], labels [N]) of a split, the same on every process."""
-        read = self._pixels(built, split) if self.on == "pixels" else self._features(built, weights, split)
+        pixels = self.on == "pixels"
+        read = self._pixels(images, split) if pixels else self._features(images, built, weights, split)
         found = []
         for x, label, mask in read:
             pulse()
@@ -93,22 +102,22 @@ class Linear:
         rows, labels = zip(*found, strict=True)
         return np.concatenate(rows).astype(np.float64), np.concatenate(labels)
 
-    def _pixels(self, built: Built, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        cfg = dataclasses.replace(built.config.data, workers=0)  # to start them takes longer
-        source = data.open_source(cfg, split)
+    def _pixels(self, images: Data, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        cfg = dataclasses.replace(images, workers=0)  # to start them takes longer
+        source = open_source(cfg, split)
         starts = range(0, len(source), self.batch_size)
-        for batch in data.host_batches(cfg, source, starts, self.batch_size):
+        for batch in host_batches(cfg, source, starts, self.batch_size):
             image = batch["image"]
             pixels = image / 255.0 if image.dtype == np.uint8 else image
             yield pixels.reshape(len(image), -1), batch["label"], batch["mask"]
 
     def _features(
-        self, built: Built, weights: Mapping[str, Any], split: str
+        self, images: Data, built: Built, weights: Mapping[str, Any], split: str
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         place = sharding.batch_sharding(built.mesh, self.batch_size, "batch_size")
         extras = Extras(collections=weights["collections"])
         forward = _forward(built)
-        for batch in data.eval_batches(built.config.data, split, self.batch_size, place):
+        for batch in eval_batches(images, split, self.batch_size, place):
             yield jax.device_get(forward(weights["params"], extras, batch))
 
 

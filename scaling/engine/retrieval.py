@@ -15,14 +15,13 @@ from scaling import data
 from scaling.data import Data
 from scaling.data.prompts import prompts
 from scaling.engine import sharding
-from scaling.engine.build import Built
+from scaling.engine.build import Built, data_of
 from scaling.errors import UserError
 from scaling.metrics.accuracy import topk_hits
 from scaling.metrics.retrieval import clip_score, places, recalls
 from scaling.models.clip import unit
 from scaling.objectives.base import Extras
 from scaling.objectives.contrastive import Contrastive
-from scaling.typed import typed
 
 BLOCK = 1024  # queries that meet all candidates at a time
 Pulse = Callable[[], None]
@@ -98,20 +97,12 @@ class ZeroShot:
     def check(self, name: str, built: Built) -> None:
         _contrastive(name, built)
         sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
-        info, named = data.info(self._data(name, built)), len(self._prompts())
+        info, named = data.info(data_of(built, self.data, f"evaluate.{name}.data")), len(self._prompts())
         if info.num_classes != named:
             raise UserError(
                 f"evaluate.{name}.classes: names {named}, and {info.name} has {info.num_classes}; name "
                 "each class, in the order of the data"
             )
-        if info.image_shape != built.image_shape:
-            raise UserError(
-                f"evaluate.{name}.data: images are {info.image_shape}, and the model sees {built.image_shape}"
-            )
-
-    def _data(self, name: str, built: Built) -> Data:
-        made: Data = typed(Data, {**_like(built), **self.data}, f"evaluate.{name}.data")
-        return made
 
     def run(
         self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
@@ -126,8 +117,8 @@ class ZeroShot:
             classes.append(np.asarray(embed(params, collections, texts)))
         towards = jnp.asarray(np.stack(classes))  # [K, E]
         hits, count = np.zeros(2), 0.0
-        score = _classify(built)
-        for batch in _batches(self._data(name, built), self.split, self.batch_size, built, name):
+        score, images = _classify(built), data_of(built, self.data, f"evaluate.{name}.data")
+        for batch in _batches(images, self.split, self.batch_size, built, name):
             pulse()
             found = jax.device_get(score(params, collections, batch, towards))
             hits, count = hits + np.array(found[:2], np.float64), count + float(found[2])
@@ -139,12 +130,6 @@ def _contrastive(name: str, built: Built) -> Contrastive:
         other = built.config.objective.name
         raise UserError(f"evaluate.{name}: compares images with texts, which objective {other} cannot")
     return built.task
-
-
-def _like(built: Built) -> dict[str, Any]:
-    """Other images are cropped as the run's own are."""
-    own = built.config.data
-    return {"image_size": own.image_size, "eval_transforms": own.eval_transforms, "threads": own.threads}
 
 
 def _batches(chosen: Data, split: str, size: int, built: Built, name: str) -> Iterator[dict[str, jax.Array]]:

@@ -63,13 +63,13 @@ SIZES = {  # RN: table 19 of the paper, the heads being 64 wide; ViT: table 20
     "ViT-L": Size(768, 224, 24, 1024, 16, text_width=768, text_heads=12),
     # For drawings of 32 pixels with short captions, on a laptop.
     "ViT-F": small(depth=2, width=32),
+    "ViT-P": small(depth=4, width=32),
     "ViT-N": small(depth=4, width=64),
-    "ViT-M": small(depth=4, width=128),
 }
 VARIANTS: tuple[variants.Variant, ...] = (
     *((name, {}) for name in ("RN50", "RN101", "RN50x4", "ViT-B/32", "ViT-B/16", "ViT-L/14")),
     ("ViT-L/14", {"resolution": 336}),
-    *((f"{name}/{patch}", {}) for name in ("ViT-F", "ViT-N", "ViT-M") for patch in (16, 8, 4)),
+    *((f"{name}/{patch}", {}) for name in ("ViT-F", "ViT-P", "ViT-N") for patch in (16, 8, 4)),
 )
 LARGEST_SCALE = 100.0  # of the logits (section 2.5)
 
@@ -197,6 +197,10 @@ class CLIP(nn.Module):
             f"patch={self.patch}, depth={self.depth}: must be two integers for a ViT, or None and the blocks "
             f"of four stages for a modified ResNet"
         )
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, E] float32, of any length: the image's."""
+        return self.image_features(x)
 
     def image_features(self, x: jax.Array, train: bool = False) -> jax.Array:
         """[B, H, W, C] -> [B, E] float32, of any length. `train`: BatchNorm takes the batch's statistics."""

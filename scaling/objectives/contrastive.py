@@ -80,7 +80,7 @@ class Contrastive:
         """The images' embeddings [B, E] float32, of any length: what a linear probe is fitted to."""
         variables = {"params": params, **extras.collections}
         image = scaled(batch["image"])
-        return jnp.asarray(self.model.apply(variables, image, method="image_features"))
+        return jnp.asarray(self.model.apply(variables, image, method="features"))
 
     def _embed(
         self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool

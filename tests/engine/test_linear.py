@@ -26,7 +26,7 @@ def measured(evaluator: Linear, built: build.Built, weights: Any = None) -> floa
 
 def split(built: build.Built, name: str) -> tuple[np.ndarray, np.ndarray]:
     source = data.open_source(built.config.data, name)
-    images, labels = source.read(np.arange(len(source)))
+    images, labels = source.read(np.arange(len(source))).values()
     return np.asarray(images, np.float64), labels
 
 

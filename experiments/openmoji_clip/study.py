@@ -1,0 +1,18 @@
+"""CLIP on OpenMoji drawings and their names: depth, width and patch against retrieval."""
+
+from scaling.study.sweep import Study, product
+
+# The costliest first, so that two workers finish together.
+VARIANTS = [f"ViT-{size}/{patch}" for patch in (4, 8, 16) for size in ("N", "P", "F")]
+
+STUDY = Study(
+    name="openmoji_clip",
+    config="configs/openmoji_clip.py:ViT-N/8",
+    # More seeds at the end of the list keep the runs that are done.
+    sweep=product({"train.seed": [0]}, {"model.variant": VARIANTS}),
+    metric="val_i2t_r1",
+    lower_is_better=False,
+    title="CLIP on OpenMoji drawings and their names",
+    question="Does compute buy better retrieval of new combinations in smaller patches, in depth or in "
+    "width, and what would the next size reach?",
+)
