@@ -19,8 +19,8 @@ from tests.data.test_pipeline import sharding
 CODECS = {"mp4": ("libx264", 2), "mkv": ("libx264", 2), "webm": ("libvpx-vp9", 0), "avi": ("mpeg4", 0)}
 
 
-def write_video(path: Path, frames: int = 23, height: int = 24, width: int = 32, first: int = 0) -> Path:
-    """Frame i is of shade first + 10 i; a key frame every 5."""
+def write_video(path: Path, frames: int = 23, height: int = 24, width: int = 32) -> Path:
+    """Frame i is of shade 10 i, modulo 250; a key frame every 5."""
     codec, between = CODECS[path.suffix[1:]]
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
@@ -29,7 +29,7 @@ def write_video(path: Path, frames: int = 23, height: int = 24, width: int = 32,
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = 5, between
         stream.codec_context.thread_count = 1
         for i in range(frames):
-            image = np.full((height, width, 3), first + 10 * i, np.uint8)
+            image = np.full((height, width, 3), 10 * i % 250, np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         file.mux(stream.encode())
     return path

@@ -16,6 +16,7 @@ from scaling.engine.evaluate import EVALUATORS
 from scaling.errors import UserError
 from scaling.models import MODELS
 from scaling.objectives import OBJECTIVES
+from tests.data.test_video_folder import write_video
 from tests.latents import write_latents
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,8 @@ def test_every_config_builds_and_takes_a_step(
     write_pairs(tmp_path / "pairs", tmp_path / "open_clip")
     write_latents(tmp_path / "runs/mnist_latents", shape=(7, 7, 4))
     write_latents(tmp_path / "runs/imagenet256", shape=(32, 32, 4), held_out="validation")
+    for name in ("jump", "run"):
+        write_video(tmp_path / "kinetics400/train" / name / "0.mp4", frames=63)
     with tfds.testing.mock_data(num_examples=64):
         built = build.build(config.load(str(ROOT / path)))
     like = state.abstract(built)
@@ -158,6 +161,16 @@ def test_every_config_builds_and_takes_a_step(
     after, metrics = jax.eval_shape(step, like, built.batch(built.config.data.batch_size), scalars)
     assert jax.tree.map(lambda a: a.shape, after) == jax.tree.map(lambda a: a.shape, like)
     assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["factorised-encoder", "factorised-self-attention", "factorised-dot-product", "divided", "short"],
+)
+def test_every_video_model_builds(model: str) -> None:
+    built = build.build(config.load(str(ROOT / f"configs/mnist_vivit.py:{model}")))
+    assert built.info.num_classes == built.model.num_classes == 80
+    assert built.model.frames == built.info.image_shape[0]
 
 
 def _attributes_read() -> set[str]:

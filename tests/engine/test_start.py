@@ -163,3 +163,14 @@ def test_a_video_model_does_not_start_from_another_video_family(tmp_path: Path) 
     adopt(build.build(cfg), {"params": as_numpy(state.init(build.build(cfg)).params)}, folder, "a test")
     with pytest.raises(UserError, match=r"is a run of ViViT; TimeSformer starts from a ViT"):
         start.begin(build.build(video("divided", folder)))
+
+
+def test_weights_that_were_imported_to_be_used_start_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "imported"
+    overrides = ["model.depth=1", "model.num_classes=21"]
+    built = build.build(config.load(str(ROOT / "configs/pretrained.py:vit/A/14"), overrides))
+    adopt(built, {"params": as_numpy(state.init(built).params)}, folder, "a test")
+    begun, said = start.begin(build.build(video("joint", folder)))
+    weights = features.restore(folder).weights["params"]
+    np.testing.assert_array_equal(begun.params["norm"]["scale"], weights["norm"]["scale"])
+    assert "at step 0; new are head" in said
