@@ -224,7 +224,7 @@ class BlockPair(nn.Module):
 class PatchMerging(nn.Module):
     """Every 2x2 tokens become one of half their channels: [B, h, w, D] -> [B, h / 2, w / 2, 2D]."""
 
-    init: Init
+    kernel_init: Init
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
@@ -233,9 +233,10 @@ class PatchMerging(nn.Module):
         width, x = x.shape[-1], pad(x, 2)
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]  # 00, 10, 01, 11
         x = layer_norm(jnp.concatenate(corners, -1), "norm", epsilon=self.epsilon)  # [B, h / 2, w / 2, 4D]
-        return nn.Dense(2 * width, use_bias=False, kernel_init=self.init, dtype=self.dtype, name="reduction")(
-            x
+        reduction = nn.Dense(
+            2 * width, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="reduction"
         )
+        return reduction(x)
 
 
 class Swin(nn.Module):

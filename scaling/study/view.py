@@ -58,10 +58,8 @@ def view(folder: StudyFolder) -> View:
     last = _points(done.loc[done.groupby("run")["step"].idxmax()] if len(done) else done, [])
     curves = _points(data[data.train_flops > 0], ["step"]).sort_values(["gmacs", "point", "step"])
     sizes = list(data.groupby("size")["gmacs"].mean().sort_values().index) if len(data) else []
-    by_patch = data.sort_values(
-        "patch", key=lambda p: -pd.to_numeric(p, errors="coerce").fillna(0), kind="stable"
-    )
-    marks = list(dict.fromkeys(by_patch["mark"]))
+    order = [-float(patch) if _is_number(patch) else 0.0 for patch in data["patch"]]  # none comes last
+    marks = list(dict.fromkeys(data["mark"].iloc[np.argsort(order, kind="stable")]))
     return View(
         name=name,
         last=last.sort_values("gmacs").reset_index(drop=True),

@@ -153,6 +153,36 @@ def test_models_without_depth_width_or_patch(make_study: Callable[..., Path], tm
     assert set(hover_charts(view(folder), fitted)) == {"metric_gmacs", "metric_compute"}
 
 
+def test_families_have_a_marker_each_and_sizes_a_colour(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Swin without a depth, ResNet without a patch, and sizes of one name in several families."""
+    root = make_study(tmp_path / "w", metric="val_top1", law=(0.1, 0.002, 0.5), sizes="AF")
+    described = json.loads((root / "study.json").read_text())
+    families = {"14": "vit", "7": "swin", "4": "resnet"}
+    for name, overrides in described["runs"].items():
+        family = families[overrides["model.variant"].split("/")[1]]
+        file = root / "runs" / name / "config.json"
+        written = json.loads(file.read_text())
+        for fact in {"vit": [], "swin": ["depth"], "resnet": ["depth", "patch", "heads"]}[family]:
+            del written["model"][fact]
+        file.write_text(json.dumps(written))
+        size = overrides["model.variant"][0]
+        variant = f"{size}/14" if family == "vit" else size
+        described["runs"][name] = {"model.family": family, "model.variant": variant, "train.seed": 0}
+    (root / "study.json").write_text(json.dumps(described))
+    page = report(root).read_text()
+    folder = results.read(root)
+    shown = view(folder)
+    assert set(shown.last["point"]) == {"vit A/14", "vit F/14", "swin A", "swin F", "resnet A", "resnet F"}
+    assert list(shown.markers) == ["vit", "swin", "resnet"] and list(shown.colours) == ["A", "F"]
+    assert len({marker for marker, _ in shown.markers.values()}) == 3
+    for family in shown.markers:
+        assert f"</svg>{family}</span>" in page
+    rows = summary_table(root).splitlines()[1:7]
+    assert [row.split()[2:4] for row in rows if row.startswith("swin A")] == [["16", "7"]]
+
+
 def test_a_metric_that_nobody_measured(make_study: Callable[..., Path], tmp_path: Path) -> None:
     root = make_study(tmp_path, metric="val_top1", law=(0.02, 0.004, 0.5))
     study = json.loads((root / "study.json").read_text())
