@@ -85,7 +85,7 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
     if info is None:
         info = data.info(config.data) if config.trains else made_for(config)
     try:
-        task = objectives.make(config.objective.name, _model(config, info), **config.objective.options)
+        task = objectives.make(config.objective.name, _model(config, info), **_options(config, info))
     except UserError as e:
         raise UserError(f"objective.{e}") from None
     built = Built(config, mesh, info, task)
@@ -148,6 +148,14 @@ def _model(config: Config, info: data.Info) -> Any:
     return models.make(config.model.name, config.model.variant, **options)
 
 
+def _options(config: Config, info: data.Info) -> dict[str, Any]:
+    """The objective's, with the data's [MASK] where the config leaves it open."""
+    options = dict(config.objective.options)
+    if info.text is not None and options.get("mask_token", 0) is None:
+        options["mask_token"] = info.text.mask
+    return options
+
+
 def _zeros(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     return {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
 
@@ -160,8 +168,9 @@ def init_variables(built: Built, key: jax.Array) -> Any:
 def cost(built: Built) -> dict[str, float | None]:
     """What one example and one step cost, counted on the plain form (no remat, float32).
 
-    `gmacs` is the forward pass of one example, counted from the objective's own loss; `train_flops_per_step`
-    is twice the multiply-adds of the gradient of the loss for one global batch.
+    `gmacs` is the forward pass of one example, counted from the objective's own loss, or from its `forward`
+    where the loss takes several; `train_flops_per_step` is twice the multiply-adds of the gradient of the
+    loss for one global batch.
     """
     plain = table.plain(built.model)
     if not built.config.trains:
@@ -174,7 +183,11 @@ def cost(built: Built) -> dict[str, float | None]:
     def loss(params: Any, extras: Extras, batch: Any, train: bool) -> jax.Array:
         return task.loss(params, extras, batch, jax.random.key(0), train).value
 
-    forward = flops.macs(lambda p, b: loss(p, extras_zeros(extras), b, False), params, built.batch(1))
+    def once(params: Any, extras: Extras, batch: Any) -> Any:
+        forward = getattr(task, "forward", None)
+        return forward(params, extras, batch) if forward else loss(params, extras, batch, False)
+
+    forward = flops.macs(lambda p, b: once(p, extras_zeros(extras), b), params, built.batch(1))
     gradient = jax.grad(lambda p, b: loss(p, extras_zeros(extras), b, True))
     step = flops.macs(gradient, params, built.batch(built.config.data.batch_size))
     return {

@@ -12,12 +12,14 @@ from scaling.objectives.classification import Classification
 from scaling.objectives.contrastive import Contrastive
 from scaling.objectives.diffusion import Diffusion
 from scaling.objectives.frozen import Frozen
+from scaling.objectives.vision_language import VisionLanguage
 
 OBJECTIVES: dict[str, Any] = {
     "classification": Classification,
     "contrastive": Contrastive,
     "diffusion": Diffusion,
     "autoencoder": Autoencoder,
+    "vision_language": VisionLanguage,
     "frozen": Frozen,
 }
 

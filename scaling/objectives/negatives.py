@@ -1,0 +1,34 @@
+"""Wrong captions for the images of a batch: any other of the global batch, or those like its own."""
+
+import jax
+import jax.numpy as jnp
+
+
+def draw_others(
+    rng: jax.Array, text: jax.Array, real: jax.Array, count: int, likeness: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """For each row `count` rows of another caption: their indices int32 [B, count], and which exist.
+
+    `text` [B, L]; rows that are not `real` [B] are nobody's. They are drawn without replacement, all alike or
+    in proportion to exp(`likeness` [B, B]) (by the Gumbel trick). Where a row has fewer others, the second
+    result is false and the index any.
+    """
+    same = (text[:, None] == text[None]).all(axis=-1)  # [B, B]
+    scores = jax.random.gumbel(rng, same.shape)
+    if likeness is not None:
+        scores = scores + likeness
+    scores = jnp.where(same | ~real[None], -jnp.inf, scores)
+    best, index = jax.lax.top_k(scores, count)
+    return index, best > -jnp.inf
+
+
+def shared_words(text: jax.Array, word: jax.Array, vocabulary: int) -> jax.Array:
+    """The cosine of captions' bags of tokens, [B, B] in [0, 1], of `text` and `word` [B, L].
+
+    It needs no network, and is what a wrong caption is hard by: a drawing is more easily told from captions
+    that share no word with its own.
+    """
+    rows = jnp.arange(len(text))[:, None]
+    bags = jnp.zeros((len(text), vocabulary)).at[rows, text].max((word >= 0).astype(jnp.float32))  # [B, V]
+    bags = bags / jnp.sqrt(jnp.maximum(bags.sum(axis=1, keepdims=True), 1.0))
+    return bags @ bags.T
