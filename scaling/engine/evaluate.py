@@ -1,6 +1,5 @@
 """What a run measures: named evaluators, each exact, each with its own data and sampling."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,15 +13,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
 from scaling.engine import autoencoder, features, sharding
+from scaling.engine.averages import averages
 from scaling.engine.build import Built
 from scaling.engine.images import write_grid
 from scaling.engine.linear import Linear
+from scaling.engine.matching import Matching
 from scaling.engine.retrieval import Retrieval, ZeroShot
 from scaling.engine.views import Views
 from scaling.errors import UserError
 from scaling.metrics import frechet
-from scaling.objectives.base import Extras, stream
 from scaling.objectives.diffusion import Diffusion
+from scaling.objectives.vision_language import VisionLanguage
 from scaling.sampling import Sampling, make_sampler, to_uint8
 
 Pulse = Callable[[], None]  # called between batches; raises if the run was told to stop
@@ -40,6 +41,8 @@ class Metrics:
         return []
 
     def check(self, name: str, built: Built) -> None:
+        if isinstance(built.task, VisionLanguage):
+            raise UserError(f"evaluate.{name}.kind='metrics': must be matching, which reads wrong captions")
         sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
 
     def run(
@@ -47,18 +50,9 @@ class Metrics:
     ) -> dict[str, float]:
         """{name_metric: value}, such as `val_top1`."""
         place = sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
-        extras = Extras(collections=weights["collections"])
-        measure = _metrics_step(built)
-        sums: dict[str, float] = defaultdict(float)
-        counts: dict[str, float] = defaultdict(float)
         batches = data.eval_batches(built.config.data, self.split, self.batch_size, place)
-        for i, batch in enumerate(batches):
-            pulse()
-            found = jax.device_get(measure(weights["params"], extras, batch, jnp.asarray(i)))
-            for metric in found[0]:
-                sums[metric] += float(found[0][metric])
-                counts[metric] += float(found[1][metric])
-        return {f"{name}_{metric}": sums[metric] / counts[metric] for metric in sums}
+        values = averages(built, weights, batches, pulse)
+        return {f"{name}_{metric}": value for metric, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -145,6 +139,7 @@ EVALUATORS: dict[str, Any] = {
     "frechet": Frechet,
     "grid": Grid,
     "linear": Linear,
+    "matching": Matching,
     "retrieval": Retrieval,
     "zero_shot": ZeroShot,
     "views": Views,
@@ -161,18 +156,6 @@ def _diffusion(name: str, built: Built) -> Diffusion:
 
 def _sampler(options: Sampling, task: Diffusion, built: Built) -> Any:
     return make_sampler(options, task, built.image_shape)
-
-
-@lru_cache(maxsize=1)
-def _metrics_step(built: Built) -> Callable[..., Any]:
-    """(params, extras, batch, batch index) -> sums and counts of the objective's metrics."""
-    key = stream(jax.random.key(built.config.train.seed), "evaluate")
-
-    def step(params: Any, extras: Extras, batch: Any, index: jax.Array) -> tuple[Any, Any]:
-        result = built.task.loss(params, extras, batch, jax.random.fold_in(key, index), train=False)
-        return result.sums, result.counts
-
-    return jax.jit(sharding.on(built.mesh, step))
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""Evaluators of models that put images and texts side by side: retrieval, and zero-shot classification."""
+"""Evaluators of models that tell what fits: retrieval, and zero-shot classification."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,14 @@ from scaling.data import Data
 from scaling.data.prompts import prompts
 from scaling.engine import sharding
 from scaling.engine.build import Built, data_of
+from scaling.engine.scoring import pair_scores
 from scaling.errors import UserError
 from scaling.metrics.accuracy import topk_hits
 from scaling.metrics.retrieval import clip_score, places, recalls
 from scaling.models.clip import unit
 from scaling.objectives.base import Extras
 from scaling.objectives.contrastive import Contrastive
+from scaling.objectives.vision_language import VisionLanguage
 
 BLOCK = 1024  # queries that meet all candidates at a time
 Pulse = Callable[[], None]
@@ -29,26 +31,42 @@ Pulse = Callable[[], None]
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Recall at 1, 5 and 10 among all pairs of a split, both ways, and the mean CLIP score of the pairs.
+    """Recall at 1, 5 and 10 among all pairs of a split, both ways; of two towers the mean CLIP score too.
 
-    Of an image with several captions the first counts. Equal scores count against the right one.
+    Of an image with several captions the first counts. Equal scores count against the right one. A model that
+    reads image and caption at once takes a pass for each of N * N pairs: `pairs` leaves all but the first N.
     """
 
     every: str = "25 %"
     split: str = "test"
     batch_size: int = 256
+    pairs: int | None = None  # of the split; None: all
+
+    def __post_init__(self) -> None:
+        if self.pairs is not None and self.pairs < 1:
+            raise UserError(f"pairs={self.pairs}: must be at least 1, or None for all")
 
     def needs(self) -> list[tuple[str, str]]:
         return []
 
     def check(self, name: str, built: Built) -> None:
-        _contrastive(name, built)
+        if not isinstance(built.task, VisionLanguage):
+            _contrastive(name, built)
+        elif not (built.task.itm or built.task.retrieval):
+            raise UserError(f"evaluate.{name}: scores pairs; give objective.itm or .retrieval a weight")
         sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
 
     def run(
         self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
     ) -> dict[str, float]:
-        """{name_i2t_r1, ..., name_t2i_r10, name_clip_score}: from image to text, and from text to image."""
+        """{name_i2t_r1, ..., name_t2i_r10}, from image to text and from text to image; name_clip_score."""
+        if isinstance(built.task, VisionLanguage):
+            scores = pair_scores(built, weights, self.split, self.batch_size, self.pairs, pulse)
+            ranks: dict[str, float] = {}
+            for way, each in (("i2t", scores), ("t2i", scores.T)):
+                place = np.asarray(places(jnp.asarray(each), jnp.arange(len(each))))
+                ranks |= {f"{name}_{way}_{k}": v for k, v in recalls(place).items()}
+            return ranks
         embed = _embed(built)
         rows: list[tuple[np.ndarray, ...]] = []
         for batch in _batches(built.config.data, self.split, self.batch_size, built, name):
@@ -57,7 +75,7 @@ class Retrieval:
             image, text, exists = embed(weights["params"], weights["collections"], batch, mask)
             real = np.asarray(exists) > 0
             rows.append((np.asarray(image)[real], np.asarray(text)[real]))
-        image, text = (np.concatenate(each) for each in zip(*rows, strict=True))  # [N, E] each
+        image, text = (np.concatenate(each)[: self.pairs] for each in zip(*rows, strict=True))  # [N, E] each
         values = {f"{name}_clip_score": float(clip_score(jnp.asarray(image), jnp.asarray(text)).mean())}
         for way, queries, candidates in (("i2t", image, text), ("t2i", text, image)):
             found = []

@@ -1,0 +1,42 @@
+"""The objective's metrics over many batches: sums and counts, so that every example weighs the same."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scaling.engine import sharding
+from scaling.engine.build import Built
+from scaling.objectives.base import Extras, stream
+
+
+def averages(
+    built: Built, weights: Mapping[str, Any], batches: Iterable[Any], pulse: Callable[[], None]
+) -> dict[str, float]:
+    """{metric: value} over the real examples of the batches, as evaluation measures them."""
+    extras = Extras(collections=weights["collections"])
+    measure = _measure(built)
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
+    for i, batch in enumerate(batches):
+        pulse()
+        found = jax.device_get(measure(weights["params"], extras, batch, jnp.asarray(i)))
+        for metric in found[0]:
+            sums[metric] += float(found[0][metric])
+            counts[metric] += float(found[1][metric])
+    return {metric: sums[metric] / counts[metric] for metric in sums}
+
+
+@lru_cache(maxsize=1)
+def _measure(built: Built) -> Callable[..., Any]:
+    """(params, extras, batch, batch index) -> sums and counts of the objective's metrics."""
+    key = stream(jax.random.key(built.config.train.seed), "evaluate")
+
+    def step(params: Any, extras: Extras, batch: Any, index: jax.Array) -> tuple[Any, Any]:
+        result = built.task.loss(params, extras, batch, jax.random.fold_in(key, index), train=False)
+        return result.sums, result.counts
+
+    return jax.jit(sharding.on(built.mesh, step))
