@@ -50,11 +50,23 @@ class Size(variants.Size):
         return {**super().fields(patch), **text, "resolution": self.shape[0]}
 
 
-SIZES = {  # B: section 4.2 of the paper; T: for drawings with short captions, on a laptop
+def small(depth: int, width: int) -> Size:
+    """A row of the ladder: heads of width 8, as the ViT's ladder has them."""
+    return Size(depth, width, width // 8, shape=(32, 32, 3), vocabulary=2048, length=16)
+
+
+SIZES = {  # B: section 4.2 of the paper; the others are for drawings with short captions, on a laptop
     "B": Size(depth=12, width=768, heads=12, shape=(384, 384, 3)),
-    "T": Size(depth=4, width=128, heads=16, shape=(32, 32, 3), vocabulary=2048, length=16),
+    "A": small(depth=2, width=16),
+    "F": small(depth=2, width=32),
+    "P": small(depth=4, width=32),
+    "T": small(depth=4, width=128),
 }
-VARIANTS: tuple[variants.Variant, ...] = (("B/32", {}), ("T/4", {}))
+VARIANTS: tuple[variants.Variant, ...] = (
+    ("B/32", {}),
+    *((f"{size}/{patch}", {}) for size in "AFP" for patch in (16, 8, 4)),
+    ("T/4", {}),
+)
 
 normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
