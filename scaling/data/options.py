@@ -5,7 +5,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scaling.data import latents, moving, openmoji, pair_files, sources, tfds_source, video_folder
+from scaling.data import (
+    latents,
+    moving,
+    openmoji,
+    openmoji_questions,
+    pair_files,
+    sources,
+    tfds_source,
+    video_folder,
+)
 from scaling.data.latents import Latents, LatentSource
 from scaling.data.pairs import Pairs, Tokenized, all_captions
 from scaling.data.sources import Source
@@ -118,11 +127,13 @@ DATASETS: dict[str, Callable[[Data, str], Source]] = {
     "pairs": pair_files.pair_files,
     "openmoji": openmoji.openmoji,
     "openmoji_tones": openmoji.openmoji_tones,
+    "openmoji_answers": openmoji_questions.openmoji_answers,
+    "openmoji_both": openmoji_questions.openmoji_both,
     "moving_mnist": moving.moving_mnist,
     "moving_fashion_mnist": moving.moving_fashion_mnist,
     "video_folder": video_folder.video_folder,
 }
-DRAWN = ("openmoji", "openmoji_tones")  # drawn at image_size, not cropped to it
+DRAWN = tuple(name for name in DATASETS if name.startswith("openmoji"))  # at image_size, not cropped to it
 NEEDS = {  # of data_dir: sets without one
     "npz": "the file, for example data_dir='birds.npz'",
     "pairs": "the folder with a folder for each split",

@@ -12,6 +12,8 @@ from scaling.errors import UserError
 from scaling.metrics.accuracy import topk_hits
 from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, stream, summarise
 
+HEADS = ("vqa", "nlvr2")  # of a model that reads texts too
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -22,6 +24,9 @@ class Classification:
     Yun et al. 2019 (arXiv:1905.04899), 0 for none. With both, each batch has one of them, with even odds, as
     in DeiT's recipe. They act in training only, so that evaluated losses compare between runs that differ in
     them.
+
+    Of a model that reads a text beside each image (ViLT), with the task vqa or nlvr2, these are the logits of
+    an answer, or of the text being true of two images [B, 2, H, W, C]; its texts are batch["text"] [B, L].
     """
 
     model: nn.Module
@@ -35,10 +40,28 @@ class Classification:
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0.0:
                 raise UserError(f"{name}={getattr(self, name)}: must be 0 (none) or a positive alpha")
+        tasks = getattr(self.model, "tasks", None)
+        if tasks is not None and (self._head is None or self.mixup + self.cutmix > 0.0):
+            need = "model.tasks must have vqa or nlvr2" if self._head is None else "texts cannot be mixed"
+            raise UserError(f"mixup={self.mixup}, cutmix={self.cutmix}, tasks={tasks}: {need}")
+
+    @property
+    def _head(self) -> str | None:
+        """What a model that reads texts calls the logits; None for one of images alone."""
+        return next((head for head in HEADS if head in getattr(self.model, "tasks", ())), None)
+
+    def _texts(self, batch: Batch) -> tuple[jax.Array, ...]:
+        """What the model reads beside the images: nothing, or texts [B, L] and their masks."""
+        if self._head is None:
+            return ()
+        if "text" not in batch:
+            raise UserError(f"classification: the task {self._head} needs texts; choose data that have them")
+        return batch["text"], batch["text_mask"]
 
     def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
-        """Variables of the model; only the shape of batch["image"] [B, H, W, C] is read."""
-        return self.model.init(rng, jnp.zeros((1, *batch["image"].shape[1:])), train=False)
+        """Variables of the model; of the batch only shapes are read."""
+        texts = (jnp.zeros((1, *each.shape[1:]), each.dtype) for each in self._texts(batch))
+        return self.model.init(rng, jnp.zeros((1, *batch["image"].shape[1:])), *texts, train=False)
 
     def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss:
         """Metrics: loss, top1, top5 (against the unmixed label). Collections come back updated when train."""
@@ -49,7 +72,7 @@ class Classification:
             kept, share = self._mixing(rng, x.shape)
             # The batch is already shuffled, so that a neighbour is as good a partner as a random one.
             x = kept * x + (1.0 - kept) * jnp.roll(x, 1, axis=0)
-        logits, collections = self._logits(params, extras, x, rng, train)  # [B, K]
+        logits, collections = self._logits(params, extras, x, self._texts(batch), rng, train)  # [B, K]
         targets = jax.nn.one_hot(labels, logits.shape[-1])  # [B, K]
         if mixed:
             targets = share * targets + (1.0 - share) * jnp.roll(targets, 1, axis=0)
@@ -86,16 +109,24 @@ class Classification:
         return jnp.asarray(out).astype(jnp.float32)
 
     def _logits(
-        self, params: Params, extras: Extras, x: jax.Array, rng: jax.Array, train: bool
+        self,
+        params: Params,
+        extras: Extras,
+        x: jax.Array,
+        texts: tuple[jax.Array, ...],
+        rng: jax.Array,
+        train: bool,
     ) -> tuple[jax.Array, Mapping[str, Any]]:
         mutable = list(extras.collections) if train else []
-        logits, updated = self.model.apply(
+        out, updated = self.model.apply(
             {"params": params, **extras.collections},
             x,
+            *texts,
             train=train,
             rngs={"dropout": stream(rng, "dropout")} if train else {},
             mutable=mutable,
         )
+        logits: Any = out if self._head is None else out[self._head]  # type: ignore[call-overload]
         return jnp.asarray(logits).astype(jnp.float32), updated if train else extras.collections
 
 
