@@ -100,7 +100,8 @@ class Classification:
 
     def logits(self, params: Params, extras: Extras, batch: Batch) -> jax.Array:
         """The model's logits [B, K] float32 of batch["image"], as evaluation sees them."""
-        return self._logits(params, extras, scaled(batch["image"]), jax.random.key(0), train=False)[0]
+        x, texts = scaled(batch["image"]), self._texts(batch)
+        return self._logits(params, extras, x, texts, jax.random.key(0), train=False)[0]
 
     def features(self, params: Params, extras: Extras, batch: Batch) -> jax.Array:
         """The model's pooled features [B, D] float32 of batch["image"], for a Fréchet distance."""
