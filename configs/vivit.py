@@ -11,7 +11,7 @@ recalled of the paper and its code, for B/16x2): 80.0 % joint (the default), 78.
 factorised-self-attention, 76.3 factorised-dot-product. The paper's scale jitter is left out. None of it was
 run here. Hours by count: 7.4 million clips at 6 FLOPs a multiply-add are 20e18 FLOPs joint (451 gmacs) and
 12.6e18 factorised-encoder (284): 1.8 and 1.1 hours on 8 H100 at 40 % of their bfloat16 peak, a third more
-with remat, if decoding keeps up. Remat is what makes a batch of 8 clips on a device need 14 GiB, not 124.
+with remat, if decoding keeps up. What remat saves is in experiments/moving_mnist/README.md.
 """
 
 from ml_collections import ConfigDict

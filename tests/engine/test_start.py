@@ -140,7 +140,7 @@ def test_position_tables_are_resized(tmp_path: Path) -> None:
             [*A, "model.variant=F/14x2"],
             r"vit\.width=16: must be the video model's, which is 32",
         ),
-        (str(ROOT / "configs/mnist_unet.py"), [], r"is a run of vit, which unet cannot start from"),
+        (str(ROOT / "tests/tiny_dit.py"), [], r"is a run of vit, which dit cannot start from"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
