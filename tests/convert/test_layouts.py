@@ -7,9 +7,12 @@ import pytest
 from scaling import models
 from scaling.convert import FORMATS, layouts
 from scaling.convert.diffusers import dit as diffusers_dit
+from scaling.convert.huggingface import resnet as huggingface_resnet
 from scaling.convert.huggingface import vit as huggingface_vit
+from scaling.convert.torchvision import resnet as torchvision_resnet
 from scaling.errors import UserError
 from scaling.models.dit import DiT
+from scaling.models.resnet import ResNet
 from scaling.models.vit import ViT
 from tests.models.running import KEY, named
 
@@ -22,6 +25,8 @@ from tests.models.running import KEY, named
             ViT(pool="mean"),
             "model.pool=mean: must be token, the only one in this format",
         ),
+        (huggingface_resnet.table, ResNet(stem="3x3"), "model.stem=3x3: must be 7x7"),
+        (torchvision_resnet.table, ResNet(stem="3x3"), "model.stem=3x3: must be 7x7"),
         (diffusers_dit.table, DiT(block="adaln"), "model.block=adaln: must be adaln-zero"),
         (diffusers_dit.table, DiT(qk_norm=True), "model.qk_norm=True: must be False"),
         (diffusers_dit.table, DiT(mlp_ratio=2.0), r"model.mlp_ratio=2\.0: must be 4\.0"),

@@ -354,7 +354,7 @@ def test_maps_of_any_input_size(sides: tuple[int, int]) -> None:
     [
         ("51", {}, r"variant='51': must be one of 18, 34, 50, 101, 152, A, F, P, N"),
         ("50", {"depth": 3}, r"model\.depth: no such key; did you mean model\.depths\?"),
-        ("50", {"depths": (3, 4, "6")}, r"model\.depths=\(3, 4, '6'\): must be a tuple of"),
+        ("50", {"depths": (3, 4, "6")}, r"model\.depths\[2\]='6': must be an integer"),
         ("50", {"stem": "5x5"}, r"model\.stem='5x5': must be one of 7x7, 3x3"),
         ("50", {"width": 0}, r"model\.width=0: must be positive"),
         ("50", {"bottleneck": "yes"}, r"model\.bottleneck='yes': must be True or False"),
@@ -363,6 +363,14 @@ def test_maps_of_any_input_size(sides: tuple[int, int]) -> None:
 def test_bad_options_are_named(variant: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         resnet.make(variant, **options)
+
+
+def test_a_small_stem_keeps_small_images_whole() -> None:
+    model = resnet.make("A")
+    variables = jax.eval_shape(functools.partial(model.init, train=False), KEY, **resnet.inputs("A"))
+    assert variables["params"]["stem"]["kernel"].shape == (3, 3, 1, 4)
+    maps = jax.eval_shape(functools.partial(model.apply, method="stages"), variables, **resnet.inputs("A"))
+    assert [m.shape for m in maps] == [(1, 28, 28, 4), (1, 14, 14, 8), (1, 7, 7, 16)]
 
 
 def test_a_stage_without_blocks_is_found_without_compiling() -> None:

@@ -1,6 +1,7 @@
 """Swin: parity with transformers, how it starts, windows, cost, and every way to run its depth."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -332,3 +333,20 @@ def test_what_does_not_fit_is_found_without_compiling(options: dict[str, Any], m
     model = swin.make("T", **options)
     with pytest.raises(UserError, match=message):
         jax.eval_shape(model.init, KEY, **swin.inputs("T"))
+
+
+def test_kernels_may_start_as_xavier_has_them() -> None:
+    """Those of a small size, whose bias tables still start N(0, 0.02)."""
+    params = jax.device_get(jit(swin.make("N").init)(KEY, jnp.zeros((1, 28, 28, 1))))["params"]
+    flat = named(params)
+    for name, fans in {
+        "stage1/plain/mlp/up/kernel": 64 + 256,
+        "stage2/shifted/mlp/down/kernel": 512 + 128,
+        "merging2/reduction/kernel": 256 + 128,
+        "head/kernel": 128 + 10,
+    }.items():
+        bound = math.sqrt(6 / fans)
+        assert np.abs(flat[name]).max() <= bound and flat[name].std() == pytest.approx(
+            bound / 3**0.5, rel=0.05
+        )
+    assert flat["stage2/plain/attention/relative_bias"].std() == pytest.approx(0.02, rel=0.1)
