@@ -24,7 +24,8 @@ def get_config(variant: str = "B/16x2") -> ConfigDict:
             objective=dict(name="classification"),
             data=dict(
                 name="video_folder", data_dir="kinetics400", batch_size=64, image_size=224,
-                video=dict(frames=32, stride=2, unreadable="skip"),
+                video=dict(frames=32, stride=2),
+                unreadable="skip",
                 augment=("random_crop", "flip"), eval_transforms=("center_crop",), workers=16,
             ),
             optimizer=dict(

@@ -42,7 +42,7 @@ class Data:
     eval_transforms: tuple[str, ...] = ()  # the same for evaluation: nothing random
     text: Text = field(default_factory=Text)  # of sets with captions: how they become tokens
     video: Video = field(default_factory=Video)  # of videos: how clips are taken
-    unreadable: Literal["fail", "skip"] = "fail"  # pairs: what cannot be read stops the run, or is left out
+    unreadable: Literal["fail", "skip"] = "fail"  # files that cannot be read stop the run, or are left out
     threads: int = 2  # that read, in each process
     workers: int = 0  # processes that read training batches; 0 reads in the run's own
     prefetch: int = 2  # batches kept ready, on the host and again on the devices
@@ -58,8 +58,8 @@ class Data:
             raise UserError(f"data_dir=None: name={self.name!r} needs {NEEDS[self.name]}")
         if self.data_dir is not None and self.name not in FOLDERS:
             raise UserError(f"data_dir={self.data_dir!r}: {self.name} comes with a package; leave it out")
-        if self.unreadable != "fail" and self.name != "pairs":
-            raise UserError(f"unreadable={self.unreadable!r}: only read with name='pairs', not {self.name!r}")
+        if self.unreadable != "fail" and self.name not in ("pairs", "video_folder"):
+            raise UserError(f"unreadable={self.unreadable!r}: only read with name='pairs' or 'video_folder'")
         if self.name.startswith("moving_") and "flip" in self.augment:
             raise UserError(f"augment={self.augment!r}: 'flip' turns the motions of {self.name} around")
         for key in ("image_size", "augment", "eval_transforms"):

@@ -7,7 +7,7 @@ are not unpacked: their members are found once, and read where they lie.
 
 import functools
 import io
-import sys
+import logging
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from scaling.data.options import Data
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-SHOWN = 5  # names of what is skipped
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,7 @@ def _fault(image: Part, text: Part) -> str:
 
 def _say(folder: Path, faults: list[str], count: int) -> None:
     if faults:
-        more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        print(f"{folder}: {len(faults)} of {count} pairs are left out: ", file=sys.stderr, end="")
-        print("; ".join(faults[:SHOWN]) + more, file=sys.stderr)
+        log.warning("%s: %d of %d pairs are skipped: %s", folder, len(faults), count, "; ".join(faults))
 
 
 def _parts(folder: Path) -> Iterator[tuple[str, str, Part]]:

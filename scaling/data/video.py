@@ -5,7 +5,7 @@ A clip is T frames uint8 [T, H, W, C], `stride` frames of its video apart.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,7 +28,6 @@ class Video:
     shuffle: bool = (
         False  # the frames of every clip in random order: a control, which motion does not survive
     )
-    unreadable: Literal["fail", "skip"] = "fail"  # video_folder: files that give no clip; "skip" names them
 
     def __post_init__(self) -> None:
         for key in ("frames", "stride"):

@@ -58,14 +58,15 @@ class VideoFolder:
 def video_folder(data: "Data", split: str) -> VideoFolder:
     """Your own videos: files `data_dir/split/class/*.mp4` (or .mkv, .webm, .avi, .mov and others).
 
-    The classes are the folders of `train_split`, in alphabetical order. With `video.unreadable="skip"` a clip
+    The classes are the folders of `train_split`, in alphabetical order. With `unreadable="skip"` a clip
     of every file is tried once, and files that give none are named in the log and left out.
     """
-    return _opened(Path(str(data.data_dir)), split, data.train_split, data.video, data.threads)
+    skip = data.unreadable == "skip"
+    return _opened(Path(str(data.data_dir)), split, data.train_split, data.video, skip, data.threads)
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(root: Path, split: str, train_split: str, video: Video, threads: int) -> VideoFolder:
+def _opened(root: Path, split: str, train_split: str, video: Video, skip: bool, threads: int) -> VideoFolder:
     classes, here = _folders(root, train_split), _folders(root, split)
     for name in here:
         if name not in classes:
@@ -73,7 +74,7 @@ def _opened(root: Path, split: str, train_split: str, video: Video, threads: int
                 f"data_dir={str(root)!r}: {split}/{name} is no class: {train_split} has no such folder"
             )
     found = [(file, label) for label, name in enumerate(classes) for file in _files(root / split / name)]
-    if video.unreadable == "skip":
+    if skip:
         found = _readable(found, root, split, video, threads)
     labels = np.array([label for _, label in found], np.int32)
     counts = np.bincount(labels, minlength=len(classes))
@@ -134,7 +135,7 @@ def read_clip(path: Path, video: Video, place: float) -> np.ndarray:
     """
     import av
 
-    advice = "repair or remove it, or set data.video.unreadable='skip'"
+    advice = "repair or remove it, or set data.unreadable='skip'"
     try:
         with av.open(str(path)) as file:
             if not file.streams.video:

@@ -172,13 +172,13 @@ BAD = {
 
 @pytest.mark.parametrize("shards", [False, True], ids=["folder", "tar"])
 def test_what_cannot_be_read_is_listed_and_left_out(
-    shards: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = write(tmp_path, FILES | BAD, shards)
     skipping = Data(**{**vars(data), "unreadable": "skip"})
     assert len(open_source(skipping, "train")) == 4
-    said = capsys.readouterr().err
-    assert "5 of 9 pairs are left out" in said
+    said = caplog.text
+    assert "5 of 9 pairs are skipped" in said
     for fault in ("eel.png: is not a readable image", "emu.txt: has no caption", "fly.txt: is not text"):
         assert fault in said
     assert "gnu.png: has no caption beside it" in said and "hen.txt: has no image beside it" in said

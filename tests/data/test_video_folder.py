@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -48,8 +49,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "films"
 
 
-def data_of(folder: Path, **video: object) -> Data:
+def data_of(folder: Path, unreadable: Literal["fail", "skip"] = "fail", **video: object) -> Data:
     return Data(
+        unreadable=unreadable,
         name="video_folder",
         data_dir=str(folder),
         batch_size=8,
