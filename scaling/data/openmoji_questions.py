@@ -47,7 +47,7 @@ class Asked:
 def openmoji_answers(data: "Data", split: str) -> Asked:
     """What skin tone, and a man or a woman? One answer of seven (`ANSWERS`) about one drawing.
 
-    Most drawings are asked both, so that the drawing alone does not give the answer.
+    Many drawings are asked both, so that a drawing alone does not give the answer.
     """
     drawn = openmoji(data, split)
     asked = [

@@ -124,11 +124,12 @@ def test_a_config_survives_json() -> None:
 
 
 def write_pairs(folder: Path, package: Path) -> None:
-    """Four pairs, and a package with a vocabulary of CLIP's form."""
+    """Four pairs with a vocabulary of BERT's form, and a package with one of CLIP's."""
     (folder / "train").mkdir(parents=True)
     for i in range(4):
         Image.new("RGB", (8, 8)).save(folder / "train" / f"{i}.png")
         (folder / "train" / f"{i}.txt").write_text(f"number {i}")
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nnumber\n")
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(b"#version\nn u\n"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scaling.errors import UserError
+from scaling.models.vilt import ViLT
 from scaling.objectives import classification, make
 from scaling.objectives.base import Extras, Loss
 from scaling.objectives.classification import Classification
@@ -246,6 +247,58 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_objectives_are_named() -> None:
-    known = "classification, diffusion, autoencoder, frozen"
+    known = "classification, contrastive, diffusion, autoencoder, vision_language, frozen"
     with pytest.raises(UserError, match=f"^objective='regression': must be one of {known}$"):
         make("regression", Linear())
+
+
+def _asked(tasks: tuple[str, ...]) -> tuple[Any, dict[str, jax.Array]]:
+    """A tiny ViLT, and 16 texts whose first word is the label, of an image or of two."""
+    model: Any = ViLT(
+        patch=2, width=16, depth=1, heads=2, vocabulary=8, length=4, num_classes=2, tasks=tasks, resolution=4
+    )  # type: ignore[arg-type]
+    label = jnp.arange(16) % 2
+    image = images(32 if "nlvr2" in tasks else 16, channels=3)
+    return model, {
+        "image": image.reshape(16, 2, 4, 4, 3) if "nlvr2" in tasks else image,
+        "label": label,
+        "text": jnp.zeros((16, 4), jnp.int32).at[:, 1].set(2 + label),
+        "text_mask": jnp.ones((16, 4), bool),
+    }
+
+
+@pytest.mark.parametrize("head", ["vqa", "nlvr2"])
+def test_answers_and_paired_reasoning_learn_from_text(head: str) -> None:
+    """What only the text tells is learned in a few steps; the loss is the cross-entropy of that head."""
+    model, batch = _asked((head,))
+    task = Classification(model)
+    params = task.init(jax.random.key(0), batch)["params"]
+
+    @jax.jit
+    def step(params: Any) -> Any:
+        value, grads = jax.value_and_grad(lambda p: task.loss(p, Extras(), batch, KEY, True).value)(params)
+        return value, jax.tree.map(lambda p, g: p - 5e-3 * jnp.sign(g), params, grads)
+
+    out: Any = jax.jit(model.apply)(
+        {"params": params},
+        jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1,
+        batch["text"],
+        batch["text_mask"],
+    )
+    first, params = step(params)
+    right = jax.nn.log_softmax(out[head])[jnp.arange(16), batch["label"]]
+    assert float(first) == pytest.approx(-float(right.mean()), rel=1e-4)
+    for _ in range(40):
+        last, params = step(params)
+    assert float(last) < 0.5 * float(first)
+    np.testing.assert_array_equal(task.logits(params, Extras(), batch).argmax(axis=1), batch["label"])
+
+
+def test_what_a_model_that_reads_texts_needs_is_said() -> None:
+    model, batch = _asked(("vqa",))
+    with pytest.raises(UserError, match=r"tasks=\('itm',\): model\.tasks must have vqa or nlvr2"):
+        Classification(model.clone(tasks=("itm",)))
+    with pytest.raises(UserError, match=r"mixup=0\.2.*: texts cannot be mixed"):
+        Classification(model, mixup=0.2)
+    with pytest.raises(UserError, match=r"classification: the task vqa needs texts"):
+        Classification(model).init(KEY, {"image": batch["image"]})

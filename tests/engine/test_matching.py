@@ -1,0 +1,131 @@
+"""Right and wrong captions of a split: the same for every batch size, and counted once."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling import data
+from scaling.engine import build, config, state
+from scaling.engine.evaluate import Metrics
+from scaling.engine.matching import Matching, most_frequent, split_tokens, wrong_captions
+from scaling.engine.retrieval import Retrieval
+from scaling.engine.scoring import pair_scores
+from scaling.errors import UserError
+
+TINY = str(Path(__file__).parents[1] / "tiny_vilt.py")
+TOKENS = ("text", "text_mask")
+
+
+@pytest.fixture(scope="module")
+def built() -> build.Built:
+    return build.build(config.load(TINY))
+
+
+@pytest.fixture(scope="module")
+def weights(built: build.Built) -> Any:
+    """Not so small that every score is the same."""
+    fresh = state.inference(state.init(built))
+    leaves, tree = jax.tree.flatten(fresh["params"])
+    rng = np.random.default_rng(0)
+    noisy = [x + 0.3 * jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in leaves]
+    return {**fresh, "params": jax.tree.unflatten(tree, noisy)}
+
+
+def forward(built: build.Built, weights: Any, images: np.ndarray, tokens: dict[str, np.ndarray]) -> Any:
+    x = jnp.asarray(images, jnp.float32) / 127.5 - 1
+    out = jax.jit(built.model.apply)({"params": weights["params"]}, x, *(tokens[name] for name in TOKENS))
+    return {name: np.asarray(value) for name, value in out.items()}
+
+
+def test_wrong_captions_are_others_and_each_as_often() -> None:
+    text = np.stack([np.arange(50) // 2, np.arange(50) // 2], axis=1)  # each caption twice
+    found = wrong_captions(text, 3)
+    assert found.shape == (50, 3)
+    assert all((text[others] != text[row]).any(axis=1).all() for row, others in enumerate(found))
+    assert all(len(set(others.tolist())) == 3 for others in found)
+    assert np.bincount(found[:, 0], minlength=50).max() <= 2
+    np.testing.assert_array_equal(wrong_captions(text, 3), found)
+    assert wrong_captions(text, 48).shape == (50, 48)
+    with pytest.raises(UserError, match=r"needs 49 wrong captions of an image, and has 48"):
+        wrong_captions(text, 49)
+
+
+def test_metrics_are_those_of_the_split_by_hand_and_of_any_batch_size(
+    built: build.Built, weights: Any
+) -> None:
+    found = {}
+    for size in (512, 104):  # with padding, and with another share of it
+        evaluator = Matching(batch_size=size)
+        evaluator.check("val", built)
+        found[size] = evaluator.run("val", built, weights, Path(), 0, lambda: None)
+    assert found[104] == pytest.approx(found[512], rel=1e-5)
+
+    source: Any = data.open_source(built.config.data, "test")
+    images = source.read(np.arange(500))["image"]
+    tokens = split_tokens(built.config.data, "test")
+    wrong = wrong_captions(tokens["text"], 3)[:, 0]
+    right = forward(built, weights, images, tokens)["itm"].argmax(axis=1) == 1
+    other = {name: tokens[name][wrong] for name in TOKENS}
+    left = forward(built, weights, images, other)["itm"].argmax(axis=1) == 0
+    assert found[512]["val_itm_accuracy"] == pytest.approx((right.mean() + left.mean()) / 2, abs=1e-6)
+
+    hidden = np.asarray(built.task.hidden_words({k: jnp.asarray(v) for k, v in tokens.items()}))  # type: ignore[attr-defined]
+    train: Any = data.open_source(built.config.data, "train")
+    words = source.tokenizer([texts[0] for texts in train.pairs.captions(np.arange(len(train)))])
+    common = np.bincount(words["text"][words["text_word"] >= 0]).argmax()
+    assert most_frequent(built.config.data) == common
+    assert found[512]["val_mlm_unigram"] == pytest.approx((tokens["text"][hidden] == common).mean(), abs=1e-9)
+    seen = {**tokens, "text": np.where(hidden, built.info.text.mask, tokens["text"])}  # type: ignore[union-attr]
+    named = forward(built, weights, images, seen)["mlm"].argmax(axis=-1)
+    accuracy = (named == tokens["text"])[hidden].mean()
+    assert found[512]["val_mlm_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_every_pair_is_scored_and_the_right_one_ranked(built: build.Built, weights: Any) -> None:
+    scores = pair_scores(built, weights, "test", 16, 21, lambda: None)
+    assert scores.shape == (21, 21)
+    source = data.open_source(built.config.data, "test")
+    images = source.read(np.arange(21))["image"]
+    tokens = {name: column[:21] for name, column in split_tokens(built.config.data, "test").items()}
+    for caption in (0, 7, 20):
+        same = {name: np.repeat(column[caption : caption + 1], 21, axis=0) for name, column in tokens.items()}
+        expected = forward(built, weights, images, same)["retrieval"][:, 0]
+        np.testing.assert_allclose(scores[:, caption], expected, atol=1e-4)
+    evaluator = Retrieval(batch_size=16, pairs=21)
+    evaluator.check("pairs", built)
+    found = evaluator.run("pairs", built, weights, Path(), 0, lambda: None)
+    own = np.diag(scores)
+    for way, rows in (("i2t", scores), ("t2i", scores.T)):
+        before = (rows > own[:, None]).sum(axis=1)
+        for k in (1, 5, 10):
+            assert found[f"pairs_{way}_r{k}"] == pytest.approx((before < k).mean(), abs=1e-6)
+    assert len(found) == 6
+
+
+def test_what_does_not_fit_is_said_before_training(built: build.Built) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.val\.kind='metrics': must be matching"):
+        Metrics().check("val", built)
+    with pytest.raises(UserError, match=r"evaluate\.val\.batch_size=12"):
+        Matching(batch_size=12).check("val", built)
+    with pytest.raises(UserError, match=r"pairs=0: must be at least 1"):
+        Retrieval(pairs=0)
+    words = build.build(config.load(TINY, {"objective.itm": 0.0, "objective.retrieval": 0.0}))
+    with pytest.raises(UserError, match=r"evaluate\.pairs: scores pairs"):
+        Retrieval().check("pairs", words)
+    with pytest.raises(UserError, match=r"objective\.mlm=1\.0: the tokenizer has no \[MASK\]"):
+        build.build(config.load(TINY, {"data.text.kind": "clip"}))
+    digits = build.build(config.load(str(Path(TINY).with_name("tiny_vit.py"))))
+    with pytest.raises(UserError, match=r"evaluate\.val: matches pairs, which objective classification"):
+        Matching().check("val", digits)
+
+
+def test_a_pass_is_what_an_example_costs(built: build.Built) -> None:
+    """Whatever the number of tasks, each of which takes one."""
+    one = build.build(config.load(TINY, {"objective.mlm": 0.0, "objective.retrieval": 0.0}))
+    both, itm = build.cost(built), build.cost(one)
+    assert both["gmacs"] == itm["gmacs"]
+    assert both["train_flops_per_step"] > 2 * itm["train_flops_per_step"]  # type: ignore[operator]
