@@ -131,7 +131,8 @@ def _model(config: Config, info: data.Info) -> Any:
     theirs: dict[str, Any] = {"resolution": height if height == width else (height, width)}
     if len(info.image_shape) == 4:
         theirs["frames"] = info.image_shape[0]
-    if config.trains and ("frames" in known) != ("frames" in theirs):
+    own_check = "tasks" in known  # of a model that reads two images for one of its tasks
+    if config.trains and not own_check and ("frames" in known) != ("frames" in theirs):
         takes, there = ("videos", "images") if "frames" in known else ("images", "videos")
         raise UserError(f"model.family={config.model.name!r}: takes {takes}, and {info.name} holds {there}")
     if info.num_classes:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models.clip import Embeddings
+from scaling.models.layers import constrain
 from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, stream, summarise
 
 FAR = -1e9  # a logit that no sum of exponentials notices
@@ -120,7 +121,8 @@ def split(x: jax.Array, size: int, key: str) -> jax.Array:
     rows = x.shape[0]
     if rows % size:
         raise UserError(f"{key}={size}: must divide the batch of {rows}")
-    return jnp.moveaxis(x.reshape(size, rows // size, *x.shape[1:]), 1, 0)
+    parts = jnp.moveaxis(x.reshape(size, rows // size, *x.shape[1:]), 1, 0)
+    return constrain(parts, None, "batch", *(None,) * (x.ndim - 1))
 
 
 def joined(x: jax.Array) -> jax.Array:

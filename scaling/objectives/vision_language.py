@@ -55,11 +55,11 @@ class VisionLanguage:
         for key in (*TASKS, "hardness"):
             if getattr(self, key) < 0.0:
                 raise UserError(f"{key}={getattr(self, key)}: must be at least 0")
-        if not self._tasks:
+        if not self._weights:
             raise UserError(f"{TASKS[0]}=0.0: one of {', '.join(TASKS)} must have a weight")
-        for task in self._tasks:
+        for task, weight in self._weights.items():
             if task not in heads:
-                raise UserError(f"{task}={getattr(self, task)}: model.tasks={heads} must have {task}")
+                raise UserError(f"{task}={weight}: model.tasks={heads} must have {task}")
         if not 0.0 < self.share < 1.0:
             raise UserError(f"share={self.share}: must be between 0 and 1")
         if self.captions < 1:
@@ -68,8 +68,10 @@ class VisionLanguage:
             raise UserError(f"mlm={self.mlm}: the tokenizer has no [MASK]; use data.text.kind='wordpiece'")
 
     @property
-    def _tasks(self) -> tuple[str, ...]:
-        return tuple(task for task in TASKS if getattr(self, task) > 0.0)
+    def _weights(self) -> dict[str, float]:
+        """Of the tasks that are learned."""
+        given = zip(TASKS, (self.itm, self.mlm, self.mpp, self.retrieval), strict=True)
+        return {task: weight for task, weight in given if weight > 0.0}
 
     @property
     def wrong(self) -> int:
@@ -106,12 +108,13 @@ class VisionLanguage:
         one = real.astype(jnp.float32)
         total = jnp.zeros(one.shape)
         weighed: dict[str, tuple[jax.Array, jax.Array]] = {}
-        for task in self._tasks:
+        parts = dict(zip(TASKS, (self._itm, self._mlm, self._mpp, self._retrieval), strict=True))
+        for task, weight in self._weights.items():
             rngs = {"dropout": stream(rng, f"{task} dropout")} if train else {}
-            cost, metrics = getattr(self, f"_{task}")(
+            cost, metrics = parts[task](
                 self._see(params, extras, rngs), batch, stream(rng, task), real, train
             )
-            total = total + getattr(self, task) * cost
+            total = total + weight * cost
             weighed |= {task: (cost, one), **metrics}
         weighed = {"loss": (total, one), **weighed}
         # Not a product alone: a row that is not real may hold anything.

@@ -3,7 +3,9 @@
 import ast
 import dataclasses
 import gzip
+import io
 import re
+import tarfile
 from pathlib import Path
 
 import jax
@@ -124,12 +126,16 @@ def test_a_config_survives_json() -> None:
 
 
 def write_pairs(folder: Path, package: Path) -> None:
-    """Four pairs with a vocabulary of BERT's form, and a package with one of CLIP's."""
+    """1,100 pairs (32 epochs are one step of CLIP), and a package with a vocabulary of its form."""
     (folder / "train").mkdir(parents=True)
-    for i in range(4):
-        Image.new("RGB", (8, 8)).save(folder / "train" / f"{i}.png")
-        (folder / "train" / f"{i}.txt").write_text(f"number {i}")
-    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nnumber\n")
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    with tarfile.open(folder / "train" / "0.tar", "w") as shard:
+        for i in range(1100):
+            for name, content in ((f"{i}.png", image.getvalue()), (f"{i}.txt", b"a number")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(b"#version\nn u\n"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scaling import data
-from scaling.engine import build, config, state
+from scaling.engine import build, config, sharding, state
 from scaling.engine.evaluate import Metrics
 from scaling.engine.matching import Matching, most_frequent, split_tokens, wrong_captions
 from scaling.engine.retrieval import Retrieval
@@ -129,3 +129,20 @@ def test_a_pass_is_what_an_example_costs(built: build.Built) -> None:
     both, itm = build.cost(built), build.cost(one)
     assert both["gmacs"] == itm["gmacs"]
     assert both["train_flops_per_step"] > 2 * itm["train_flops_per_step"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("about", "classes", "images"), [("answers", 7, ()), ("both", 2, (2,))])
+def test_questions_about_drawings_take_a_step(about: str, classes: int, images: tuple[int, ...]) -> None:
+    """The config builds for both heads, its shapes are the data's, and the loss has a gradient everywhere."""
+    overrides = {"data.image_size": 8, "data.batch_size": 8, "model.depth": 1, "data.text.size": 600}
+    path = Path(TINY).parents[1] / f"configs/openmoji_questions.py:{about}"
+    built = build.build(config.load(str(path), overrides))
+    assert (built.info.num_classes, built.info.image_shape) == (classes, (*images, 8, 8, 3))
+    place = sharding.batch_sharding(built.mesh, 8, "batch_size")
+    batch = next(data.train_batches(built.config.data, 0, 0, place))
+    fresh = state.init(built)
+    before = jax.tree.map(np.asarray, fresh.params)
+    after, metrics = state.make_step(built)(fresh, batch, state.scalars(built))
+    assert float(metrics["loss"]) == pytest.approx(np.log(built.model.num_classes), rel=0.05)
+    assert float(metrics["grad_norm"]) > 0 and int(after.step) == 1
+    assert jax.tree.structure(after.params) == jax.tree.structure(before)

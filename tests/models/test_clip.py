@@ -160,7 +160,7 @@ def test_the_modified_resnet_is_a_tower_of_the_same_model() -> None:
     variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
     apply = jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     out, new = apply(variables, **inputs)
-    assert [e.shape for e in out] == [(3, 10), (3, 10), ()]
+    assert [e.shape for e in out[:3]] == [(3, 10), (3, 10), ()]
     assert_allclose(np.linalg.norm(out.image, axis=1), 1, rtol=1e-5)
     assert largest_error(new["batch_stats"], variables["batch_stats"]) > 0.01
     jax.eval_shape(model.apply, variables, **inputs)  # in evaluation nothing needs to be mutable
@@ -239,7 +239,11 @@ def test_inputs_follow_their_options() -> None:
 @pytest.mark.parametrize(
     ("variant", "options", "message"),
     [
-        ("ViT-B", {}, "variant='ViT-B': must be RN50, RN101, RN50x4, or ViT-B or ViT-L and /PATCH"),
+        (
+            "ViT-B",
+            {},
+            "variant='ViT-B': must be RN50, RN101, RN50x4, or one of ViT-B, ViT-L, ViT-F, ",
+        ),
         ("RN50/32", {}, "variant='RN50/32': must be RN50"),
         ("ViT-H/14", {}, "variant='ViT-H/14': must be RN50"),
         ("ViT-B/32", {"text_dept": 3}, r"model\.text_dept: no such key; did you mean model\.text_depth\?"),

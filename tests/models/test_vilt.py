@@ -221,7 +221,7 @@ def test_inputs_follow_the_options() -> None:
 @pytest.mark.parametrize(
     ("variant", "options", "message"),
     [
-        ("L/32", {}, r"variant='L/32': must be SIZE/PATCH with a SIZE of B, T"),
+        ("L/32", {}, r"variant='L/32': must be SIZE/PATCH with a SIZE of B, A, F, P, T"),
         ("B/32", {"task": "itm"}, r"model\.task: no such key; did you mean model\.tasks\?"),
         ("B/32", {"tasks": ("gqa",)}, r"model\.tasks\[0\]='gqa': must be one of itm, mlm, mpp, vqa"),
         ("B/32", {"length": 0}, r"model\.length=0: must be positive"),

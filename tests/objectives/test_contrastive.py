@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scaling.engine import config, sharding
 from scaling.errors import UserError
 from scaling.models import clip, vit
 from scaling.models.clip import Embeddings
@@ -78,7 +79,7 @@ def test_losses_against_a_loop(form: str, chunk: int, count: int) -> None:
 
 def assert_close(a: jax.Array, b: jax.Array) -> None:
     """To float32's rounding of the array's own size: single entries may be differences of larger ones."""
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
+    np.testing.assert_allclose(a, b, rtol=0, atol=max(1e-6, 1e-5 * float(jnp.abs(b).max())))
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
@@ -133,7 +134,7 @@ def test_cached_gradients_need_less_memory() -> None:
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("options", [{}, {"chunk": 8}, {"chunk": 8, "microbatch": 8}])
 def test_eight_devices(form: str, options: dict[str, int]) -> None:
-    checks.check_eight_devices(task(form, **options), pairs(32))
+    checks.check_eight_devices(task(form, **options), pairs(32), scale=4.0)
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
@@ -173,14 +174,15 @@ def test_no_embedding_is_gathered_into_square_logits() -> None:
     """On eight devices no array of the compiled gradient has the size of all logits of the batch."""
     of, batch = task("softmax", chunk=8), pairs(64)
     params = jax.jit(of.init)(jax.random.key(0), batch)["params"]
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    mesh = sharding.make_mesh(config.Mesh())
+    place = sharding.batch_sharding(mesh, 64, "batch_size")
 
     def loss(params: Any, batch: Any) -> jax.Array:
         return of.loss(params, Extras(), batch, checks.KEY, True).value
 
     placed = jax.device_put(batch, place)
-    text = jax.jit(jax.grad(loss)).lower(params, placed).compile().as_text()
+    step = jax.jit(sharding.on(mesh, jax.grad(loss)))
+    text = step.lower(params, placed).compile().as_text()
     assert "f32[64,64]" not in text and "f32[8,64]" not in text and "f32[1,64]" in text
 
 

@@ -217,7 +217,7 @@ def test_bad_options(options: dict[str, Any], said: str) -> None:
 
 def test_what_is_needed_is_said(weights: Any) -> None:
     task = VisionLanguage(MODEL, **ALL)
-    with pytest.raises(UserError, match=r"vision_language: needs captions"):
+    with pytest.raises(UserError, match=r"vision_language: needs images with captions"):
         task.init(KEY, {"image": jnp.zeros((1, 4, 4, 3))})
     with pytest.raises(UserError, match=r"needs wrong captions"):
         task.loss(weights, Extras(), pairs(2), KEY, False)
