@@ -143,6 +143,7 @@ def test_questions_about_drawings_take_a_step(about: str, classes: int, images: 
     fresh = state.init(built)
     before = jax.tree.map(np.asarray, fresh.params)
     after, metrics = state.make_step(built)(fresh, batch, state.scalars(built))
-    assert float(metrics["loss"]) == pytest.approx(np.log(built.model.num_classes), rel=0.05)
+    # Near chance: eight examples, and logits of a fresh head that are a few tenths apart.
+    assert float(metrics["loss"]) == pytest.approx(np.log(built.model.num_classes), abs=0.1)
     assert float(metrics["grad_norm"]) > 0 and int(after.step) == 1
     assert jax.tree.structure(after.params) == jax.tree.structure(before)
