@@ -126,13 +126,15 @@ def made_for(config: Config) -> data.Info:
 def _model(config: Config, info: data.Info) -> Any:
     """The model, with the data's classes, resolution and texts where the config leaves them open."""
     family, options = models.MODELS[config.model.name], dict(config.model.options)
-    known = {f.name for f in dataclasses.fields(family.MODULE)} if config.trains else ()
+    if not config.trains:  # what there is of it says what it is
+        return models.make(config.model.name, config.model.variant, **options)
+    known = {f.name for f in dataclasses.fields(family.MODULE)}
     height, width = info.image_shape[-3:-1]
     theirs: dict[str, Any] = {"resolution": height if height == width else (height, width)}
     if len(info.image_shape) == 4:
         theirs["frames"] = info.image_shape[0]
     own_check = "tasks" in known  # of a model that reads two images for one of its tasks
-    if config.trains and not own_check and ("frames" in known) != ("frames" in theirs):
+    if not own_check and ("frames" in known) != ("frames" in theirs):
         takes, there = ("videos", "images") if "frames" in known else ("images", "videos")
         raise UserError(f"model.family={config.model.name!r}: takes {takes}, and {info.name} holds {there}")
     if info.num_classes:

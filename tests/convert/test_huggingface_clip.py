@@ -119,5 +119,7 @@ def test_a_folder_for_another_resolution_is_resized(saved: Any) -> None:
     assert said == ["image/positions: resized from 3x3 to 5x5 patches"]
     x = np.random.default_rng(0).standard_normal((2, 20, 20, 3)).astype(np.float32)
     at_run_time = parity.jit(MODEL.apply)(variables, x, TEXT)
-    for a, b in zip(parity.jit(wanted.apply)(made, x, TEXT), at_run_time, strict=True):
+    for a, b in zip(
+        *map(jax.tree.leaves, (parity.jit(wanted.apply)(made, x, TEXT), at_run_time)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
