@@ -14,8 +14,7 @@ import numpy as np
 
 from scaling.data import sources
 from scaling.data.sources import ArraySource, Columns
-from scaling.data.transforms import generators
-from scaling.data.video import PLACE
+from scaling.data.transforms import HELD, PLACE, generators
 
 if TYPE_CHECKING:
     from scaling.data.options import Data
@@ -30,7 +29,6 @@ MOTIONS = {  # name -> pixels (down, right) from a frame of the video to the nex
     "up right": (-1, 1),
     "down left": (1, -1),
 }
-HELD = 4  # purpose of `generators`: the one clip of an example that evaluation sees
 
 
 @dataclass(frozen=True)

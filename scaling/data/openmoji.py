@@ -64,10 +64,16 @@ def openmoji_tones(data: "Data", split: str) -> ArraySource:
     The splits are those of `openmoji`.
     """
     drawn = openmoji(data, split)
-    tones = [[tone for tone in TONES if f" {tone} skin tone" in f" {name}"] for name in drawn.names]
-    rows = [row for row, found in enumerate(tones) if len(found) == 1]
-    labels = np.array([TONES.index(tones[row][0]) for row in rows], np.int32)
+    tones = [tone_of(name) for name in drawn.names]
+    rows = [row for row, tone in enumerate(tones) if tone is not None]
+    labels = np.array([TONES.index(tone) for tone in tones if tone is not None], np.int32)
     return ArraySource("openmoji_tones", len(TONES), drawn.images[rows], labels)
+
+
+def tone_of(name: str) -> str | None:
+    """The skin tone that a drawing of this name shows: None where it shows none, or several."""
+    tones = [tone for tone in TONES if f" {tone} skin tone" in f" {name}"]
+    return tones[0] if len(tones) == 1 else None
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scaling.data.openmoji import TONES, openmoji
+from scaling.data.openmoji import TONES, openmoji, tone_of
 from scaling.data.sources import Columns
 
 if TYPE_CHECKING:
@@ -87,6 +87,5 @@ def openmoji_both(data: "Data", split: str) -> Asked:
 
 def attributes(name: str) -> tuple[str, ...]:
     """What of `ANSWERS` a drawing of this name shows: its skin tone where it has one, and man or woman."""
-    tones = [tone for tone in TONES if f" {tone} skin tone" in f" {name}"]
-    people = [person for person in PEOPLE if person in name.split()]
-    return tuple(found[0] for found in (tones, people) if len(found) == 1)
+    tone, people = tone_of(name), [person for person in PEOPLE if person in name.split()]
+    return (*([tone] if tone else []), *(people if len(people) == 1 else []))

@@ -7,11 +7,9 @@ are not unpacked: their members are found once, and read where they lie.
 
 import functools
 import io
-import logging
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from scaling.data.folders import SKIP, readable, split_folder
 from scaling.data.sources import Columns
 from scaling.errors import UserError
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from scaling.data.options import Data
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,9 +74,6 @@ def decoded(part: Part) -> np.ndarray:
         raise UserError(f"{part}: is not a readable image ({reason}); mend it, or {SKIP}") from None
 
 
-SKIP = "give data.unreadable='skip'"
-
-
 def lines(part: Part) -> tuple[str, ...]:
     """The captions. Raises UserError, naming the file, where it has none, or is not text."""
     try:
@@ -93,53 +87,40 @@ def lines(part: Part) -> tuple[str, ...]:
 
 def pair_files(data: "Data", split: str) -> FilePairs:
     """The split of that folder. With `data.unreadable="skip"` every pair is tried once, bad ones listed."""
-    root = Path(str(data.data_dir))
-    if not (root / split).is_dir():
-        there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        raise UserError(f"split {split!r}: {root} has {', '.join(there) or 'no folders'}; give one per split")
-    return _open(root, split, data.unreadable == "skip", data.threads)
+    folder = split_folder(Path(str(data.data_dir)), split, "pairs and shards")
+    return _open(folder, data.unreadable == "skip", data.threads)
 
 
 @functools.lru_cache(maxsize=4)
-def _open(root: Path, split: str, skip: bool, threads: int) -> FilePairs:
+def _open(folder: Path, skip: bool, threads: int) -> FilePairs:
     found: dict[str, dict[str, Part]] = defaultdict(dict)
-    for key, kind, part in _parts(root / split):
+    for key, kind, part in _parts(folder):
         if kind in found[key]:
             raise UserError(f"{part}: has the name of {found[key][kind]}; give each pair its own")
         found[key][kind] = part
     if not found:
-        raise UserError(f"data_dir={str(root)!r}: {split} has no pairs, such as a.jpg and a.txt, or shards")
-    faults = {}
-    for key, parts in found.items():
-        if len(parts) < 2:
-            (part,) = parts.values()
-            faults[key] = f"{part}: has no {'caption' if 'image' in parts else 'image'} beside it"
-    if faults and not skip:
-        raise UserError(f"{next(iter(faults.values()))}; give both, or {SKIP}")
-    keys = [key for key in sorted(found) if key not in faults]
+        raise UserError(f"data_dir: {folder} has no pairs, such as a.jpg and a.txt, or shards")
+    keys = sorted(found)
     if skip:
-        with ThreadPoolExecutor(threads) as pool:
-            checked = pool.map(lambda key: _fault(found[key]["image"], found[key]["text"]), keys)
-            faults |= {key: fault for key, fault in zip(keys, checked, strict=True) if fault}
-        keys = [key for key in keys if key not in faults]
-        _say(root / split, list(faults.values()), len(found))
-    images, texts = (tuple(found[key][kind] for key in keys) for kind in ("image", "text"))
-    if not images:
-        raise UserError(f"data_dir={str(root)!r}: of {len(found)} pairs of {split} none can be read")
-    return FilePairs(root.name, images, texts)
+        keys = readable(keys, lambda key: _read(found[key]), f"pairs of {folder}", threads)
+    if not keys:
+        raise UserError(f"data_dir: of {len(found)} pairs of {folder} none can be read")
+    images, texts = zip(*(_both(found[key]) for key in keys), strict=True)
+    return FilePairs(folder.parent.name, images, texts)
 
 
-def _fault(image: Part, text: Part) -> str:
-    try:
-        decoded(image), lines(text)
-    except UserError as e:
-        return str(e).split("; ")[0]
-    return ""
+def _both(parts: Mapping[str, Part]) -> tuple[Part, Part]:
+    """A pair's image and its text. Raises UserError for half a pair."""
+    if len(parts) < 2:
+        (part,) = parts.values()
+        other = "caption" if "image" in parts else "image"
+        raise UserError(f"{part}: has no {other} beside it; give both, or {SKIP}")
+    return parts["image"], parts["text"]
 
 
-def _say(folder: Path, faults: list[str], count: int) -> None:
-    if faults:
-        log.warning("%s: %d of %d pairs are skipped: %s", folder, len(faults), count, "; ".join(faults))
+def _read(parts: Mapping[str, Part]) -> None:
+    image, text = _both(parts)
+    decoded(image), lines(text)
 
 
 def _parts(folder: Path) -> Iterator[tuple[str, str, Part]]:

@@ -6,9 +6,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from scaling.data.sources import Columns, Source
+from scaling.data.sources import Columns, Source, Wrapped
 from scaling.data.text import Tokenizer
-from scaling.data.transforms import generators
+from scaling.data.transforms import CAPTION, generators
 from scaling.errors import UserError
 
 LEARNED_FROM = 100_000  # examples whose captions a vocabulary is learned from, at most
@@ -22,43 +22,30 @@ class Pairs(Source, Protocol):
 
 
 @dataclass(frozen=True)
-class Tokenized:
+class Tokenized(Wrapped):
     """Pairs whose columns have their captions as tokens (`Tokenizer`).
 
     Of an image's captions training draws one, and evaluation takes the first.
     """
 
-    pairs: Pairs
+    source: Pairs
     tokenizer: Tokenizer
-
-    @property
-    def name(self) -> str:
-        return self.pairs.name
-
-    @property
-    def num_classes(self) -> int:
-        return self.pairs.num_classes
-
-    @property
-    def image_shape(self) -> tuple[int | None, ...]:
-        return self.pairs.image_shape
-
-    def __len__(self) -> int:
-        return len(self.pairs)
 
     def read(self, indices: np.ndarray) -> Columns:
         return self._columns(indices, [0] * len(indices))
 
     def draw(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
-        return self._columns(indices, [int(rng.integers(2**31)) for rng in generators(seed, positions)])
+        return self._columns(
+            indices, [int(rng.integers(2**31)) for rng in generators(seed, positions, CAPTION)]
+        )
 
     def _columns(self, indices: np.ndarray, chosen: list[int]) -> Columns:
-        several = self.pairs.captions(indices)  # of each image
+        several = self.source.captions(indices)  # of each image
         for index, captions in zip(indices.tolist(), several, strict=True):
             if not captions:
                 raise UserError(f"{self.name}: example {index} has no caption; leave it out, or give it one")
         texts = [captions[i % len(captions)] for captions, i in zip(several, chosen, strict=True)]
-        return {**self.pairs.read(indices), **self.tokenizer(texts)}
+        return {**self.source.read(indices), **self.tokenizer(texts)}
 
 
 def all_captions(pairs: Pairs) -> Iterator[str]:

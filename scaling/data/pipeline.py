@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scaling.data.options import Data, image_shape, open_source, open_views
-from scaling.data.sources import Columns, Drawn, Source
-from scaling.data.transforms import transform
+from scaling.data.sources import Columns, Source, drawn
+from scaling.data.transforms import EPOCH, transform
 from scaling.errors import UserError
 
 if TYPE_CHECKING:  # importing scaling.data stays quick: the command line's --help needs no jax
@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # importing scaling.data stays quick: the command line's --he
     from jax.sharding import NamedSharding
 
 HostBatch = dict[str, np.ndarray]
-_ORDER = 0  # second word of the key: draws apart from those of augmentation (transforms.py)
 
 
 @functools.lru_cache(maxsize=4)
@@ -35,7 +34,7 @@ def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
     2011) are the same on every machine and NumPy version. Grain's own shuffle walks a 16-bit cipher for
     each example: 11 µs for each of 4,000 and 300 µs for each of 100, more than the rest of a batch.
     """
-    words = np.random.Philox(key=(seed, _ORDER), counter=(0, 0, epoch, 0)).random_raw(examples)
+    words = np.random.Philox(key=(seed, EPOCH), counter=(0, 0, epoch, 0)).random_raw(examples)
     order = np.argsort(words, kind="stable")
     order.flags.writeable = False
     return order
@@ -78,8 +77,7 @@ def train_rows(step: int, source: Source, data: Data, seed: int, rows: np.ndarra
     """The given rows of training step `step`: the source's columns, such as image uint8 [rows, H, W, C]."""
     positions = step * data.batch_size + rows
     indices = shuffled(positions, len(source), seed)
-    drawn = isinstance(source, Drawn)
-    columns = source.draw(indices, seed, positions) if drawn else source.read(indices)  # type: ignore[attr-defined]
+    columns = drawn(source, indices, seed, positions)
     return _batch(columns, data.augment, data.image_size or 0, seed, positions)
 
 

@@ -58,6 +58,35 @@ class Drawn(Source, Protocol):
         ...
 
 
+def drawn(source: Source, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
+    """What training sees of any source: drawn anew where it can be, else as it is."""
+    if isinstance(source, Drawn):
+        return source.draw(indices, seed, positions)
+    return source.read(indices)
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """Another source, seen differently."""
+
+    source: Any
+
+    @property
+    def name(self) -> str:
+        return str(self.source.name)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.source.num_classes)
+
+    @property
+    def image_shape(self) -> tuple[int | None, ...]:
+        return tuple(self.source.image_shape)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
 @dataclass(frozen=True)
 class ArraySource:
     """Images that fit in memory."""

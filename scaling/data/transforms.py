@@ -13,7 +13,13 @@ from PIL import Image
 
 from scaling.data.augment import AUTOAUGMENT, INCREASING, rand_augment, random_erasing, with_pillow
 
-_AUGMENT = 1  # second word of the key: draws apart from those of the order (pipeline.py)
+# What is drawn: second word of every key of the data, so that no two of these share a stream.
+EPOCH = 0  # the order of examples (pipeline.py)
+AUGMENT = 1
+PLACE = 2  # where a clip begins
+ORDER = 3  # of shuffled frames
+HELD = 4  # the one clip of an example that evaluation sees
+CAPTION = 5  # which of an image's
 
 
 class Transform(NamedTuple):
@@ -122,7 +128,7 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
-def generators(seed: int, positions: np.ndarray, purpose: int = _AUGMENT) -> Iterator[np.random.Generator]:
+def generators(seed: int, positions: np.ndarray, purpose: int = AUGMENT) -> Iterator[np.random.Generator]:
     """A generator for each position of the training stream: a function of (seed, purpose, position) alone.
 
     One Philox is moved from counter to counter, since making one takes seven times as long; so a

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from scaling.data.sources import Columns, Drawn, Source
-from scaling.data.transforms import TRANSFORMS, Transform, generators
+from scaling.data.sources import Columns, Source, Wrapped, drawn
+from scaling.data.transforms import ORDER, PLACE, TRANSFORMS, Transform, generators
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
     from scaling.data.options import Data
-
-PLACE, ORDER = 2, 3  # purposes of `generators`: where a clip begins, and the order of shuffled frames
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,7 @@ class Video:
 
     frames: int = 8  # of a clip
     stride: int = 1  # frames of the video from one frame of the clip to the next
-    shuffle: bool = (
-        False  # the frames of every clip in random order: a control, which motion does not survive
-    )
+    shuffle: bool = False  # the frames of every clip: a control, which motion does not survive
 
     def __post_init__(self) -> None:
         for key in ("frames", "stride"):
@@ -56,61 +52,27 @@ def begin(place: float, length: int, span: int) -> int:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Sampled(Wrapped):
     """Training sees a clip that begins anywhere, evaluation the one in the middle."""
 
-    clips: Clips
-
-    @property
-    def name(self) -> str:
-        return self.clips.name
-
-    @property
-    def num_classes(self) -> int:
-        return self.clips.num_classes
-
-    @property
-    def image_shape(self) -> tuple[int | None, ...]:
-        return self.clips.image_shape
-
-    def __len__(self) -> int:
-        return len(self.clips)
+    source: Clips
 
     def read(self, indices: np.ndarray) -> Columns:
-        return self.clips.read(indices)
+        return self.source.read(indices)
 
     def draw(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
-        return self.clips.at(indices, np.array([rng.random() for rng in generators(seed, positions, PLACE)]))
+        return self.source.at(indices, np.array([rng.random() for rng in generators(seed, positions, PLACE)]))
 
 
 @dataclass(frozen=True)
-class Shuffled:
+class Shuffled(Wrapped):
     """Clips with their frames in random order: what is left is what single frames tell."""
-
-    source: Source
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
-
-    @property
-    def image_shape(self) -> tuple[int | None, ...]:
-        return self.source.image_shape
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def read(self, indices: np.ndarray) -> Columns:
         return _shuffled(self.source.read(indices), generators(0, indices, ORDER))
 
     def draw(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
-        drawn = isinstance(self.source, Drawn)
-        columns = self.source.draw(indices, seed, positions) if drawn else self.source.read(indices)  # type: ignore[attr-defined]
-        return _shuffled(columns, generators(seed, positions, ORDER))
+        return _shuffled(drawn(self.source, indices, seed, positions), generators(seed, positions, ORDER))
 
 
 def _shuffled(columns: Columns, rngs: Iterable[np.random.Generator]) -> Columns:
@@ -122,25 +84,16 @@ def _shuffled(columns: Columns, rngs: Iterable[np.random.Generator]) -> Columns:
 
 
 @dataclass(frozen=True)
-class Views:
+class Views(Wrapped):
     """Every example seen `temporal` x `spatial` times: row r is view r % (temporal * spatial) of its example.
 
     In time, clips at even distances from the first to the last that fits (one: the middle); in space, squares
     at both ends and in the middle of the long side, of the size that evaluation's central crop has.
     """
 
-    source: Source
     data: "Data"
     temporal: int
     spatial: int
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:

@@ -2,15 +2,14 @@
 
 import bisect
 import functools
-import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scaling.data.folders import SKIP, folders, readable, split_folder
 from scaling.data.sources import Columns
 from scaling.data.video import Video, begin
 from scaling.errors import UserError
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from scaling.data.options import Data
 
 SUFFIXES = (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".wmv", ".flv")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +72,10 @@ def _opened(root: Path, split: str, train_split: str, video: Video, skip: bool, 
             )
     found = [(file, label) for label, name in enumerate(classes) for file in _files(root / split / name)]
     if skip:
-        found = _readable(found, root, split, video, threads)
+        # The last clip: a file that was cut short does not have it.
+        found = readable(
+            found, lambda entry: read_clip(entry[0], video, 1.0), f"videos of {root / split}", threads
+        )
     labels = np.array([label for _, label in found], np.int32)
     counts = np.bincount(labels, minlength=len(classes))
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
@@ -88,13 +88,7 @@ def _opened(root: Path, split: str, train_split: str, video: Video, skip: bool, 
 
 
 def _folders(root: Path, split: str) -> list[str]:
-    if not (root / split).is_dir():
-        there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        raise UserError(
-            f"split {split!r}: data_dir={str(root)!r} has {', '.join(there) or 'no folders'}; "
-            f"videos are looked for in {root / split}/CLASS"
-        )
-    names = sorted(path.name for path in (root / split).iterdir() if path.is_dir())
+    names = folders(split_folder(root, split, "folders of classes with videos"))
     if not names:
         raise UserError(f"split {split!r}: {root / split} holds no folders of classes")
     return names
@@ -102,27 +96,6 @@ def _folders(root: Path, split: str) -> list[str]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
-
-
-def _readable(
-    found: Sequence[tuple[Path, int]], root: Path, split: str, video: Video, threads: int
-) -> list[tuple[Path, int]]:
-    """Those that give a clip; the others are counted and named in the log."""
-
-    def fault(entry: tuple[Path, int]) -> str | None:
-        try:
-            read_clip(entry[0], video, 1.0)  # the last clip: a file that was cut short does not have it
-        except UserError as e:
-            return str(e).removeprefix(f"{entry[0]}: ").partition(";")[0]
-        return None
-
-    with ThreadPoolExecutor(threads) as pool:
-        faults = list(pool.map(fault, found))
-    bad = [f"{e[0].relative_to(root / split)} ({why})" for e, why in zip(found, faults, strict=True) if why]
-    if bad:
-        where = f"data_dir={str(root)!r}, split {split!r}"
-        log.warning("%s: %d of %d videos are skipped: %s", where, len(bad), len(found), ", ".join(bad))
-    return [entry for entry, why in zip(found, faults, strict=True) if why is None]
 
 
 def read_clip(path: Path, video: Video, place: float) -> np.ndarray:
@@ -135,7 +108,7 @@ def read_clip(path: Path, video: Video, place: float) -> np.ndarray:
     """
     import av
 
-    advice = "repair or remove it, or set data.unreadable='skip'"
+    advice = f"repair or remove it, or {SKIP}"
     try:
         with av.open(str(path)) as file:
             if not file.streams.video:

@@ -1,12 +1,8 @@
 """Weights from elsewhere as a run: `scaling train` of the same config goes on from them."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from scaling.engine import build, state, train
 from scaling.engine.checkpoint import Checkpoints
@@ -24,22 +20,10 @@ def adopt(built: build.Built, variables: Mapping[str, Any], out: Path, origin: s
     if (out / "config.json").exists():
         raise UserError(f"out={out}: holds a run; choose another folder, nothing is written over")
     with RunFolder(out) as folder:
-        fresh = state.init(built)
-        old = {"params": fresh.params, "collections": fresh.collections}
-        given = {"params": variables["params"]}
-        given["collections"] = {name: tree for name, tree in variables.items() if name != "params"}
-        new = _replaced(old, given)
-        averages = {name: jax.tree.map(jnp.copy, new) for name in fresh.ema}
-        adopted = dataclasses.replace(fresh, **new, ema=averages)
+        collections = {name: tree for name, tree in variables.items() if name != "params"}
+        adopted = state.with_weights(state.init(built), variables["params"], collections)
         with Checkpoints(out / "checkpoints") as checkpoints:
             checkpoints.save(0, adopted, {"step": 0, "data_position": 0, "config": built.config.raw})
         folder.steps = built.steps
         train.write_config(folder, built)
         folder.status("done", f"weights of {origin}")
-
-
-def _replaced(old: Any, new: Any) -> Any:
-    """`old` with the leaves that `new` has, where the old ones lived."""
-    if isinstance(old, Mapping):
-        return {key: _replaced(value, new[key]) if key in new else value for key, value in old.items()}
-    return jax.device_put(jnp.asarray(new, old.dtype), old.sharding)

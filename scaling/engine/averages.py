@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from scaling.engine import sharding
 from scaling.engine.build import Built
+from scaling.engine.evaluator import Pulse
 from scaling.objectives.base import Extras, stream
 
 
 def averages(
-    built: Built, weights: Mapping[str, Any], batches: Iterable[Any], pulse: Callable[[], None]
+    built: Built, weights: Mapping[str, Any], batches: Iterable[Any], pulse: Pulse
 ) -> dict[str, float]:
     """{metric: value} over the real examples of the batches, as evaluation measures them."""
     extras = Extras(collections=weights["collections"])

@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling import data
 from scaling.engine import autoencoder, features, sharding
 from scaling.engine.averages import averages
 from scaling.engine.build import Built
+from scaling.engine.evaluator import Evaluator, Pulse
 from scaling.engine.images import write_grid
 from scaling.engine.linear import Linear
 from scaling.engine.matching import Matching
@@ -26,37 +25,28 @@ from scaling.objectives.diffusion import Diffusion
 from scaling.objectives.vision_language import VisionLanguage
 from scaling.sampling import Sampling, make_sampler, to_uint8
 
-Pulse = Callable[[], None]  # called between batches; raises if the run was told to stop
 
-
-@dataclass(frozen=True)
-class Metrics:
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Evaluator):
     """The objective's own metrics over every example of a split, each counted once."""
 
-    every: str = "25 %"
     split: str = "test"
-    batch_size: int = 256
-
-    def needs(self) -> list[tuple[str, str]]:
-        return []
 
     def check(self, name: str, built: Built) -> None:
         if isinstance(built.task, VisionLanguage):
             raise UserError(f"evaluate.{name}.kind='metrics': must be matching, which reads wrong captions")
-        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        super().check(name, built)
 
     def run(
         self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
     ) -> dict[str, float]:
         """{name_metric: value}, such as `val_top1`."""
-        place = sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
-        batches = data.eval_batches(built.config.data, self.split, self.batch_size, place)
-        values = averages(built, weights, batches, pulse)
+        values = averages(built, weights, self.batches(name, built, self.split), pulse)
         return {f"{name}_{metric}": value for metric, value in values.items()}
 
 
-@dataclass(frozen=True)
-class Frechet:
+@dataclass(frozen=True, kw_only=True)
+class Frechet(Evaluator):
     """Fréchet distance between generated and real images, on features of a classifier trained here.
 
     Named for the data (`fd_mnist`), beside the distance between two halves of the real split
@@ -65,7 +55,6 @@ class Frechet:
 
     classifier: str  # a run folder
     classifier_config: str  # what to train there if it is empty
-    every: str = "25 %"
     split: str = "train"
     samples: int = 1000
     batch_size: int = 250
@@ -86,7 +75,7 @@ class Frechet:
             frechet.require_samples(self.samples, classifier.dim)
         except UserError as e:
             raise UserError(f"evaluate.{name}.{e}") from None
-        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        super().check(name, built)
         _sampler(self.sampling, task, built)
 
     def run(
@@ -104,20 +93,16 @@ class Frechet:
         return {metric: distance, f"{metric}_floor": real.floor}
 
 
-@dataclass(frozen=True)
-class Grid:
+@dataclass(frozen=True, kw_only=True)
+class Grid(Evaluator):
     """A picture of samples from fixed noise: the same noise in every run, so that runs compare."""
 
-    every: str = "25 %"
     samples: int = 64
     batch_size: int = 64
     sampling: Sampling = field(default_factory=Sampling)
 
-    def needs(self) -> list[tuple[str, str]]:
-        return []
-
     def check(self, name: str, built: Built) -> None:
-        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        super().check(name, built)
         _sampler(self.sampling, _diffusion(name, built), built)
         autoencoder.decoder(built)  # raises where it is not there
 
@@ -164,15 +149,13 @@ def _generator(built: Built, options: Sampling, batch_size: int) -> Callable[...
     sampler = _sampler(options, _diffusion("sampling", built), built)
     decode = autoencoder.decoder(built)
     place = sharding.batch_sharding(built.mesh, batch_size, "batch_size")
-    whole = NamedSharding(built.mesh, PartitionSpec())
     classes = built.info.num_classes
 
     def images(params: Any, weights: Any, start: jax.Array) -> jax.Array:
         indices = jax.lax.with_sharding_constraint(start + jnp.arange(batch_size, dtype=jnp.int32), place)
-        made = to_uint8(decode(weights, sampler(params, indices, indices % classes)))
-        return jax.lax.with_sharding_constraint(made, whole)
+        return to_uint8(decode(weights, sampler(params, indices, indices % classes)))
 
-    return jax.jit(sharding.on(built.mesh, images))
+    return sharding.whole(built.mesh, images)
 
 
 def generate(

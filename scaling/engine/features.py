@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
 from scaling.engine import build, config, sharding, state
@@ -73,9 +72,8 @@ class Features:
                 f"classifier={folder}: is a run of {built.config.objective.name} with "
                 f"{built.config.model.name}, which has no features; give that of a classifier"
             )
-        whole = NamedSharding(built.mesh, PartitionSpec())  # every process sees every row
-        self._apply = jax.jit(self._forward, out_shardings=whole)
-        self._gather = jax.jit(lambda x: x, out_shardings=whole)
+        self._apply = sharding.whole(built.mesh, self._forward)
+        self._gather = sharding.whole(built.mesh, lambda x: x)
         self.dim = int(jax.eval_shape(self._forward, built.batch(1)["image"]).shape[1])
 
     def _forward(self, images: jax.Array) -> jax.Array:

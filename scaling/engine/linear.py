@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling.data import Data, eval_batches, host_batches, info, open_source
+from scaling.data import Data, host_batches, info, open_source
 from scaling.engine import sharding
 from scaling.engine.build import Built, data_of
+from scaling.engine.evaluator import Evaluator, Pulse
 from scaling.errors import UserError
 from scaling.objectives.base import Extras
 
 
-@dataclass(frozen=True)
-class Linear:
+@dataclass(frozen=True, kw_only=True)
+class Linear(Evaluator):
     """Logistic regression, fitted on one split and scored on another; every example of both counts once.
 
     On "pixels" it is the baseline that a model has to beat: it needs no model, and one measurement will do.
@@ -36,7 +36,6 @@ class Linear:
     split: str = "test"
     c: float = 1.0  # the inverse of the strength of L2, scikit-learn's C
     iterations: int = 1000
-    batch_size: int = 256
 
     def __post_init__(self) -> None:
         if self.c <= 0.0:
@@ -44,16 +43,13 @@ class Linear:
         if self.iterations < 1:
             raise UserError(f"iterations={self.iterations}: must be at least 1")
 
-    def needs(self) -> list[tuple[str, str]]:
-        return []
-
     def check(self, name: str, built: Built) -> None:
         images = self._images(name, built)
         for split in (self.fit_split, self.split):
             open_source(images, split)  # raises where it is not there
         if not info(images).num_classes:
             raise UserError(f"evaluate.{name}.data: {images.name} has no labels; name images that have")
-        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        super().check(name, built)
         able = hasattr(built.task, "features") and hasattr(built.model, "features")
         if self.on == "features" and not able:
             raise UserError(
@@ -62,13 +58,7 @@ class Linear:
             )
 
     def run(
-        self,
-        name: str,
-        built: Built,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        pulse: Callable[[], None],
+        self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
     ) -> dict[str, float]:
         """{name_top1: accuracy}, such as `linear_top1`."""
         from sklearn.exceptions import ConvergenceWarning
@@ -89,7 +79,7 @@ class Linear:
         return data_of(built, self.data, f"evaluate.{name}.data")
 
     def _examples(
-        self, images: Data, built: Built, weights: Mapping[str, Any], split: str, pulse: Callable[[], None]
+        self, images: Data, built: Built, weights: Mapping[str, Any], split: str, pulse: Pulse
     ) -> tuple[np.ndarray, np.ndarray]:
         """(x float64 [N, D], labels [N]) of a split, the same on every process."""
         pixels = self.on == "pixels"
@@ -114,10 +104,9 @@ class Linear:
     def _features(
         self, images: Data, built: Built, weights: Mapping[str, Any], split: str
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        place = sharding.batch_sharding(built.mesh, self.batch_size, "batch_size")
         extras = Extras(collections=weights["collections"])
         forward = _forward(built)
-        for batch in eval_batches(images, split, self.batch_size, place):
+        for batch in self.batches("", built, split, images):
             yield jax.device_get(forward(weights["params"], extras, batch))
 
 
@@ -129,5 +118,4 @@ def _forward(built: Built) -> Callable[..., Any]:
     def forward(params: Any, extras: Extras, batch: Any) -> Any:
         return task.features(params, extras, batch), batch["label"], batch["mask"]
 
-    whole = NamedSharding(built.mesh, PartitionSpec())
-    return jax.jit(sharding.on(built.mesh, forward), out_shardings=whole)
+    return sharding.whole(built.mesh, forward)

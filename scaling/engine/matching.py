@@ -15,15 +15,15 @@ from scaling.data.pairs import Tokenized, all_captions
 from scaling.engine import sharding
 from scaling.engine.averages import averages
 from scaling.engine.build import Built
+from scaling.engine.evaluator import Evaluator, Pulse
 from scaling.errors import UserError
 from scaling.objectives.vision_language import VisionLanguage
 
-Pulse = Callable[[], None]
 CHUNK = 10_000  # captions that are turned into tokens at a time
 
 
-@dataclass(frozen=True)
-class Matching:
+@dataclass(frozen=True, kw_only=True)
+class Matching(Evaluator):
     """The metrics of the objective vision_language over every pair of a split, each counted once.
 
     Each image meets its own caption and wrong ones: the next in a random order of the split that is the same
@@ -31,16 +31,11 @@ class Matching:
     naming the most frequent token of the training captions.
     """
 
-    every: str = "25 %"
     split: str = "test"
-    batch_size: int = 256
-
-    def needs(self) -> list[tuple[str, str]]:
-        return []
 
     def check(self, name: str, built: Built) -> None:
         task = vision_language(name, built)
-        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        super().check(name, built)
         if len(data.open_source(built.config.data, self.split)) <= task.wrong:
             raise UserError(f"evaluate.{name}.split={self.split!r}: has too few captions")
 
@@ -55,10 +50,9 @@ class Matching:
 
     def _batches(self, name: str, built: Built) -> Iterator[dict[str, jax.Array]]:
         """The split's batches, with wrong captions "wrong_text" and "wrong_mask" [B, K, L]."""
-        own, place = built.config.data, self._place(name, built)
-        tokens = split_tokens(own, self.split)
+        place, tokens = self.place(name, built), split_tokens(built.config.data, self.split)
         others = wrong_captions(tokens["text"], vision_language(name, built).wrong)  # [N, K]
-        for step, batch in enumerate(data.eval_batches(own, self.split, self.batch_size, place)):
+        for step, batch in enumerate(self.batches(name, built, self.split)):
             rows = np.minimum(step * self.batch_size + np.arange(self.batch_size), len(others) - 1)
             wrong = {
                 f"wrong_{short}": _placed(tokens[column][others[rows]], place)
@@ -69,14 +63,10 @@ class Matching:
     def _unigram(self, name: str, built: Built) -> float:
         common, right, count = most_frequent(built.config.data), 0.0, 0.0
         hits = _hits(built)
-        place = self._place(name, built)
-        for batch in data.eval_batches(built.config.data, self.split, self.batch_size, place):
+        for batch in self.batches(name, built, self.split):
             found = jax.device_get(hits(batch, common))
             right, count = right + float(found[0]), count + float(found[1])
         return right / count
-
-    def _place(self, name: str, built: Built) -> Any:
-        return sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
 
 
 def vision_language(name: str, built: Built) -> VisionLanguage:
@@ -111,7 +101,7 @@ def split_tokens(chosen: Data, split: str) -> dict[str, np.ndarray]:
     """Of each image of a split the first caption, as the columns that its tokenizer gives."""
     source = data.open_source(chosen, split)
     assert isinstance(source, Tokenized)  # the objective would not have been made
-    return source.tokenizer([texts[0] for texts in source.pairs.captions(np.arange(len(source)))])
+    return source.tokenizer([texts[0] for texts in source.source.captions(np.arange(len(source)))])
 
 
 @lru_cache(maxsize=2)
@@ -119,7 +109,7 @@ def most_frequent(chosen: Data) -> int:
     """The token that is part of words most often in the captions of the training split (`all_captions`)."""
     source = data.open_source(chosen, chosen.train_split)
     assert isinstance(source, Tokenized)
-    captions, counts = list(all_captions(source.pairs)), np.zeros(source.tokenizer.info.vocabulary, np.int64)
+    captions, counts = list(all_captions(source.source)), np.zeros(source.tokenizer.info.vocabulary, np.int64)
     for start in range(0, len(captions), CHUNK):
         columns = source.tokenizer(captions[start : start + CHUNK])
         counts += np.bincount(columns["text"][columns["text_word"] >= 0], minlength=len(counts))

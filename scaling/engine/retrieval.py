@@ -1,6 +1,6 @@
 """Evaluators of models that tell what fits: retrieval, and zero-shot classification."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,13 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
-from scaling.data import Data
 from scaling.data.prompts import prompts
 from scaling.engine import sharding
 from scaling.engine.build import Built, data_of
+from scaling.engine.evaluator import Evaluator, Pulse
 from scaling.engine.scoring import pair_scores
 from scaling.errors import UserError
 from scaling.metrics.accuracy import topk_hits
@@ -26,68 +25,65 @@ from scaling.objectives.contrastive import Contrastive
 from scaling.objectives.vision_language import VisionLanguage
 
 BLOCK = 1024  # queries that meet all candidates at a time
-Pulse = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Retrieval:
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Evaluator):
     """Recall at 1, 5 and 10 among all pairs of a split, both ways; of two towers the mean CLIP score too.
 
     Of an image with several captions the first counts. Equal scores count against the right one. A model that
     reads image and caption at once takes a pass for each of N * N pairs: `pairs` leaves all but the first N.
     """
 
-    every: str = "25 %"
     split: str = "test"
-    batch_size: int = 256
     pairs: int | None = None  # of the split; None: all
 
     def __post_init__(self) -> None:
         if self.pairs is not None and self.pairs < 1:
             raise UserError(f"pairs={self.pairs}: must be at least 1, or None for all")
 
-    def needs(self) -> list[tuple[str, str]]:
-        return []
-
     def check(self, name: str, built: Built) -> None:
         if not isinstance(built.task, VisionLanguage):
             _contrastive(name, built)
         elif not (built.task.itm or built.task.retrieval):
             raise UserError(f"evaluate.{name}: scores pairs; give objective.itm or .retrieval a weight")
-        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        super().check(name, built)
 
     def run(
         self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
     ) -> dict[str, float]:
         """{name_i2t_r1, ..., name_t2i_r10}, from image to text and from text to image; name_clip_score."""
+        values: dict[str, float] = {}
         if isinstance(built.task, VisionLanguage):
-            scores = pair_scores(built, weights, self.split, self.batch_size, self.pairs, pulse)
-            ranks: dict[str, float] = {}
-            for way, each in (("i2t", scores), ("t2i", scores.T)):
-                place = np.asarray(places(jnp.asarray(each), jnp.arange(len(each))))
-                ranks |= {f"{name}_{way}_{k}": v for k, v in recalls(place).items()}
-            return ranks
+            of_pairs = pair_scores(built, weights, self.split, self.batch_size, self.pairs, pulse)
+            scores = jnp.asarray(of_pairs)
+            found = {"i2t": _ranks(scores, 0), "t2i": _ranks(scores.T, 0)}
+        else:
+            image, text = self._embedded(name, built, weights, pulse)
+            values[f"{name}_clip_score"] = float(clip_score(jnp.asarray(image), jnp.asarray(text)).mean())
+            found = {"i2t": _nearest(image, text, pulse), "t2i": _nearest(text, image, pulse)}
+        for way, ranks in found.items():
+            values |= {f"{name}_{way}_{k}": v for k, v in recalls(ranks).items()}
+        return values
+
+    def _embedded(
+        self, name: str, built: Built, weights: Mapping[str, Any], pulse: Pulse
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The directions of images and of their captions, float32 [N, E] each."""
         embed = _embed(built)
         rows: list[tuple[np.ndarray, ...]] = []
-        for batch in _batches(built.config.data, self.split, self.batch_size, built, name):
+        for batch in self.batches(name, built, self.split):
             pulse()
             mask = batch.pop("mask")
             image, text, exists = embed(weights["params"], weights["collections"], batch, mask)
             real = np.asarray(exists) > 0
             rows.append((np.asarray(image)[real], np.asarray(text)[real]))
-        image, text = (np.concatenate(each)[: self.pairs] for each in zip(*rows, strict=True))  # [N, E] each
-        values = {f"{name}_clip_score": float(clip_score(jnp.asarray(image), jnp.asarray(text)).mean())}
-        for way, queries, candidates in (("i2t", image, text), ("t2i", text, image)):
-            found = []
-            for start in range(0, len(queries), BLOCK):
-                pulse()
-                found.append(_found(queries[start : start + BLOCK], candidates, start))
-            values |= {f"{name}_{way}_{k}": v for k, v in recalls(np.concatenate(found)).items()}
-        return values
+        image, text = (np.concatenate(each)[: self.pairs] for each in zip(*rows, strict=True))
+        return image, text
 
 
-@dataclass(frozen=True)
-class ZeroShot:
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(Evaluator):
     """Accuracy of naming the class of an image, by how near it lies to captions that name each class.
 
     As Radford et al. 2021, section 3.1.4: every template of a class is embedded and brought to length 1, and
@@ -99,9 +95,7 @@ class ZeroShot:
     data: dict[str, Any]
     classes: str | tuple[str, ...]
     templates: str | tuple[str, ...] = "plain"
-    every: str = "25 %"
     split: str = "test"
-    batch_size: int = 256
 
     def __post_init__(self) -> None:
         self._prompts()
@@ -109,12 +103,9 @@ class ZeroShot:
     def _prompts(self) -> list[list[str]]:
         return prompts(self.classes, self.templates)
 
-    def needs(self) -> list[tuple[str, str]]:
-        return []
-
     def check(self, name: str, built: Built) -> None:
         _contrastive(name, built)
-        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        super().check(name, built)
         info, named = data.info(data_of(built, self.data, f"evaluate.{name}.data")), len(self._prompts())
         if info.num_classes != named:
             raise UserError(
@@ -136,7 +127,7 @@ class ZeroShot:
         towards = jnp.asarray(np.stack(classes))  # [K, E]
         hits, count = np.zeros(2), 0.0
         score, images = _classify(built), data_of(built, self.data, f"evaluate.{name}.data")
-        for batch in _batches(images, self.split, self.batch_size, built, name):
+        for batch in self.batches(name, built, self.split, images):
             pulse()
             found = jax.device_get(score(params, collections, batch, towards))
             hits, count = hits + np.array(found[:2], np.float64), count + float(found[2])
@@ -150,26 +141,29 @@ def _contrastive(name: str, built: Built) -> Contrastive:
     return built.task
 
 
-def _batches(chosen: Data, split: str, size: int, built: Built, name: str) -> Iterator[dict[str, jax.Array]]:
-    place = sharding.batch_sharding(built.mesh, size, f"evaluate.{name}.batch_size")
-    return data.eval_batches(chosen, split, size, place)
+def _nearest(queries: np.ndarray, candidates: np.ndarray, pulse: Pulse) -> np.ndarray:
+    """Of each query [E] the place of its own among all candidates [N, E]: int [N]."""
+    found, towards = [], jnp.asarray(candidates).T
+    for start in range(0, len(queries), BLOCK):
+        pulse()
+        found.append(_ranks(jnp.asarray(queries[start : start + BLOCK]) @ towards, start))
+    return np.concatenate(found)
 
 
-@jax.jit
-def _found(queries: jax.Array, candidates: jax.Array, start: int) -> jax.Array:
-    return places(queries @ candidates.T, start + jnp.arange(len(queries)))
+def _ranks(scores: jax.Array, start: int) -> np.ndarray:
+    """Of rows [B, N] that begin at `start` the place of each one's own."""
+    return np.asarray(places(scores, start + jnp.arange(len(scores))))
 
 
 @lru_cache(maxsize=1)
 def _embed(built: Built) -> Callable[..., Any]:
     """(params, collections, batch, mask) -> images [B, E], captions [B, E] and the mask, on every process."""
-    whole = NamedSharding(built.mesh, PartitionSpec())
 
     def step(params: Any, collections: Any, batch: Any, mask: Any) -> Any:
         image, text, *_ = _contrastive("", built).embed(params, Extras(collections=collections), batch)
         return image, text, mask
 
-    return jax.jit(sharding.on(built.mesh, step), out_shardings=whole)
+    return sharding.whole(built.mesh, step)
 
 
 @lru_cache(maxsize=1)
@@ -180,7 +174,7 @@ def _embed_texts(built: Built) -> Callable[..., Any]:
     def step(params: Any, collections: Any, text: jax.Array) -> jax.Array:
         return unit(unit(task.embed_texts(params, Extras(collections=collections), text)).mean(axis=0))
 
-    return jax.jit(sharding.on(built.mesh, step))
+    return sharding.whole(built.mesh, step)
 
 
 @lru_cache(maxsize=1)
@@ -193,4 +187,4 @@ def _classify(built: Built) -> Callable[..., Any]:
         logits, mask = image @ classes.T, batch["mask"]  # [B, K]
         return *((topk_hits(logits, batch["label"], k) * mask).sum() for k in (1, 5)), mask.sum()
 
-    return jax.jit(sharding.on(built.mesh, step))
+    return sharding.whole(built.mesh, step)

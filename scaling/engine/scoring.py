@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
 from scaling.engine import sharding
 from scaling.engine.build import Built
+from scaling.engine.evaluator import Pulse
 from scaling.engine.matching import split_tokens, vision_language
 from scaling.objectives.base import Extras
 
@@ -24,7 +24,7 @@ def pair_scores(
     split: str,
     batch_size: int,
     pairs: int | None,
-    pulse: Callable[[], None],
+    pulse: Pulse,
 ) -> np.ndarray:
     """float32 [N, N], of image i with caption j: the first `pairs` of the split, None for all.
 
@@ -65,4 +65,4 @@ def _score(built: Built) -> Callable[..., jax.Array]:
         }
         return task.score(params, Extras(collections=collections), batch).reshape(images, texts)
 
-    return jax.jit(sharding.on(built.mesh, step), out_shardings=NamedSharding(built.mesh, PartitionSpec()))
+    return sharding.whole(built.mesh, step)

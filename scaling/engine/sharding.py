@@ -139,6 +139,11 @@ def whole_arrays(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
     return [p for p, v in large if not any(spec(p, v.shape, v.dtype.itemsize, sizes))]
 
 
+def whole(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
+    """`fn`, compiled, with its results whole on every process."""
+    return jax.jit(on(mesh, fn), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
 def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
     """`fn`, for `jax.jit`: traced where the models' logical names mean this mesh."""
 

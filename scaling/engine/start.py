@@ -1,11 +1,9 @@
 """A run that begins with another run's weights (`train.start`): at step 0, and not when it is resumed."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scaling import models
@@ -26,11 +24,9 @@ def begin(built: build.Built) -> tuple[state.State, str]:
         params, collections, kept = carried(built, fresh.params, fresh.collections, source)
     except UserError as e:
         raise UserError(f"train.start={folder!r}: {e}") from None
-    new = {"params": placed(fresh.params, params), "collections": placed(fresh.collections, collections)}
-    averages = {name: jax.tree.map(jnp.copy, new) for name in fresh.ema}
     said = f"starts from {folder} at step {source.step}"
     said += f"; new are {', '.join(kept)}" if kept else ""
-    return dataclasses.replace(fresh, **new, ema=averages), said
+    return state.with_weights(fresh, params, collections), said
 
 
 def carried(
@@ -90,8 +86,3 @@ def _kept(fresh: Any, taken: Any) -> list[str]:
     """The top-level parameters of which nothing was taken."""
     same = jax.tree.map(lambda a, b: a is b, fresh, taken)
     return [name for name in fresh if all(jax.tree.leaves(same[name]))]
-
-
-def placed(old: Any, new: Any) -> Any:
-    """`new` as arrays of their own, in the types of `old` and where `old` lives."""
-    return jax.tree.map(lambda o, n: jax.device_put(jnp.array(n, o.dtype), o.sharding), old, new)

@@ -56,6 +56,23 @@ def _init(built: Built, seed: jax.Array) -> State:
     )
 
 
+def with_weights(fresh: State, params: Any, collections: Any) -> State:
+    """`fresh` with these weights, from which its averages begin; what the trees leave out stays as it is."""
+    new = {
+        "params": _replaced(fresh.params, params),
+        "collections": _replaced(fresh.collections, collections),
+    }
+    averages = {name: jax.tree.map(jnp.copy, new) for name in fresh.ema}
+    return fresh.replace(**new, ema=averages)  # type: ignore[attr-defined]
+
+
+def _replaced(old: Any, new: Any) -> Any:
+    """`old` with the leaves that `new` has: arrays of their own, of the types and in the places of `old`."""
+    if isinstance(old, Mapping):
+        return {key: _replaced(value, new[key]) if key in new else value for key, value in old.items()}
+    return jax.device_put(jnp.array(new, old.dtype), old.sharding)
+
+
 @lru_cache(maxsize=2)
 def abstract(built: Built) -> State:
     """The state's shapes, each with its sharding: what initialising and restoring fill in."""

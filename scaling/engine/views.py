@@ -9,33 +9,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
 from scaling.engine import sharding
 from scaling.engine.build import Built
+from scaling.engine.evaluator import Evaluator, Pulse
 from scaling.errors import UserError
 from scaling.metrics.accuracy import topk_hits
 from scaling.objectives.base import Extras
 from scaling.objectives.classification import Classification
 
 
-@dataclass(frozen=True)
-class Views:
+@dataclass(frozen=True, kw_only=True)
+class Views(Evaluator):
     """Top-1 and top-5 of the mean probability over `temporal` x `spatial` views of every video of a split.
 
     Every video counts once. Where classes are a product (an item and its motion), the accuracy of each factor
     too, from the probabilities summed over the others. `batch_size` counts clips.
     """
 
-    every: str = "25 %"
     split: str = "test"
     batch_size: int = 64
     temporal: int = 4  # clips, from the first that fits to the last
     spatial: int = 3  # squares along the long side: 3, or 1 for the central one
-
-    def needs(self) -> list[tuple[str, str]]:
-        return []
 
     def check(self, name: str, built: Built) -> None:
         if not isinstance(built.task, Classification):
@@ -45,24 +41,19 @@ class Views:
             data.open_views(built.config.data, self.split, self.temporal, self.spatial)
         except UserError as e:
             raise UserError(f"evaluate.{name}.{e}") from None
-        sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
+        super().check(name, built)
 
     def run(
-        self,
-        name: str,
-        built: Built,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        pulse: Callable[[], None],
+        self, name: str, built: Built, weights: Mapping[str, Any], folder: Path, step: int, pulse: Pulse
     ) -> dict[str, float]:
         """{name_top1, name_top5, and name_<factor> for each factor of the classes}."""
-        place = sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
         extras = Extras(collections=weights["collections"])
         classify = _classify(built)
         found = []
         shape = (self.temporal, self.spatial)
-        for batch in data.view_batches(built.config.data, self.split, shape, self.batch_size, place):
+        for batch in data.view_batches(
+            built.config.data, self.split, shape, self.batch_size, self.place(name, built)
+        ):
             pulse()
             found.append(jax.device_get(classify(weights["params"], extras, batch)))
         probabilities, labels, mask = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -103,5 +94,4 @@ def _classify(built: Built) -> Callable[..., Any]:
         assert isinstance(task, Classification)  # held by `check`
         return jax.nn.softmax(task.logits(params, extras, batch)), batch["label"], batch["mask"]
 
-    whole = NamedSharding(built.mesh, PartitionSpec())
-    return jax.jit(sharding.on(built.mesh, probabilities), out_shardings=whole)
+    return sharding.whole(built.mesh, probabilities)

@@ -27,8 +27,8 @@ def test_what_a_name_says(name: str, shown: tuple[str, ...]) -> None:
 
 def test_answers_are_those_of_the_names() -> None:
     for split in ("train", "test"):
-        source = open_source(data_of("openmoji_answers"), split).pairs  # type: ignore[attr-defined]
-        names = open_source(data_of("openmoji"), split).pairs.names  # type: ignore[attr-defined]
+        source = open_source(data_of("openmoji_answers"), split).source  # type: ignore[attr-defined]
+        names = open_source(data_of("openmoji"), split).source.names  # type: ignore[attr-defined]
         columns = source.read(np.arange(len(source)))
         questions = [texts[0] for texts in source.captions(np.arange(len(source)))]
         for row, question, label in zip(source.rows, questions, columns["label"], strict=True):
@@ -50,8 +50,8 @@ def test_answers_are_those_of_the_names() -> None:
 
 
 def test_a_sentence_is_true_of_both_or_of_one() -> None:
-    source = open_source(data_of("openmoji_both"), "train").pairs  # type: ignore[attr-defined]
-    names = open_source(data_of("openmoji"), "train").pairs.names  # type: ignore[attr-defined]
+    source = open_source(data_of("openmoji_both"), "train").source  # type: ignore[attr-defined]
+    names = open_source(data_of("openmoji"), "train").source.names  # type: ignore[attr-defined]
     columns = source.read(np.arange(len(source)))
     assert columns["image"].shape == (len(source), 2, 8, 8, 3) and source.image_shape == (2, 8, 8, 3)
     firsts = []

@@ -28,7 +28,7 @@ def drawings(split: str) -> Tokenized:
 
 def names(split: str) -> list[str]:
     source = drawings(split)
-    return [caption for (caption,) in source.pairs.captions(np.arange(len(source)))]
+    return [caption for (caption,) in source.source.captions(np.arange(len(source)))]
 
 
 def png(shade: int, size: tuple[int, int] = (6, 5)) -> bytes:
@@ -99,7 +99,7 @@ def test_drawings_are_drawn_on_white_in_colour() -> None:
 def test_tones_are_the_word_of_the_caption() -> None:
     everything = {}
     for split in ("train", "test"):
-        pairs, tones = drawings(split).pairs, open_source(Data(name="openmoji_tones", image_size=8), split)
+        pairs, tones = drawings(split).source, open_source(Data(name="openmoji_tones", image_size=8), split)
         images, labels = tones.read(np.arange(len(tones))).values()
         rows = [i for i, name in enumerate(names(split)) if name.count("skin tone") == 1]
         captions = [pairs.captions(np.array([row]))[0][0] for row in rows]
@@ -125,14 +125,14 @@ def test_batches_pair_images_with_their_captions() -> None:
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     source, encode = drawings("train"), tokenizer_of(OPENMOJI)
-    known = {image.tobytes(): row for row, image in enumerate(source.pairs.read(np.arange(3453))["image"])}
+    known = {image.tobytes(): row for row, image in enumerate(source.source.read(np.arange(3453))["image"])}
     batch = jax.device_get(next(train_batches(OPENMOJI, 0, 3, place)))
     assert {k: v.shape for k, v in batch.items()} == {
         "image": (16, 8, 8, 3), "text": (16, 16), "text_mask": (16, 16), "text_word": (16, 16)
     }  # fmt: skip
     same = 0
     for image, text in zip(batch["image"], batch["text"], strict=True):
-        caption = source.pairs.captions(np.array([known[image.tobytes()]]))[0][0]
+        caption = source.source.captions(np.array([known[image.tobytes()]]))[0][0]
         same += (encode([caption])["text"][0] == text).all()
     assert same >= 14  # two drawings of eight pixels may look alike
     count = sum(b["mask"].sum() for b in jax.device_get(list(eval_batches(OPENMOJI, "test", 64, place))))
@@ -143,10 +143,13 @@ def test_batches_pair_images_with_their_captions() -> None:
 def test_files(shards: bool, tmp_path: Path) -> None:
     data = write(tmp_path / "zoo", {f"sub/{k}" if not shards else k: v for k, v in FILES.items()}, shards)
     source = open_source(data, "train")
-    assert isinstance(source, Tokenized) and isinstance(source.pairs, Pairs)
+    assert isinstance(source, Tokenized) and isinstance(source.source, Pairs)
     assert (source.name, len(source), info(data).image_shape) == ("zoo", 4, (4, 4, 3))
-    assert source.pairs.captions(np.array([2, 0])) == [("a cow", "the cow again"), ("a ant", "the ant again")]
-    assert [int(image[0, 0, 0]) for image in source.pairs.read(np.arange(4))["image"]] == [0, 10, 20, 30]
+    assert source.source.captions(np.array([2, 0])) == [
+        ("a cow", "the cow again"),
+        ("a ant", "the ant again"),
+    ]
+    assert [int(image[0, 0, 0]) for image in source.source.read(np.arange(4))["image"]] == [0, 10, 20, 30]
     encode, drawn = tokenizer_of(data), set()
     for step in range(40):  # training draws one of the captions, evaluation takes the first
         batch = train_rows(step, source, data, 0, np.array([0]))
@@ -178,7 +181,7 @@ def test_what_cannot_be_read_is_listed_and_left_out(
     skipping = Data(**{**vars(data), "unreadable": "skip"})
     assert len(open_source(skipping, "train")) == 4
     said = caplog.text
-    assert "5 of 9 pairs are skipped" in said
+    assert "5 of 9 pairs of " in said
     for fault in ("eel.png: is not a readable image", "emu.txt: has no caption", "fly.txt: is not text"):
         assert fault in said
     assert "gnu.png: has no caption beside it" in said and "hen.txt: has no image beside it" in said

@@ -145,9 +145,9 @@ def test_captions(builder: str, captions: tuple[str, ...], tmp_path: Path) -> No
     data = Data(name="tfds", builder=name, data_dir=str(tmp_path))
     source = open_source(data, "train")
     assert isinstance(source, Tokenized) and len(source) == 7 and info(data).num_classes == 0
-    shades = [int(image[0, 0, 0]) for image in source.pairs.read(np.arange(7))["image"]]
+    shades = [int(image[0, 0, 0]) for image in source.source.read(np.arange(7))["image"]]
     expected = [tuple(caption.format(shade) for caption in captions) for shade in shades]
-    assert source.pairs.captions(np.arange(7)) == expected
+    assert source.source.captions(np.arange(7)) == expected
     first = tokenizer_of(data)([several[0] for several in expected])
     np.testing.assert_array_equal(source.read(np.arange(7))["text"], first["text"])
 

@@ -165,8 +165,8 @@ def test_unreadable_files_are_skipped_counted_and_named(
         open_source(data, "train")
     (record,) = caplog.records  # once, not at every opening
     said = record.getMessage()
-    assert "3 of 6 videos are skipped: jump/0.mp4 (cannot be decoded" in said and "\n" not in said
-    assert "run/1.mp4 (" in said and "run/2.mp4 (has 3 frames" in said
+    assert "3 of 6 videos of " in said and "jump/0.mp4: cannot be decoded" in said and "\n" not in said
+    assert "run/1.mp4: " in said and "run/2.mp4: has 3 frames" in said
     assert open_source(data, "train").read(np.arange(3))["label"].tolist() == [0, 0, 1]
 
 

@@ -1,6 +1,7 @@
 """Runs of seconds, in this process or in one of their own."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     """`start("train", ..., devices=1)`: the command in a process of its own."""
 
     def run(*words: str, devices: int = 1, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
         there = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **(env or {})}
         command = [sys.executable, "-m", "scaling", *words]
         return subprocess.Popen(

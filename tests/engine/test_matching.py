@@ -75,7 +75,7 @@ def test_metrics_are_those_of_the_split_by_hand_and_of_any_batch_size(
 
     hidden = np.asarray(built.task.hidden_words({k: jnp.asarray(v) for k, v in tokens.items()}))  # type: ignore[attr-defined]
     train: Any = data.open_source(built.config.data, "train")
-    words = source.tokenizer([texts[0] for texts in train.pairs.captions(np.arange(len(train)))])
+    words = source.tokenizer([texts[0] for texts in train.source.captions(np.arange(len(train)))])
     common = np.bincount(words["text"][words["text_word"] >= 0]).argmax()
     assert most_frequent(built.config.data) == common
     assert found[512]["val_mlm_unigram"] == pytest.approx((tokens["text"][hidden] == common).mean(), abs=1e-9)

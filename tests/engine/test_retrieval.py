@@ -45,7 +45,7 @@ def embedded(built: build.Built, weights: Any, image: np.ndarray, captions: list
 def test_recall_among_all_pairs_of_the_split(built: build.Built, weights: Any, tmp_path: Path) -> None:
     found = Retrieval(batch_size=192).run("val", built, weights, tmp_path, 0, never)  # no divisor of 500
     source: Any = data.open_source(built.config.data, "test")
-    captions = [caption for (caption,) in source.pairs.captions(np.arange(500))]
+    captions = [caption for (caption,) in source.source.captions(np.arange(500))]
     image, text = embedded(built, weights, source.read(np.arange(500))["image"], captions)
     scores = image @ text.T
     for way, table in (("i2t", scores), ("t2i", scores.T)):

@@ -55,13 +55,15 @@ def check_masked(task: Any, batch: dict[str, jax.Array], names: set[str]) -> Non
 
     Noise is shaped by the whole batch, so that other rows change nothing, however wild they are.
     """
-    params = task.init(jax.random.key(0), batch)["params"]
+    params = jax.jit(task.init)(jax.random.key(0), batch)["params"]
     real = jnp.arange(len(batch["image"])) < 11
     mask = real.astype(jnp.float32)
     wild = jnp.where(real[:, None, None, None], batch["image"].astype(jnp.float32) / 127.5 - 1.0, jnp.inf)
 
+    of = jax.jit(lambda batch: task.loss(params, Extras(), batch, KEY, False))
+
     def loss(**changed: jax.Array) -> Any:
-        return task.loss(params, Extras(), {**batch, **changed}, KEY, False)
+        return of({**batch, **changed})
 
     kept, same = loss(mask=mask), loss(mask=mask, image=wild)
     whole, rest = loss(), loss(mask=1.0 - mask)

@@ -16,13 +16,9 @@ from scaling.models.clip import Embeddings
 from scaling.objectives.base import Extras
 from scaling.objectives.contrastive import Contrastive, compare, joined, split
 from tests.objectives import checks
+from tests.objectives.toys import Towers
 
-SMALL: dict[str, Any] = dict(
-    patch=4, width=8, depth=1, heads=2, resolution=8, embed_dim=6, text_width=8, text_depth=1, text_heads=2,
-    vocabulary=20, context=5,
-)  # fmt: skip
-MODEL = clip.CLIP(**SMALL)
-SIGMOID = clip.CLIP(**SMALL, logit_bias=True)
+MODEL, SIGMOID = Towers(), Towers(logit_bias=True)
 
 
 def pairs(size: int) -> dict[str, jax.Array]:
@@ -175,7 +171,10 @@ def test_it_starts_at_chance() -> None:
     other = clip.unit(jnp.asarray(rng.normal(size=(64, 4096)), jnp.float32))
     found = compare(Embeddings(far, other, jnp.float32(1.0)), jnp.ones(64, bool), "softmax", 64)
     assert float(found["loss"].mean()) == pytest.approx(np.log(64), abs=0.02)
-    variables = SIGMOID.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 5), jnp.int32))
+    model = clip.make("ViT-F/16", depth=1, text_depth=1, logit_bias=True, unroll=True)
+    variables = jax.jit(model.init)(
+        jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 5), jnp.int32)
+    )
     assert variables["params"]["logit_bias"] == -10.0
     assert np.exp(variables["params"]["logit_scale"]) == pytest.approx(10.0)
 

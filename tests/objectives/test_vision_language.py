@@ -1,4 +1,4 @@
-"""Matching, hidden words, hidden patches and retrieval, against loops over pairs on a tiny ViLT."""
+"""Matching, hidden words, hidden patches and retrieval, against loops over pairs on a small model."""
 
 import dataclasses
 from typing import Any
@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from scaling.errors import UserError
-from scaling.models.vilt import ViLT
 from scaling.objectives import make
 from scaling.objectives.base import Extras, Loss, scaled
 from scaling.objectives.masking import mean_colours, own_draw, picked
 from scaling.objectives.vision_language import VisionLanguage
 from tests.objectives.checks import KEY, check_eight_devices, check_masked, images
+from tests.objectives.toys import Reader
 
-TINY = dict(patch=2, width=16, depth=1, heads=2, vocabulary=30, length=8, resolution=4)
-MODEL = ViLT(**TINY, tasks=("itm", "mlm", "mpp", "retrieval"))  # type: ignore[arg-type]
+MODEL = Reader()
 APPLY = jax.jit(MODEL.apply)
 MASK = 29
 ALL: dict[str, Any] = dict(itm=1.0, mlm=0.5, mpp=0.25, retrieval=2.0, captions=3, mask_token=MASK)
@@ -42,8 +41,8 @@ def pairs(size: int, wrong: int = 0) -> dict[str, jax.Array]:
 
 def params(scale: float = 0.3) -> Any:
     """Of every head, and not so small that all results are alike."""
-    made = MODEL.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 8), jnp.int32),
-                      jnp.ones((1, 8), bool))["params"]  # fmt: skip
+    image, text = jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 8), jnp.int32)
+    made = jax.jit(MODEL.init)(jax.random.key(0), image, text, text == 0)["params"]
     leaves, tree = jax.tree.flatten(made)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
