@@ -6,8 +6,13 @@ Measured among the 500 held-out pairs, each a new combination of known words: re
 back, where chance is 0.002 at 1. `tones_top1` is how often it names a drawing's skin tone, by captions of
 the tones alone: chance is 0.2. `probe_top1` is what a linear classifier makes of the same images' embeddings.
 
-With a locked image tower (Zhai et al. 2022, arXiv:2111.07991), from a run of the same image tower, give
-`--config.train.start=RUN` and `--config.optimizer.rules=(('^image/',1.0,0.0,True),)`.
+With a locked image tower (Zhai et al. 2022, arXiv:2111.07991), of another run of CLIP, give
+
+    --config.train.start=RUN --config.train.start_only=^image/
+    "--config.optimizer.rules=(('^image/',1.0,0.0,True),)"
+
+Or, of a ViT that was trained or imported, start_only='' and '^image/(?!projection)' in the rule, and
+--config.model.pre_norm=False --config.model.activation=gelu --config.model.epsilon=1e-6.
 """
 
 from ml_collections import ConfigDict

@@ -85,10 +85,7 @@ class Optimizer:
         for drop in self.drops:
             duration(drop, "drops", 1, 1, 1)
         for rule in self.rules:
-            try:
-                re.compile(rule[0])
-            except re.error as e:
-                raise UserError(f"rules={rule[0]!r}: is not a regular expression ({e})") from None
+            _pattern("rules", rule[0])
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,15 @@ class Train:
     seed: int = 0
     log_every: int = 50  # steps
     start: str | None = None  # a run's folder: its weights are those of step 0, as far as they fit
+    start_only: str = ""  # a pattern: of the parameters' paths, those that are taken; "" is all
 
     def __post_init__(self) -> None:
         _require("seed", self.seed, 0 <= self.seed < 2**31, "in [0, 2^31)")
         _require("log_every", self.log_every, self.log_every >= 1, "at least 1")
+        _pattern("start_only", self.start_only)
+        _require(
+            "start_only", self.start_only, self.start is not None or not self.start_only, "'' without start"
+        )
         if self.duration.endswith("%"):
             raise UserError(f"duration={self.duration!r}: must be in steps, examples or epochs")
         duration(self.duration, "duration", 1, 1)
@@ -135,6 +137,13 @@ class Config:
     def trains(self) -> bool:
         """Whether there is a loss; without one there are no data either."""
         return hasattr(_objective_class(self.objective.name), "loss")
+
+
+def _pattern(key: str, text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as e:
+        raise UserError(f"{key}={text!r}: is not a regular expression ({e})") from None
 
 
 def _require(key: str, value: object, ok: bool, allowed: str) -> None:

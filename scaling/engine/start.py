@@ -1,10 +1,12 @@
 """A run that begins with another run's weights (`train.start`): at step 0, and not when it is resumed."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scaling import models
 from scaling.engine import build, features, sharding, state
@@ -52,6 +54,8 @@ def carried(
         taken, rest = rule(built.model, params, source.built.model, given["params"]), collections
     else:
         raise UserError(f"is a run of {theirs}, which {ours} cannot start from; give one of {ours}")
+    if built.config.train.start_only:
+        taken = _only(built.config.train.start_only, params, taken)
     _check(params, taken)
     _check(collections, rest)
     return taken, rest, _kept(params, taken)
@@ -63,6 +67,17 @@ def _same_family(model: Any, source: Any, module: Any, given: Mapping[str, Any])
     if differ and hasattr(module, "resized"):
         return dict(module.resized(given, source, model)[0])
     return dict(given)
+
+
+def _only(pattern: str, fresh: Any, taken: Any) -> Any:
+    """`fresh` with those of the taken parameters whose paths the pattern finds."""
+    before, after = flatten_dict(fresh, sep="/"), flatten_dict(taken, sep="/")
+    found = {path: x for path, x in after.items() if re.search(pattern, path)}
+    if not found:
+        raise UserError(
+            f"train.start_only={pattern!r}: finds none of the parameters, such as {next(iter(after))}"
+        )
+    return unflatten_dict(before | found, sep="/")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -29,6 +29,7 @@ from scaling.models.layers import (
     said_resized,
 )
 from scaling.models.text import TextTransformer, end_of_text, normal, run_blocks
+from scaling.models.vit import ViT
 
 CONTEXT = 77  # tokens of a text, those of its start and end included
 
@@ -75,7 +76,7 @@ LARGEST_SCALE = 100.0  # of the logits (section 2.5)
 
 
 class VisionTransformer(nn.Module):
-    """x [B, H, W, C] -> features [B, features] float32: a ViT with one more norm, before the blocks.
+    """x [B, H, W, C] -> features [B, features] float32: a ViT with one more norm before the blocks.
 
     Class token, positions and projection start N(0, 1 / D), the patch kernel within 1 / sqrt(fan in), the
     blocks as the text transformer's. The position table is for `resolution`, and resized for inputs of
@@ -93,6 +94,7 @@ class VisionTransformer(nn.Module):
     resolution: int
     activation: str
     epsilon: float
+    pre_norm: bool = True
     dtype: Any = jnp.float32
     remat: Remat = "none"
     unroll: bool = False
@@ -108,7 +110,8 @@ class VisionTransformer(nn.Module):
         x = embed(patchify(x, self.patch))  # [B, N, D]
         x = prepended(self.param("token", start, (1, self.width)), x)  # [B, 1 + N, D]
         x = x + learned_positions(self, old, grid, self.width).astype(self.dtype)[None]
-        x = layer_norm(x, "norm_pre", epsilon=self.epsilon)
+        if self.pre_norm:
+            x = layer_norm(x, "norm_pre", epsilon=self.epsilon)
         x = constrain(x, "batch", "token", "embed")
 
         x = run_blocks(self, x)  # [B, 1 + N, D]
@@ -152,6 +155,7 @@ class CLIP(nn.Module):
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # of both; models by others have gelu
     epsilon: float = 1e-5  # of LayerNorm
     logit_bias: bool = False
+    pre_norm: bool = True  # of the ViT; without it an image classifier's weights fit it (`start_from`)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
@@ -192,7 +196,7 @@ class CLIP(nn.Module):
         if self.patch is None and isinstance(self.depth, tuple):
             return ModifiedResNet(**tower, **repeat)
         if self.patch is not None and isinstance(self.depth, int):
-            return VisionTransformer(patch=self.patch, **tower, **transformer)
+            return VisionTransformer(patch=self.patch, pre_norm=self.pre_norm, **tower, **transformer)
         raise UserError(
             f"patch={self.patch}, depth={self.depth}: must be two integers for a ViT, or None and the blocks "
             f"of four stages for a modified ResNet"
@@ -225,6 +229,33 @@ class CLIP(nn.Module):
 def unit(x: jax.Array) -> jax.Array:
     """x [..., E] divided by its length."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def start_from(
+    model: CLIP, params: Mapping[str, Any], source: nn.Module, source_params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A trained ViT as the image tower, whose features it then gives; the rest stays as it starts.
+
+    For locked-image tuning (Zhai et al. 2022, arXiv:2111.07991). The bias of the ViT's patches joins their
+    positions, which are resized where the resolution differs.
+
+    Raises: UserError where the source is no ViT, or one that the tower cannot be.
+    """
+    if not isinstance(source, ViT):
+        raise UserError(f"is a run of {type(source).__name__}; CLIP starts from a ViT, or from a CLIP")
+    if source.pool != "token":
+        raise UserError("its ViT has no class token; train it with --config.model.pool=token")
+    for key, value in {"pre_norm": False, "activation": "gelu", "epsilon": source.epsilon}.items():
+        if getattr(model, key) != value:
+            raise UserError(f"its ViT fits --config.model.{key}={value}, not {getattr(model, key)}")
+    old, new = (position_grid(m.resolution, source.patch) for m in (source, model))
+    positions = resize_positions(jnp.asarray(source_params["positions"]), old, new, extra=1)
+    tower = {
+        "patch": {"kernel": source_params["patch"]["kernel"]},
+        "positions": positions.at[1:].add(source_params["patch"]["bias"][None]),
+        **{name: source_params[name] for name in ("token", "blocks", "norm")},
+    }
+    return {**params, "image": {**params["image"], **tower}}
 
 
 MODULE = CLIP

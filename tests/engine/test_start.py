@@ -112,6 +112,22 @@ def test_the_same_family_goes_on_from_all_or_all_but_the_head(image_run: Path) -
     np.testing.assert_array_equal(begun.params["norm"]["scale"], weights["norm"]["scale"])
 
 
+def test_only_what_a_pattern_finds_is_taken(image_run: Path) -> None:
+    """The rest starts as it would without, even where its shapes differ."""
+    own = ["data.batch_size=16", "model.depth=1", "model.pool=mean"]
+    overrides = [*own, f"train.start={image_run}", "train.start_only=^blocks/"]
+    begun, said = start.begin(build.build(config.load(VIT, overrides)))
+    fresh = as_numpy(state.init(build.build(config.load(VIT, own))).params)
+    weights = as_numpy(features.restore(image_run).weights["params"])
+    assert_same(as_numpy(begun.params), {**fresh, "blocks": weights["blocks"]})
+    assert said.endswith("new are head, norm, patch, positions")
+    with pytest.raises(UserError, match=r"start_only='bloks' finds none of the parameters, such as"):
+        start.begin(build.build(config.load(VIT, [*overrides[:-1], "train.start_only=bloks"])))
+    for wrong, reason in (("(", "is not a regular expression"), ("^blocks/", "must be '' without start")):
+        with pytest.raises(UserError, match=rf"train\.start_only='.*': {reason}"):
+            config.load(VIT, [f"train.start_only={wrong}"])
+
+
 def test_position_tables_are_resized(tmp_path: Path) -> None:
     folder, cfg = tmp_path / "video", video("joint", None)
     adopt(build.build(cfg), {"params": as_numpy(state.init(build.build(cfg)).params)}, folder, "a test")

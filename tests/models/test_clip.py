@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from scaling.convert.huggingface import clip as huggingface_clip
 from scaling.errors import UserError
-from scaling.models import clip, layers, table
+from scaling.models import clip, layers, table, vit
 from tests.models import parity, running
 from tests.models.running import KEY, jit, largest_error, named, random_params, run
 
@@ -271,3 +271,37 @@ def test_what_does_not_fit_is_found_without_compiling(variant: str, options: Tre
     model = clip.make(variant, **options)
     with pytest.raises(UserError, match=message):
         jax.eval_shape(model.init, KEY, **clip.inputs(variant))
+
+
+# A trained ViT as the image tower
+
+IMAGES: Tree = {"patch": 4, "width": 24, "depth": 2, "heads": 3}
+PLAIN = clip.CLIP(**{**VIT, "embed_dim": 24}, pre_norm=False, activation="gelu", epsilon=1e-6)
+
+
+@pytest.mark.parametrize("resolution", [12, 20])
+def test_a_vit_as_the_image_tower_gives_its_features(resolution: int) -> None:
+    """At its own resolution, and at another as the ViT itself at that size."""
+    source, model = vit.ViT(**IMAGES, resolution=12), PLAIN.clone(resolution=resolution)
+    x = images(resolution)
+    theirs = random_params(source, images(12))["params"]
+    fresh = random_params(model, x, texts())["params"]
+    begun = clip.start_from(model, fresh, source, theirs)
+    begun["image"]["projection"] = {"kernel": np.eye(24, dtype=np.float32)}
+    ours = jit(model.apply)({"params": begun}, x, texts())
+    expected = jit(functools.partial(source.apply, head=False))({"params": theirs}, x)
+    assert_allclose(ours.image, clip.unit(expected), atol=1e-5)
+    for name in ("text", "text_projection", "logit_scale"):
+        assert begun[name] is fresh[name]
+
+
+def test_a_vit_that_the_tower_cannot_be_is_refused() -> None:
+    source, params = vit.ViT(**IMAGES, resolution=12), {}
+    with pytest.raises(UserError, match=r"a run of CLIP; CLIP starts from a ViT"):
+        clip.start_from(PLAIN, params, PLAIN, params)
+    with pytest.raises(UserError, match=r"no class token; train it with --config\.model\.pool=token"):
+        clip.start_from(PLAIN, params, source.clone(pool="mean"), params)
+    with pytest.raises(UserError, match=r"fits --config\.model\.activation=gelu, not quick_gelu"):
+        clip.start_from(PLAIN.clone(activation="quick_gelu"), params, source, params)
+    with pytest.raises(UserError, match=r"pre_norm=False: must be True, the only one in this format"):
+        huggingface_clip.table(PLAIN)

@@ -24,11 +24,12 @@ GREATEST_ID = 2
 def table(model: CLIP) -> Rules:
     """The tensors of model.safetensors.
 
-    Raises: UserError for a model with the modified ResNet, which transformers has not.
+    Raises: UserError for a model with the modified ResNet or a plain ViT, which transformers has not.
     """
     patch, depth = model.patch, model.depth
     if patch is None or not isinstance(depth, int):
         raise UserError("patch=None: transformers has no CLIP with a ResNet; its image tower must be a ViT")
+    layouts.only(model, pre_norm=True)
     vision, text, block = "vision_model", "text_model", "encoder.layers.{i}"
     return [
         *rules.tensor(f"{vision}.embeddings.class_embedding", "image/token", rules.reshaped((-1,), (1, -1))),

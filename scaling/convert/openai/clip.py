@@ -44,7 +44,7 @@ def _check(model: CLIP) -> None:
         heads, channels = getattr(model, name), getattr(model, width)
         if heads * HEAD != channels:
             raise UserError(f"model.{name}={heads}: must be {width} / {HEAD}, which is {channels / HEAD:g}")
-    layouts.only(model, mlp_ratio=4.0, activation="quick_gelu", epsilon=1e-5)
+    layouts.only(model, mlp_ratio=4.0, activation="quick_gelu", epsilon=1e-5, pre_norm=True)
 
 
 def _vit(model: CLIP, patch: int) -> Rules:
