@@ -121,7 +121,7 @@ def test_only_what_a_pattern_finds_is_taken(image_run: Path) -> None:
     weights = as_numpy(features.restore(image_run).weights["params"])
     assert_same(as_numpy(begun.params), {**fresh, "blocks": weights["blocks"]})
     assert said.endswith("new are head, norm, patch, positions")
-    with pytest.raises(UserError, match=r"start_only='bloks' finds none of the parameters, such as"):
+    with pytest.raises(UserError, match=r"start_only='bloks': finds none of the parameters, such as"):
         start.begin(build.build(config.load(VIT, [*overrides[:-1], "train.start_only=bloks"])))
     for wrong, reason in (("(", "is not a regular expression"), ("^blocks/", "must be '' without start")):
         with pytest.raises(UserError, match=rf"train\.start_only='.*': {reason}"):
