@@ -207,7 +207,7 @@ def test_what_cannot_be_read_is_named(name: str, message: str, tmp_path: Path) -
 
 def test_bad_folders_are_named(tmp_path: Path) -> None:
     data = write(tmp_path / "a", FILES, True)
-    with pytest.raises(UserError, match=r"split 'test': .* has train; give one per split"):
+    with pytest.raises(UserError, match=r"split 'test': .* has train; pairs and shards are looked for in"):
         open_source(data, "test")
     shard = tmp_path / "a" / "train" / "00000.tar"
     whole = shard.read_bytes()

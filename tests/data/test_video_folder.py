@@ -144,7 +144,7 @@ def test_unreadable_files_fail_by_name(folder: Path) -> None:
     source = open_source(data_of(folder), "train")
     assert len(source) == 6
     for index, said in (
-        (0, r"train/jump/0\.mp4: cannot be decoded \(.*\); repair or remove it, or set data\.unread"),
+        (0, r"train/jump/0\.mp4: cannot be decoded \(.*\); repair or remove it, or give data\.unread"),
         (4, r"train/run/1\.mp4: cannot be decoded"),
         (5, r"train/run/2\.mp4: has 3 frames, fewer than the 7 of video\.frames=4 at video\.stride=2; lower"),
     ):
@@ -177,7 +177,9 @@ def test_folders_that_will_not_do(folder: Path, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "has test, train; videos are looked for in" in error_of(data_of(folder), "val")
+    assert "has test, train; folders of classes with videos are looked for in" in error_of(
+        data_of(folder), "val"
+    )
     assert "no folders" in error_of(data_of(tmp_path / "none"), "train")
     (folder / "train/swim").mkdir()
     (folder / "train/swim/notes.txt").write_text("")

@@ -231,7 +231,7 @@ def test_the_distance_is_to_the_images_that_were_encoded(folder: Path, tmp_path:
     assert [p.name for p in classifier.glob("features_*")] == ["features_train.npz"]  # of its own images
     built = build.build(config.load(TINY.replace("vae", "dit"), {"data.name": "mnist"}))
     with pytest.raises(UserError, match=r"evaluate\.fd\.classifier=.*: sees \(8, 8, 1\), and this run makes"):
-        evaluate.Frechet(str(classifier), "").check("fd", built)
+        evaluate.Frechet(classifier=str(classifier), classifier_config="").check("fd", built)
 
 
 def test_samples_are_latents_over_their_scale_decoded(generator: Path, folder: Path, run: Path) -> None:

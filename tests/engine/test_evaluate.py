@@ -87,11 +87,13 @@ def test_other_images_than_the_classifiers_have_statistics_of_their_own(
 def test_too_few_samples_for_the_features_is_an_error(folders: tuple[Path, Path]) -> None:
     classifier, run = folders
     built = features.restore(run).built
-    few = evaluate.Frechet(str(classifier), "", samples=159)
+    few = evaluate.Frechet(classifier=str(classifier), classifier_config="", samples=159)
     with pytest.raises(UserError, match=r"evaluate\.fd\.samples=159: .* at least 160"):
         few.check("fd", built)
     with pytest.raises(UserError, match=r"evaluate\.fd\.batch_size=81"):
-        evaluate.Frechet(str(classifier), "", samples=160, batch_size=81).check("fd", built)
+        evaluate.Frechet(classifier=str(classifier), classifier_config="", samples=160, batch_size=81).check(
+            "fd", built
+        )
 
 
 def test_a_classifier_cannot_be_sampled(folders: tuple[Path, Path], tmp_path: Path) -> None:
