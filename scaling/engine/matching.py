@@ -10,16 +10,13 @@ import jax
 import numpy as np
 
 from scaling import data
-from scaling.data import Data
-from scaling.data.pairs import Tokenized, all_captions
 from scaling.engine import sharding
 from scaling.engine.averages import averages
 from scaling.engine.build import Built
+from scaling.engine.captions import captions_of, most_frequent, placed
 from scaling.engine.evaluator import Evaluator, Pulse
 from scaling.errors import UserError
 from scaling.objectives.vision_language import VisionLanguage
-
-CHUNK = 10_000  # captions that are turned into tokens at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +47,12 @@ class Matching(Evaluator):
 
     def _batches(self, name: str, built: Built) -> Iterator[dict[str, jax.Array]]:
         """The split's batches, with wrong captions "wrong_text" and "wrong_mask" [B, K, L]."""
-        place, tokens = self.place(name, built), split_tokens(built.config.data, self.split)
+        place, tokens = self.place(name, built), captions_of(built.config.data, self.split).first()
         others = wrong_captions(tokens["text"], vision_language(name, built).wrong)  # [N, K]
         for step, batch in enumerate(self.batches(name, built, self.split)):
             rows = np.minimum(step * self.batch_size + np.arange(self.batch_size), len(others) - 1)
             wrong = {
-                f"wrong_{short}": _placed(tokens[column][others[rows]], place)
+                f"wrong_{short}": placed(tokens[column][others[rows]], place)
                 for short, column in (("text", "text"), ("mask", "text_mask"))
             }
             yield {**batch, **wrong}
@@ -94,30 +91,6 @@ def wrong_captions(text: np.ndarray, count: int) -> np.ndarray:
             raise UserError(f"evaluation: needs {count} wrong captions of an image, and has {len(others)}")
         found[row] = others
     return found
-
-
-@lru_cache(maxsize=2)
-def split_tokens(chosen: Data, split: str) -> dict[str, np.ndarray]:
-    """Of each image of a split the first caption, as the columns that its tokenizer gives."""
-    source = data.open_source(chosen, split)
-    assert isinstance(source, Tokenized)  # the objective would not have been made
-    return source.tokenizer([texts[0] for texts in source.source.captions(np.arange(len(source)))])
-
-
-@lru_cache(maxsize=2)
-def most_frequent(chosen: Data) -> int:
-    """The token that is part of words most often in the captions of the training split (`all_captions`)."""
-    source = data.open_source(chosen, chosen.train_split)
-    assert isinstance(source, Tokenized)
-    captions, counts = list(all_captions(source.source)), np.zeros(source.tokenizer.info.vocabulary, np.int64)
-    for start in range(0, len(captions), CHUNK):
-        columns = source.tokenizer(captions[start : start + CHUNK])
-        counts += np.bincount(columns["text"][columns["text_word"] >= 0], minlength=len(counts))
-    return int(counts.argmax())
-
-
-def _placed(x: np.ndarray, place: Any) -> jax.Array:
-    return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from scaling import data
 from scaling.data.prompts import prompts
 from scaling.engine import sharding
 from scaling.engine.build import Built, data_of
+from scaling.engine.captions import captions_of, placed
 from scaling.engine.evaluator import Evaluator, Pulse
 from scaling.engine.scoring import pair_scores
 from scaling.errors import UserError
@@ -31,12 +32,13 @@ BLOCK = 1024  # queries that meet all candidates at a time
 class Retrieval(Evaluator):
     """Recall at 1, 5 and 10 among all pairs of a split, both ways; of two towers the mean CLIP score too.
 
-    Of an image with several captions the first counts. Equal scores count against the right one. A model that
-    reads image and caption at once takes a pass for each of N * N pairs: `pairs` leaves all but the first N.
+    All captions are candidates; of an image that has several, the nearest counts, and each looks for its
+    image. Equal scores count against the right one. A model that reads image and caption at once takes a pass
+    for each image with each caption: `pairs` keeps the first images alone.
     """
 
     split: str = "test"
-    pairs: int | None = None  # of the split; None: all
+    pairs: int | None = None  # images of the split; None: all
 
     def __post_init__(self) -> None:
         if self.pairs is not None and self.pairs < 1:
@@ -54,32 +56,43 @@ class Retrieval(Evaluator):
     ) -> dict[str, float]:
         """{name_i2t_r1, ..., name_t2i_r10}, from image to text and from text to image; name_clip_score."""
         values: dict[str, float] = {}
+        owner = captions_of(built.config.data, self.split).of(self.pairs).image  # [M]
+        images = np.arange(owner[-1] + 1)
         if isinstance(built.task, VisionLanguage):
-            of_pairs = pair_scores(built, weights, self.split, self.batch_size, self.pairs, pulse)
-            scores = jnp.asarray(of_pairs)
-            found = {"i2t": _ranks(scores, 0), "t2i": _ranks(scores.T, 0)}
+            made = pair_scores(built, weights, self.split, self.batch_size, self.pairs, pulse)
+            found = {
+                "i2t": _places(made, images, owner, pulse),
+                "t2i": _places(made.T, owner, images, pulse),
+            }
         else:
             image, text = self._embedded(name, built, weights, pulse)
-            values[f"{name}_clip_score"] = float(clip_score(jnp.asarray(image), jnp.asarray(text)).mean())
-            found = {"i2t": _nearest(image, text, pulse), "t2i": _nearest(text, image, pulse)}
+            values[f"{name}_clip_score"] = float(clip_score(image[owner], text).mean())
+            found = {
+                "i2t": _places(image, images, owner, pulse, text.T),
+                "t2i": _places(text, owner, images, pulse, image.T),
+            }
         for way, ranks in found.items():
             values |= {f"{name}_{way}_{k}": v for k, v in recalls(ranks).items()}
         return values
 
     def _embedded(
         self, name: str, built: Built, weights: Mapping[str, Any], pulse: Pulse
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The directions of images and of their captions, float32 [N, E] each."""
-        embed = _embed(built)
-        rows: list[tuple[np.ndarray, ...]] = []
+    ) -> tuple[jax.Array, jax.Array]:
+        """The directions of images [N, E] and of all their captions [M, E], float32."""
+        variables = weights["params"], weights["collections"]
+        embed, seen = _embed_images(built), []
         for batch in self.batches(name, built, self.split):
             pulse()
-            mask = batch.pop("mask")
-            image, text, exists = embed(weights["params"], weights["collections"], batch, mask)
-            real = np.asarray(exists) > 0
-            rows.append((np.asarray(image)[real], np.asarray(text)[real]))
-        image, text = (np.concatenate(each)[: self.pairs] for each in zip(*rows, strict=True))
-        return image, text
+            made, mask = embed(*variables, {"image": batch["image"]}, batch["mask"])
+            seen.append(np.asarray(made)[np.asarray(mask) > 0])
+        texts = captions_of(built.config.data, self.split).of(self.pairs).tokens["text"]  # [M, L]
+        place, read, said = self.place(name, built), _embed_texts(built), []
+        for start in range(0, len(texts), self.batch_size):
+            pulse()
+            rows = np.minimum(start + np.arange(self.batch_size), len(texts) - 1)  # the last one fills up
+            said.append(np.asarray(read(*variables, placed(texts[rows], place))))
+        image, text = np.concatenate(seen)[: self.pairs], np.concatenate(said)[: len(texts)]
+        return jnp.asarray(image), jnp.asarray(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +136,8 @@ class ZeroShot(Evaluator):
         for captions in self._prompts():
             pulse()
             texts = jnp.asarray(tokenizer(captions)["text"])  # [templates, L]
-            classes.append(np.asarray(embed(params, collections, texts)))
-        towards = jnp.asarray(np.stack(classes))  # [K, E]
+            classes.append(np.asarray(embed(params, collections, texts)).mean(axis=0))
+        towards = unit(jnp.asarray(np.stack(classes)))  # [K, E]
         hits, count = np.zeros(2), 0.0
         score, images = _classify(built), data_of(built, self.data, f"evaluate.{name}.data")
         for batch in self.batches(name, built, self.split, images):
@@ -141,38 +154,43 @@ def _contrastive(name: str, built: Built) -> Contrastive:
     return built.task
 
 
-def _nearest(queries: np.ndarray, candidates: np.ndarray, pulse: Pulse) -> np.ndarray:
-    """Of each query [E] the place of its own among all candidates [N, E]: int [N]."""
-    found, towards = [], jnp.asarray(candidates).T
+def _places(
+    queries: Any, mine: np.ndarray, owner: np.ndarray, pulse: Pulse, towards: jax.Array | None = None
+) -> np.ndarray:
+    """`places` [N] of all queries, in blocks; candidate j is right for query i if `owner[j] == mine[i]`.
+
+    `queries` are scores [N, M], or directions [N, E] whose scores are those with `towards` [E, M].
+    """
+    found = []
     for start in range(0, len(queries), BLOCK):
         pulse()
-        found.append(_ranks(jnp.asarray(queries[start : start + BLOCK]) @ towards, start))
+        rows, own = (
+            jnp.asarray(queries[start : start + BLOCK]),
+            mine[start : start + BLOCK, None] == owner[None],
+        )
+        scores = rows if towards is None else rows @ towards  # [BLOCK, M]
+        found.append(np.asarray(places(scores, jnp.asarray(own))))
     return np.concatenate(found)
 
 
-def _ranks(scores: jax.Array, start: int) -> np.ndarray:
-    """Of rows [B, N] that begin at `start` the place of each one's own."""
-    return np.asarray(places(scores, start + jnp.arange(len(scores))))
-
-
 @lru_cache(maxsize=1)
-def _embed(built: Built) -> Callable[..., Any]:
-    """(params, collections, batch, mask) -> images [B, E], captions [B, E] and the mask, on every process."""
+def _embed_images(built: Built) -> Callable[..., Any]:
+    """(params, collections, batch, mask) -> directions [B, E] and the mask, on every process."""
+    task = _contrastive("", built)
 
-    def step(params: Any, collections: Any, batch: Any, mask: Any) -> Any:
-        image, text, *_ = _contrastive("", built).embed(params, Extras(collections=collections), batch)
-        return image, text, mask
+    def step(params: Any, collections: Any, batch: Any, mask: jax.Array) -> Any:
+        return unit(task.features(params, Extras(collections=collections), batch)), mask
 
     return sharding.whole(built.mesh, step)
 
 
 @lru_cache(maxsize=1)
 def _embed_texts(built: Built) -> Callable[..., Any]:
-    """(params, collections, texts [N, L] of one class) -> its direction [E]."""
+    """(params, collections, texts [N, L]) -> directions [N, E], on every process."""
     task = _contrastive("", built)
 
     def step(params: Any, collections: Any, text: jax.Array) -> jax.Array:
-        return unit(unit(task.embed_texts(params, Extras(collections=collections), text)).mean(axis=0))
+        return unit(task.embed_texts(params, Extras(collections=collections), text))
 
     return sharding.whole(built.mesh, step)
 

@@ -11,8 +11,9 @@ import numpy as np
 from scaling import data
 from scaling.engine import sharding
 from scaling.engine.build import Built
+from scaling.engine.captions import captions_of
 from scaling.engine.evaluator import Pulse
-from scaling.engine.matching import split_tokens, vision_language
+from scaling.engine.matching import vision_language
 from scaling.objectives.base import Extras
 
 BLOCK = 4096  # pairs that go through the model at a time, about
@@ -26,28 +27,28 @@ def pair_scores(
     pairs: int | None,
     pulse: Pulse,
 ) -> np.ndarray:
-    """float32 [N, N], of image i with caption j: the first `pairs` of the split, None for all.
+    """float32 [N, M], of image i with caption j: of the first `pairs` images of the split, None for all.
 
     `batch_size` images meet as many captions as make a block; every block has one shape, so that it is
     compiled once.
     """
     place = sharding.batch_sharding(built.mesh, batch_size, "batch_size")
     own = built.config.data
-    tokens = {name: column[:pairs] for name, column in split_tokens(own, split).items()}
-    total, step = len(tokens["text"]), max(1, BLOCK // batch_size)
+    tokens, images = captions_of(own, split).of(pairs)
+    total, count, step = len(images), int(images[-1]) + 1, max(1, BLOCK // batch_size)
     padded = np.minimum(np.arange(-(-total // step) * step), total - 1)  # the last caption fills the block
     blocks = [
         tuple(tokens[name][rows] for name in ("text", "text_mask")) for rows in padded.reshape(-1, step)
     ]
     score, rows = _score(built), []
     for start, batch in zip(
-        range(0, total, batch_size), data.eval_batches(own, split, batch_size, place), strict=False
+        range(0, count, batch_size), data.eval_batches(own, split, batch_size, place), strict=False
     ):
         found = []
         for text, mask in blocks:
             pulse()
             found.append(score(weights["params"], weights["collections"], batch["image"], text, mask))
-        rows.append(np.concatenate([np.asarray(each) for each in found], axis=1)[: total - start, :total])
+        rows.append(np.concatenate([np.asarray(each) for each in found], axis=1)[: count - start, :total])
     return np.concatenate(rows)
 
 

@@ -7,14 +7,14 @@ import numpy as np
 RECALLS = (1, 5, 10)
 
 
-def places(scores: jax.Array, right: jax.Array) -> jax.Array:
-    """Where the right one of each query stands, [N] int32: 0 is first.
+def places(scores: jax.Array, own: jax.Array) -> jax.Array:
+    """Where the best of each query's own candidates stands among the others, [N] int32: 0 is first.
 
-    `scores` [N, M] are of N queries with M candidates, `right` [N] int32 names each query's own. Equal scores
-    count against it, so that a constant score finds nothing.
+    `scores` [N, M] are of N queries with M candidates, `own` [N, M] says which are right. Equal scores count
+    against them, so that a constant score finds nothing.
     """
-    own = jnp.take_along_axis(scores, right[:, None], axis=1)  # [N, 1]
-    return (scores >= own).sum(axis=1) - 1
+    best = jnp.where(own, scores, -jnp.inf).max(axis=1, keepdims=True)  # [N, 1]
+    return ((scores >= best) & ~own).sum(axis=1)
 
 
 def recalls(found: np.ndarray) -> dict[str, float]:

@@ -66,12 +66,6 @@ class Contrastive:
         values = compare(embeddings, real, self.form, chunk)
         return summarise(values, batch, collections)
 
-    def embed(self, params: Params, extras: Extras, batch: Batch) -> Embeddings:
-        """Images [B, E] and captions [B, E], of length 1, float32."""
-        variables = {"params": params, **extras.collections}
-        made: Any = self.model.apply(variables, scaled(batch["image"]), batch["text"])
-        return made
-
     def embed_texts(self, params: Params, extras: Extras, text: jax.Array) -> jax.Array:
         """[N, L] token ids -> [N, E], of any length."""
         variables = {"params": params, **extras.collections}

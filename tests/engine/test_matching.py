@@ -10,8 +10,9 @@ import pytest
 
 from scaling import data
 from scaling.engine import build, config, sharding, state
+from scaling.engine.captions import captions_of, most_frequent
 from scaling.engine.evaluate import Metrics
-from scaling.engine.matching import Matching, most_frequent, split_tokens, wrong_captions
+from scaling.engine.matching import Matching, wrong_captions
 from scaling.engine.retrieval import Retrieval
 from scaling.engine.scoring import pair_scores
 from scaling.errors import UserError
@@ -66,7 +67,7 @@ def test_metrics_are_those_of_the_split_by_hand_and_of_any_batch_size(
 
     source: Any = data.open_source(built.config.data, "test")
     images = source.read(np.arange(500))["image"]
-    tokens = split_tokens(built.config.data, "test")
+    tokens = captions_of(built.config.data, "test").first()
     wrong = wrong_captions(tokens["text"], 3)[:, 0]
     right = forward(built, weights, images, tokens)["itm"].argmax(axis=1) == 1
     other = {name: tokens[name][wrong] for name in TOKENS}
@@ -90,7 +91,7 @@ def test_every_pair_is_scored_and_the_right_one_ranked(built: build.Built, weigh
     assert scores.shape == (21, 21)
     source = data.open_source(built.config.data, "test")
     images = source.read(np.arange(21))["image"]
-    tokens = {name: column[:21] for name, column in split_tokens(built.config.data, "test").items()}
+    tokens = {name: column[:21] for name, column in captions_of(built.config.data, "test").first().items()}
     for caption in (0, 7, 20):
         same = {name: np.repeat(column[caption : caption + 1], 21, axis=0) for name, column in tokens.items()}
         expected = forward(built, weights, images, same)["retrieval"][:, 0]

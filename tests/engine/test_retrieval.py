@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from scaling import data
 from scaling.engine import build, config, evaluate, state
@@ -57,6 +58,36 @@ def test_recall_among_all_pairs_of_the_split(built: build.Built, weights: Any, t
     assert found["val_clip_score"] == pytest.approx(cosine.mean(), rel=1e-4)
     again = Retrieval(batch_size=256).run("val", built, weights, tmp_path, 0, never)
     assert again == pytest.approx(found, rel=1e-4, abs=0.0021)
+
+
+def test_all_captions_of_an_image_count(tmp_path: Path) -> None:
+    """As of sets with five captions an image: one of them has to be found, and each has to find the image."""
+    rng, words = np.random.default_rng(0), ["a", "cat", "dog", "red", "blue", "house", "tree", "boat"]
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for i in range(16):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / split / f"{i:02}.png")
+            lines = [" ".join(rng.choice(words, 4)) for _ in range(1 + i % 3)]
+            (tmp_path / split / f"{i:02}.txt").write_text("\n".join(lines))
+    own = {"data.name": "pairs", "data.data_dir": str(tmp_path), "data.eval_transforms": ("center_crop_100",)}
+    crops = {"data.augment": ("center_crop_100",), "data.text.size": 600}
+    run = build.build(config.load(str(ROOT / "configs/openmoji_clip.py:ViT-F/8"), TINY | own | crops))
+    params = jax.tree.map(lambda x: 3.0 * x, state.init(run).params)
+    found = Retrieval(batch_size=8).run("val", run, {"params": params, "collections": {}}, tmp_path, 0, never)
+    source: Any = data.open_source(run.config.data, "test")
+    several = source.source.captions(np.arange(16))
+    owner = np.repeat(np.arange(16), [len(texts) for texts in several])
+    pixels = np.stack(source.read(np.arange(16))["image"])
+    image, text = embedded(run, {"params": params}, pixels[owner], [t for texts in several for t in texts])
+    scores = image[np.searchsorted(owner, np.arange(16))] @ text.T
+    for k in (1, 5, 10):
+        near = np.argsort(-scores, axis=1)[:, :k]
+        first = np.mean([(owner[row] == i).any() for i, row in enumerate(near)])
+        assert found[f"val_i2t_r{k}"] == pytest.approx(first, abs=1e-6)
+        near = np.argsort(-scores.T, axis=1)[:, :k]
+        assert found[f"val_t2i_r{k}"] == pytest.approx((near == owner[:, None]).any(axis=1).mean(), abs=1e-6)
+    cosine = np.maximum(100 * (image * text).sum(axis=1), 0)
+    assert found["val_clip_score"] == pytest.approx(cosine.mean(), rel=1e-4)
 
 
 def test_zero_shot_takes_the_nearest_mean_of_templates(
