@@ -37,10 +37,9 @@ def carried(
     """Params and collections with what the source's weights have for them, and what there was nothing for.
 
     A model of the same family takes all, its position tables resized where the family can, and its head too
-    if the classes are as many. Of another family, `start_from(model, params, source, source_params)` of the
-    model's own module says what is taken; it raises UserError where nothing can be.
+    if the classes are as many. From a ViT, `from_vit` of the model's own module says what is taken.
 
-    Raises: UserError where shapes differ.
+    Raises: UserError where the families or shapes differ.
     """
     ours, theirs = built.config.model.name, source.built.config.model.name
     given = {**source.weights["collections"], "params": source.weights["params"]}
@@ -49,11 +48,12 @@ def carried(
         if "head" in params and _shapes(new["params"].get("head")) != _shapes(params["head"]):
             new["params"] = {**new["params"], "head": params["head"]}
         taken, rest = new.pop("params"), {**collections, **new}
-    elif hasattr(models.module(ours), "start_from"):
-        rule = models.module(ours).start_from
+    elif theirs == "vit" and hasattr(models.module(ours), "from_vit"):
+        rule = models.module(ours).from_vit
         taken, rest = rule(built.model, params, source.built.model, given["params"]), collections
     else:
-        raise UserError(f"is a run of {theirs}, which {ours} cannot start from; give one of {ours}")
+        fit = f"{ours} or vit" if hasattr(models.module(ours), "from_vit") else ours
+        raise UserError(f"is a run of {theirs}, which {ours} cannot start from; give one of {fit}")
     if built.config.train.start_only:
         taken = _only(built.config.train.start_only, params, taken)
     _check(params, taken)

@@ -29,7 +29,7 @@ from scaling.models.layers import (
     said_resized,
 )
 from scaling.models.text import TextTransformer, end_of_text, normal, run_blocks
-from scaling.models.vit import ViT
+from scaling.models.vit import ViT, check_fit
 
 CONTEXT = 77  # tokens of a text, those of its start and end included
 
@@ -155,7 +155,7 @@ class CLIP(nn.Module):
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # of both; models by others have gelu
     epsilon: float = 1e-5  # of LayerNorm
     logit_bias: bool = False
-    pre_norm: bool = True  # of the ViT; without it an image classifier's weights fit it (`start_from`)
+    pre_norm: bool = True  # of the ViT; without it an image classifier's weights fit it (`from_vit`)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
@@ -231,29 +231,28 @@ def unit(x: jax.Array) -> jax.Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def start_from(
-    model: CLIP, params: Mapping[str, Any], source: nn.Module, source_params: Mapping[str, Any]
+def from_vit(
+    model: CLIP, params: Mapping[str, Any], vit: ViT, vit_params: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A trained ViT as the image tower, whose features it then gives; the rest stays as it starts.
 
     For locked-image tuning (Zhai et al. 2022, arXiv:2111.07991). The bias of the ViT's patches joins their
     positions, which are resized where the resolution differs.
 
-    Raises: UserError where the source is no ViT, or one that the tower cannot be.
+    Raises: UserError for a ViT that the tower cannot be.
     """
-    if not isinstance(source, ViT):
-        raise UserError(f"is a run of {type(source).__name__}; CLIP starts from a ViT, or from a CLIP")
-    if source.pool != "token":
-        raise UserError("its ViT has no class token; train it with --config.model.pool=token")
-    for key, value in {"pre_norm": False, "activation": "gelu", "epsilon": source.epsilon}.items():
+    check_fit(model, vit, vit_params)
+    if vit.pool != "token":
+        raise UserError("vit.pool='mean': must be 'token'; train it with --config.model.pool=token")
+    for key, value in {"pre_norm": False, "activation": "gelu", "epsilon": vit.epsilon}.items():
         if getattr(model, key) != value:
-            raise UserError(f"its ViT fits --config.model.{key}={value}, not {getattr(model, key)}")
-    old, new = (position_grid(m.resolution, source.patch) for m in (source, model))
-    positions = resize_positions(jnp.asarray(source_params["positions"]), old, new, extra=1)
+            raise UserError(f"model.{key}={getattr(model, key)}: must be {value}, as the ViT has it")
+    old, new = (position_grid(m.resolution, vit.patch) for m in (vit, model))
+    positions = resize_positions(jnp.asarray(vit_params["positions"]), old, new, extra=1)
     tower = {
-        "patch": {"kernel": source_params["patch"]["kernel"]},
-        "positions": positions.at[1:].add(source_params["patch"]["bias"][None]),
-        **{name: source_params[name] for name in ("token", "blocks", "norm")},
+        "patch": {"kernel": vit_params["patch"]["kernel"]},
+        "positions": positions.at[1:].add(vit_params["patch"]["bias"][None]),
+        **{name: vit_params[name] for name in ("token", "blocks", "norm")},
     }
     return {**params, "image": {**params["image"], **tower}}
 

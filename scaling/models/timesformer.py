@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.layers import (
     Attention,
@@ -31,7 +30,6 @@ from scaling.models.layers import (
 )
 from scaling.models.variants import Size
 from scaling.models.video import (
-    check_fit,
     from_places,
     one_video,
     resize_grid,
@@ -40,7 +38,7 @@ from scaling.models.video import (
     tubelets,
     video_grid,
 )
-from scaling.models.vit import ViT
+from scaling.models.vit import ViT, check_fit
 
 FRAMES = 8
 SIZES = {  # B: section 4 of the paper, ViT's, for Kinetics 400; the ladder
@@ -182,15 +180,6 @@ def from_vit(
         "blocks": blocks,
         "norm": vit_params["norm"],
     }
-
-
-def start_from(
-    model: TimeSformer, params: Mapping[str, Any], source: nn.Module, source_params: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`from_vit`, for a run that starts from another's; raises UserError where that is no ViT's."""
-    if not isinstance(source, ViT):
-        raise UserError(f"is a run of {type(source).__name__}; TimeSformer starts from a ViT")
-    return from_vit(model, params, source, source_params)
 
 
 MODULE = TimeSformer

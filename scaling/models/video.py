@@ -7,7 +7,6 @@ the number of places in a frame.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -79,16 +78,6 @@ def one_video(size: Size, frames: int, options: Mapping[str, Any]) -> dict[str, 
 
 
 # A ViT's parameters
-
-
-def check_fit(model: nn.Module, vit: ViT, vit_params: Mapping[str, Any]) -> None:
-    """Raises UserError where a ViT is not of the sizes of a video model that is to start from it."""
-    for name in ("patch", "width", "depth", "heads", "mlp_ratio"):
-        ours, theirs = getattr(model, name), getattr(vit, name)
-        if ours != theirs:
-            raise UserError(f"vit.{name}={theirs}: must be the video model's, which is {ours}")
-    if "positions" not in vit_params:
-        raise UserError("vit.positions: must be a learned table for a video model to start from")
 
 
 def spatial_positions(

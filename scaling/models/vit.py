@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.layers import (
     Dense,
@@ -118,6 +119,16 @@ class ViT(nn.Module):
 def _sincos(grid: tuple[int, int], extra: int) -> Init:
     """The fixed table of a grid, after rows of zeros for class tokens."""
     return lambda key, shape: jnp.asarray(np.pad(sincos_positions(grid, shape[-1]), ((extra, 0), (0, 0))))
+
+
+def check_fit(model: nn.Module, vit: ViT, vit_params: Mapping[str, Any]) -> None:
+    """Raises UserError where a ViT is not of the sizes of another family's model that is to start from it."""
+    for name in ("patch", "width", "depth", "heads", "mlp_ratio"):
+        ours, theirs = getattr(model, name), getattr(vit, name)
+        if ours != theirs:
+            raise UserError(f"vit.{name}={theirs}: must be that of {type(model).__name__}, which is {ours}")
+    if "positions" not in vit_params:
+        raise UserError("vit.positions: must be a learned table to start from")
 
 
 MODULE = ViT

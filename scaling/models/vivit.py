@@ -33,7 +33,6 @@ from scaling.models.layers import (
 from scaling.models.variants import Size, side_lengths
 from scaling.models.video import (
     Grid,
-    check_fit,
     from_places,
     one_video,
     resize_grid,
@@ -43,7 +42,7 @@ from scaling.models.video import (
     tubelets,
     video_grid,
 )
-from scaling.models.vit import ViT
+from scaling.models.vit import ViT, check_fit
 
 Factorisation = Literal[
     "joint", "factorised-encoder", "factorised-self-attention", "factorised-dot-product"
@@ -282,15 +281,6 @@ def from_vit(
         params["token"] = vit_params.get("token", params["token"])
     params["positions"] = positions
     return params
-
-
-def start_from(
-    model: ViViT, params: Mapping[str, Any], source: nn.Module, source_params: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`from_vit`, for a run that starts from another's; raises UserError where that is no ViT's."""
-    if not isinstance(source, ViT):
-        raise UserError(f"is a run of {type(source).__name__}; ViViT starts from a ViT")
-    return from_vit(model, params, source, source_params)
 
 
 MODULE = ViViT

@@ -20,7 +20,7 @@ from scaling.study.laws import PERCENT, describe, envelope
 from scaling.study.results import Run, StudyFolder
 from scaling.study.view import VARIED, View, slices, view
 
-GMACS = "forward multiply-adds per image (gmacs)"
+GMACS = "forward multiply-adds per example (gmacs)"
 FLOPS = "training compute (FLOPs)"
 LAW = "#b3420a"  # the law and its band, apart from every size's colour
 STYLE: dict[str, Any] = {

@@ -154,7 +154,7 @@ def test_position_tables_are_resized(tmp_path: Path) -> None:
         (
             VIDEO + "joint",
             [*A, "model.variant=F/14x2"],
-            r"vit\.width=16: must be the video model's, which is 32",
+            r"vit\.width=16: must be that of ViViT, which is 32",
         ),
         (str(ROOT / "tests/tiny_dit.py"), [], r"is a run of vit, which dit cannot start from"),
     ],
@@ -177,7 +177,10 @@ def test_no_such_run(tmp_path: Path) -> None:
 def test_a_video_model_does_not_start_from_another_video_family(tmp_path: Path) -> None:
     folder, cfg = tmp_path / "video", video("joint", None)
     adopt(build.build(cfg), {"params": as_numpy(state.init(build.build(cfg)).params)}, folder, "a test")
-    with pytest.raises(UserError, match=r"is a run of ViViT; TimeSformer starts from a ViT"):
+    with pytest.raises(
+        UserError,
+        match=r"is a run of vivit, which timesformer cannot .* of timesformer or vit",
+    ):
         start.begin(build.build(video("divided", folder)))
 
 

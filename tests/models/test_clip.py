@@ -286,7 +286,7 @@ def test_a_vit_as_the_image_tower_gives_its_features(resolution: int) -> None:
     x = images(resolution)
     theirs = random_params(source, images(12))["params"]
     fresh = random_params(model, x, texts())["params"]
-    begun = clip.start_from(model, fresh, source, theirs)
+    begun = clip.from_vit(model, fresh, source, theirs)
     begun["image"]["projection"] = {"kernel": np.eye(24, dtype=np.float32)}
     ours = jit(model.apply)({"params": begun}, x, texts())
     expected = jit(functools.partial(source.apply, head=False))({"params": theirs}, x)
@@ -296,12 +296,12 @@ def test_a_vit_as_the_image_tower_gives_its_features(resolution: int) -> None:
 
 
 def test_a_vit_that_the_tower_cannot_be_is_refused() -> None:
-    source, params = vit.ViT(**IMAGES, resolution=12), {}
-    with pytest.raises(UserError, match=r"a run of CLIP; CLIP starts from a ViT"):
-        clip.start_from(PLAIN, params, PLAIN, params)
-    with pytest.raises(UserError, match=r"no class token; train it with --config\.model\.pool=token"):
-        clip.start_from(PLAIN, params, source.clone(pool="mean"), params)
-    with pytest.raises(UserError, match=r"fits --config\.model\.activation=gelu, not quick_gelu"):
-        clip.start_from(PLAIN.clone(activation="quick_gelu"), params, source, params)
+    source, params = vit.ViT(**IMAGES, resolution=12), {"positions": np.zeros((10, 24))}
+    with pytest.raises(UserError, match=r"vit\.width=24: must be that of CLIP, which is 48"):
+        clip.from_vit(PLAIN.clone(width=48), params, source, params)
+    with pytest.raises(UserError, match=r"vit\.pool='mean': must be 'token'; train it with --config"):
+        clip.from_vit(PLAIN, params, source.clone(pool="mean"), params)
+    with pytest.raises(UserError, match=r"model\.activation=quick_gelu: must be gelu"):
+        clip.from_vit(PLAIN.clone(activation="quick_gelu"), params, source, params)
     with pytest.raises(UserError, match=r"pre_norm=False: must be True, the only one in this format"):
         huggingface_clip.table(PLAIN)

@@ -72,7 +72,7 @@ def test_another_vit() -> None:
     smaller = layers.resize_positions(vit_params["positions"], (4, 3), (2, 3))
     assert_array_equal(params["positions"][1:], smaller)
     vit, vit_params = a_vit(width=32)
-    with pytest.raises(UserError, match=r"vit\.width=32: must be the video model's, which is 16"):
+    with pytest.raises(UserError, match=r"vit\.width=32: must be that of TimeSformer, which is 16"):
         timesformer.from_vit(model, start, vit, vit_params)
 
 

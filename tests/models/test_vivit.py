@@ -251,9 +251,9 @@ def test_the_factorised_encoder_keeps_its_temporal_part() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 32}, "vit.width=32: must be the video model's, which is 16"),
-        ({"depth": 1}, "vit.depth=1: must be the video model's, which is 2"),
-        ({"patch": 1}, "vit.patch=1: must be the video model's, which is 2"),
+        ({"width": 32}, "vit.width=32: must be that of ViViT, which is 16"),
+        ({"depth": 1}, "vit.depth=1: must be that of ViViT, which is 2"),
+        ({"patch": 1}, "vit.patch=1: must be that of ViViT, which is 2"),
     ],
 )
 def test_a_vit_that_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
