@@ -1,4 +1,4 @@
-"""ViT on 4,000 MNIST digits: a scaling study of accuracy on two cores.
+"""ViT on 4,000 MNIST digits, with a linear classifier to beat, on two cores.
 
 scaling train --config=configs/mnist_vit.py:N/7 --workdir=runs/mnist_vit_n7
 """
@@ -16,7 +16,7 @@ def get_config(variant: str = "N/7") -> ConfigDict:
                 learning_rate=5e-3, b2=0.95, warmup="10 %", schedule="cosine", weight_decay=0.05, clip=1.0
             ),
             train=dict(duration="10 epochs"),
-            evaluate=dict(val=dict(kind="metrics")),
+            evaluate=dict(val=dict(kind="metrics"), linear=dict(kind="linear", c=0.2)),
             checkpoint=dict(every="25 %", keep=1),
         )
     )

@@ -3,8 +3,9 @@
     scaling train --config=configs/openmoji_clip.py:ViT-N/8 --workdir=runs/clip
 
 Measured among the 500 held-out pairs, each a new combination of known words: recall from image to text and
-back, where chance is 0.002 at 1. `tones_top1` is how often it names a drawing's skin tone, by captions of
-the tones alone: chance is 0.2. `probe_top1` is what a linear classifier makes of the same images' embeddings.
+back, where chance is 0.002 at 1. 200 steps reach 0.64 and 0.67, in 3 minutes of one core. `tones_top1` is how
+often it names a drawing's skin tone, by captions of the tones alone: chance is 0.2. `probe_top1` is what a
+linear classifier makes of the same images' embeddings.
 
 With a locked image tower (Zhai et al. 2022, arXiv:2111.07991), of another run of CLIP, give
 
