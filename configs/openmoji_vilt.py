@@ -2,9 +2,10 @@
 
     scaling train --config=configs/openmoji_vilt.py:F/8 --workdir=runs/vilt
 
-Measured on the 500 held-out pairs, each a new combination of known words: `val_itm_accuracy` 0.92, where
-chance is 0.5, and `val_mlm_accuracy` 0.78, where `val_mlm_unigram`, always naming the most frequent token, is
-0.14. Training takes 7 minutes of one core's time; `pairs`, at the end, scores all 250,000 pairs.
+Measured on the 500 held-out pairs, each a new combination of known words: `val_itm_accuracy` 0.90, where
+chance is 0.5, and `val_mlm_accuracy` 0.79, where `val_mlm_unigram`, always naming the most frequent token, is
+0.12. That takes 10 minutes beside other work; `pairs`, at the end, scores all 250,000 pairs: the right
+caption is first for 7 % of the drawings, and among the first ten for half of them.
 """
 
 from ml_collections import ConfigDict
