@@ -58,14 +58,15 @@ def check_masked(task: Any, batch: dict[str, jax.Array], names: set[str]) -> Non
     params = jax.jit(task.init)(jax.random.key(0), batch)["params"]
     real = jnp.arange(len(batch["image"])) < 11
     mask = real.astype(jnp.float32)
-    wild = jnp.where(real[:, None, None, None], batch["image"].astype(jnp.float32) / 127.5 - 1.0, jnp.inf)
+    calm = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+    wild = jnp.where(real[:, None, None, None], calm, jnp.inf)
 
     of = jax.jit(lambda batch: task.loss(params, Extras(), batch, KEY, False))
 
     def loss(**changed: jax.Array) -> Any:
         return of({**batch, **changed})
 
-    kept, same = loss(mask=mask), loss(mask=mask, image=wild)
+    kept, same = (loss(mask=mask, image=x) for x in (calm, wild))
     whole, rest = loss(), loss(mask=1.0 - mask)
     assert set(kept.sums) == set(kept.counts) == names
     for name in names:
