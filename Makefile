@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/scaling sweep experiments/mnist_dit --workdir $(RUNS) --workers 2
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -q -m slow
