@@ -3,8 +3,8 @@
     scaling train --config=configs/openmoji_questions.py:answers --workdir=runs/answers
 
 `answers`: which of five skin tones, and a man or a woman? `both`: is, say, "both show a woman" true of two
-drawings, or of one alone? The heads are those of VQAv2 and NLVR2 in the paper. Held-out
-accuracies, seed 0: 0.85 of the answers, after 2 minutes; 0.59 of the sentences, whose chance is 0.5.
+drawings, or of one alone? The heads are those of VQAv2 and NLVR2 in the paper. Held-out accuracies, seed 0:
+0.85 of the answers, after 2 minutes; 0.59 of the sentences, whose chance is 0.5.
 """
 
 from ml_collections import ConfigDict

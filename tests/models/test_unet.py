@@ -29,7 +29,7 @@ KINDS = pytest.mark.parametrize("kind", ["adm", "ldm"])
 
 
 def batch(height: int = 8, width: int = 4, channels: int = 3, size: int = 2) -> dict[str, Any]:
-    x = RNG.standard_normal((size, height, width, channels)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((size, height, width, channels)).astype(np.float32)
     t = np.array([3.0, 700.0, 40.0], np.float32)[:size]
     return {"x": x, "t": t, "y": np.array([4, 10, 0], np.int32)[:size]}
 
@@ -155,13 +155,13 @@ def test_it_trains_under_the_diffusion_objective() -> None:
     @jit
     def step(params: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         value, grads = jax.value_and_grad(lambda p: task.loss(p, Extras(), given, key, True).value)(params)
-        return jax.tree.map(lambda p, g: p - 0.02 * g, params, grads), value
+        return jax.tree.map(lambda p, g: p - 0.3 * g, params, grads), value
 
     losses = []
-    for _ in range(8):
+    for _ in range(16):
         params, value = step(params, KEY)
         losses.append(float(value))
-    assert losses[-1] < 0.99 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 @KINDS
