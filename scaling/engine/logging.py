@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import tensorboardX
 from tqdm import tqdm
 
 PLAIN_SECONDS = 10.0  # between lines where no terminal is
@@ -52,11 +51,24 @@ class Progress:
             sys.stdout.flush()
 
 
+def _tensorboardx() -> Any:
+    """The module, without PyTorch, which it would import where that is installed, taking 2 s."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tensorboardX
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return tensorboardX
+
+
 class _SummaryWriter:
     """clu's SummaryWriter interface on tensorboardX: scalars, which is what these runs write."""
 
     def __init__(self, log_dir: str) -> None:
-        self.writer = tensorboardX.SummaryWriter(log_dir)
+        self.writer = _tensorboardx().SummaryWriter(log_dir)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():

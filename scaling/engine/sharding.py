@@ -8,31 +8,36 @@ pattern matches wins. Axes that divide none of their dimensions leave the array 
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from optax.tree_utils import tree_map_params
 
 from scaling.engine import config as configs
 from scaling.errors import UserError
+from scaling.models import layers
 
 R = TypeVar("R")
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
+STACKED = r"(^|/)((temporal_)?blocks|plain|shifted)/"  # parameters [L, ...] of L layers, in a loop
 SMALL = 64 * 1024  # bytes; an array below this is replicated
 
-# What a model calls its activations' dimensions -> mesh axes.
+# What a model calls its activations' dimensions -> mesh axes; of one array the first that can be cut is.
 ACTIVATIONS: tuple[tuple[str, Any], ...] = (
     ("batch", ("data", "fsdp")),
-    ("token", None),
-    ("embed", None),
     ("heads", "tensor"),
     ("mlp", "tensor"),
+    ("space_time", "tensor"),  # the tokens of joint attention over a video, which are many
+    ("token", None),
+    ("embed", None),
 )
 
 
@@ -53,6 +58,7 @@ RULES: tuple[Rule, ...] = (
     Rule(r"mlp/(up|gate)/kernel$", fsdp=(-2,), tensor=(-1,)),
     Rule(r"mlp/(up|gate)/bias$", tensor=(-1,)),
     Rule(r"mlp/down/kernel$", fsdp=(-1,), tensor=(-2,)),
+    Rule(r"modulation/kernel$", fsdp=(-2,), tensor=(-1,)),
     Rule(r"embedding$", fsdp=(-2, -1), tensor=(-1,)),
     Rule(r"kernel$", fsdp=(-1, -2), tensor=()),
     Rule(r"(positions|token)$", fsdp=(-1,)),
@@ -73,7 +79,27 @@ def make_mesh(options: configs.Mesh, devices: Iterable[jax.Device] | None = None
             f"must multiply to the {len(found)} devices (one may be -1)"
         )
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=found)
+    return jax.sharding.Mesh(arranged(tuple(sizes), found), AXES, axis_types=auto)
+
+
+def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as [data, fsdp, tensor], neighbours close together.
+
+    Slices of TPUs, between which the network is slow, are apart along data alone.
+
+    Raises: UserError where data is no multiple of the slices.
+    """
+    slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
+    if slices <= 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] % slices:
+        raise UserError(
+            f"mesh.data={sizes[0]}: must be a multiple of the {slices} slices: fsdp and tensor lie within one"
+        )
+    within = (sizes[0] // slices, *sizes[1:])
+    return mesh_utils.create_hybrid_device_mesh(
+        within, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int, key: str) -> NamedSharding:
@@ -145,11 +171,67 @@ def whole(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
 
 
 def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
-    """`fn`, for `jax.jit`: traced where the models' logical names mean this mesh."""
+    """`fn`, for `jax.jit`: traced where the models' logical names mean this mesh.
+
+    Layers gather their weights from shards where the mesh has an fsdp axis.
+    """
 
     @functools.wraps(fn)
     def traced(*args: Any) -> R:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
-            return fn(*args)
+        token = layers.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
+        try:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
+                return fn(*args)
+        finally:
+            layers.WEIGHTS.reset(token)
 
     return traced
+
+
+# Gathering weights. Left to itself the compiler may move activations in place of weights, which are smaller.
+
+
+def gathered(mesh: jax.sharding.Mesh, params: Any) -> Any:
+    """`params` with those whole along fsdp that are in no stack: its layers gather their own."""
+
+    def one(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        path = path_of(keys)
+        return leaf if re.search(STACKED, path) else _gathered(mesh, path, leaf, leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params) if mesh.shape["fsdp"] > 1 else params
+
+
+def _layer(mesh: jax.sharding.Mesh, weights: Any, depth: int, dtype: Any) -> Any:
+    """A layer's weights, of a stack of `depth`, whole along fsdp; kernels travel in the dtype of use."""
+
+    def one(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        path = path_of(keys)
+        as_used = dtype if path.endswith("kernel") else leaf.dtype
+        return _gathered(mesh, path, leaf, (depth, *leaf.shape), as_used)
+
+    return jax.tree_util.tree_map_with_path(one, weights)
+
+
+def _gathered(
+    mesh: jax.sharding.Mesh, path: str, x: jax.Array, stored: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    """x in `dtype`, whole along fsdp; its gradient is summed into shards in that dtype.
+
+    `stored` is the shape as the parameter at `path` is kept: x is that or, of a stack, one row of it.
+    """
+    cut = spec(path, stored, x.dtype.itemsize, dict(mesh.shape))
+    if "fsdp" not in cut:
+        return x
+    cut = PartitionSpec(*cut[len(stored) - x.ndim :])
+    whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in cut))
+    held = x.dtype
+
+    def forward(_: tuple[()], x: jax.Array) -> jax.Array:
+        shard = jax.lax.with_sharding_constraint(x.astype(dtype), NamedSharding(mesh, cut))
+        return jax.lax.with_sharding_constraint(shard, NamedSharding(mesh, whole))
+
+    def backward(_: tuple[()], g: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(g, NamedSharding(mesh, cut)).astype(held)
+
+    # Unlike a custom derivative, a linear function with a transpose of its own has both modes.
+    return jax.custom_derivatives.linear_call(forward, backward, (), x)

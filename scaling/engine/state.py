@@ -96,10 +96,15 @@ def shardings(built: Built, shapes: State) -> State:
     )
 
 
-def init(built: Built) -> State:
-    """A fresh state, each device making only its own shards."""
+def initialiser(built: Built) -> Any:
+    """`seed -> State`, jitted: each device makes only its own shards."""
     placed = jax.tree.map(lambda s: s.sharding, abstract(built))
-    return jax.jit(lambda seed: _init(built, seed), out_shardings=placed)(scalars(built)["seed"])
+    return jax.jit(lambda seed: _init(built, seed), out_shardings=placed)
+
+
+def init(built: Built) -> State:
+    """A fresh state, born where it will live."""
+    return initialiser(built)(scalars(built)["seed"])
 
 
 def make_step(built: Built) -> Step:
@@ -120,6 +125,7 @@ def make_step(built: Built) -> Step:
         extras = Extras(collections=state.collections, ema=state.ema, scalars=scalars)
 
         def loss(params: Any) -> Any:
+            params = sharding.gathered(built.mesh, params)
             result = task.loss(params, extras, batch, rng, train=True)
             return result.value, result
 

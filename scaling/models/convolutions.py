@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling.models.layers import REMAT, Init, Remat
+from scaling.models.layers import REMAT, Init, Remat, layer
 
 lecun = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()
@@ -124,20 +124,18 @@ class Stage(nn.Module):
         def step(block: nn.Module, x: jax.Array) -> tuple[jax.Array, None]:
             return block(x, train), None  # type: ignore[operator]
 
-        first = rest = step
-        if self.remat != "none":
-            # Inside a loop the compiler cannot merge the recomputation with the forward pass.
-            first = nn.remat(step, policy=POLICIES[self.remat])
-            rest = nn.remat(step, policy=POLICIES[self.remat], prevent_cse=self.unroll)
-        x, _ = first(self.block(stride=self.stride, name="first"), x)  # [B, H / stride, W / stride, F]
+        policy, first = POLICIES.get(self.remat), self.block(stride=self.stride, name="first")
+        again = step if policy is None else nn.remat(step, policy=policy)
+        x, _ = again(first, x)  # [B, H / stride, W / stride, F]
         if self.depth == 1:
             return x
+        block = self.block(name="blocks")
         loop = nn.scan(
-            rest,
+            layer(step, block, self.depth - 1, policy, self.unroll),
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
             check_constancy_invariants=False,  # nothing here could vary; checking it costs another trace
             length=self.depth - 1,
             unroll=self.depth - 1 if self.unroll else 1,
         )
-        return loop(self.block(name="blocks"), x)[0]  # [B, H / stride, W / stride, F]
+        return loop(block, x)[0]  # [B, H / stride, W / stride, F]

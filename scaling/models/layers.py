@@ -7,12 +7,14 @@ arithmetic. Softmax and the statistics of LayerNorm are always float32.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from scaling.errors import UserError
 from scaling.models.variants import side_lengths
@@ -63,8 +65,47 @@ FUSED = XAVIER._replace(query=_fused, key=_fused)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Names the axes of an activation for the sharding rules in force; without rules, nothing."""
-    return nn.with_logical_constraint(x, names)
+    """Names the axes of an activation for the sharding rules in force; without rules, nothing.
+
+    A rule's mesh axes cut the first axis of that name which they divide; others stay whole (3 heads over 2).
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    cut: list[Any] = [None] * x.ndim
+    for name, axes in nn.get_logical_axis_rules():
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        ways = math.prod(sizes[axis] for axis in axes)
+        taken = {axis for each in cut for axis in each or ()}
+        for i in (i for i, given in enumerate(names) if given == name):
+            if axes and not taken & set(axes) and x.shape[i] % ways == 0:
+                cut[i], taken = axes, taken | set(axes)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*cut)) if sizes else x
+
+
+# What is done with the weights of a layer before it uses them, `f(weights, depth, dtype)`: gathered, where
+# they lie in shards. `depth` is of the stack that they are a slice of, `dtype` is the arithmetic's.
+WEIGHTS: ContextVar[Callable[[Any, int, Any], Any] | None] = ContextVar("WEIGHTS", default=None)
+
+
+def layer(
+    step: Callable[..., Any], block: nn.Module, depth: int, policy: Any = None, unroll: bool = False
+) -> Callable[..., Any]:
+    """`step(block, ...)` as one of a loop of `depth`: rematerialised, on weights that `WEIGHTS` has seen to.
+
+    `policy` is what the backward pass finds in memory, None for everything; but it gathers weights again.
+    """
+    ready = WEIGHTS.get()
+    if ready is not None and not block.is_initializing():
+        dtype = getattr(block, "dtype", jnp.float32)
+        step = nn.map_variables(step, "params", trans_in_fn=lambda tree: ready(tree, depth, dtype))
+        policy = policy or _all_but_weights
+    if policy is None:
+        return step
+    # Inside a loop the compiler cannot merge the recomputation with the forward pass; unrolled, it could.
+    return nn.remat(step, policy=policy, prevent_cse=unroll)
+
+
+def _all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+    return bool(primitive.name != "linear_call")  # what gathers, `engine.sharding` says
 
 
 # Patches and positions
@@ -305,7 +346,7 @@ def drop_rates(last: float, depth: int, train: bool) -> jax.Array | None:
 class EncoderBlock(nn.Module):
     """The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3): [B, N, D] -> [B, N, D].
 
-    `bias` is attention's, `drop` the rate of stochastic depth.
+    `bias` is attention's, `drop` the rate of stochastic depth. `tokens` is what the sharding rules know N by.
     """
 
     heads: int
@@ -315,6 +356,7 @@ class EncoderBlock(nn.Module):
     epsilon: float = 1e-6
     kernels: Kernels = FUSED
     attend: Callable[..., jax.Array] = dot_product_attention
+    tokens: str = "token"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -329,7 +371,7 @@ class EncoderBlock(nn.Module):
         h = layer_norm(x, "norm_mlp", epsilon=self.epsilon)
         h = Mlp(hidden, self.activation, **parts, name="mlp")(h)
         x = x + DropPath(name="drop_mlp")(h, drop)
-        return constrain(x, "batch", "token", "embed")
+        return constrain(x, "batch", self.tokens, "embed")
 
 
 def stack(
@@ -354,11 +396,8 @@ def stack(
         rate = {} if drop is None else {"drop": drop}
         return block(x, *context, **rate), None  # type: ignore[operator]
 
-    if remat != "none":
-        # Inside a loop the compiler cannot merge the recomputation with the forward pass; unrolled, it could.
-        step = nn.remat(step, policy=REMAT[remat], prevent_cse=unroll)
     loop = nn.scan(
-        step,
+        layer(step, block, depth, REMAT.get(remat), unroll),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast,) * len(context)),

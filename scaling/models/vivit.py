@@ -195,7 +195,8 @@ class ViViT(nn.Module):
         block |= dict(epsilon=self.epsilon, dtype=dtype)
         if self.attention == "joint":
             x = self._embedded(x, old, new, token=True)  # [B, 1 + N, D]
-            x = self._encoded(EncoderBlock(**block, name="blocks"), self.depth, x, train)[:, 0]
+            joint = EncoderBlock(**block, tokens="space_time", name="blocks")
+            x = self._encoded(joint, self.depth, x, train)[:, 0]
         elif self.attention == "factorised-encoder":
             x = x.reshape(-1, h * w, self.width)  # [B t, s, D]
             x = self._embedded(x, (1, *old[1:]), (1, h, w), token=True)  # [B t, 1 + s, D]

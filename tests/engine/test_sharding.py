@@ -1,7 +1,7 @@
 """Arrays over a mesh: rules that cover everything, and the same numbers on any mesh."""
 
+import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,12 +15,6 @@ from scaling.engine import build, config, sharding, state
 from scaling.errors import UserError
 
 Tiny = dict[str, str]
-MESHES = ["data=8", "fsdp=8", "fsdp=4 tensor=2", "data=2 fsdp=2 tensor=2"]
-
-
-def mesh_overrides(text: str) -> list[str]:
-    sizes = {"data": "1", "fsdp": "1", "tensor": "1"} | dict(pair.split("=") for pair in text.split())
-    return [f"mesh.{axis}={size}" for axis, size in sizes.items()]
 
 
 def params_of(family: str, variant: str, **options: Any) -> dict[str, Any]:
@@ -70,58 +64,6 @@ def batch_of(built: build.Built, step: int) -> Any:
     cfg = built.config.data
     place = sharding.batch_sharding(built.mesh, cfg.batch_size, "data.batch_size")
     return next(iter(data.train_batches(cfg, built.config.train.seed, step, place)))
-
-
-def three_steps(built: build.Built) -> tuple[state.State, list[dict[str, float]]]:
-    current, step, scalars = state.init(built), state.make_step(built), state.scalars(built)
-    seen = []
-    for i in range(3):
-        current, metrics = step(current, batch_of(built, i), scalars)
-        seen.append({k: float(v) for k, v in metrics.items()})
-    return current, seen
-
-
-@pytest.fixture(scope="module")
-def single() -> dict[str, Any]:
-    """Each family on one device: state and metrics after three steps."""
-    found = {}
-    root = Path(__file__).parents[1]
-    for family in ("dit", "vit"):
-        cfg = config.load(str(root / f"tiny_{family}.py"), [*WIDE, *mesh_overrides("")])
-        found[family] = three_steps(build.build(cfg, jax.devices()[:1]))
-    return found
-
-
-WIDE = ["model.width=192", "model.heads=2"]  # wide enough for the rules to cut
-
-
-@pytest.mark.parametrize(("family", "mesh"), [*(("dit", mesh) for mesh in MESHES), ("vit", MESHES[-1])])
-def test_any_mesh_gives_the_single_devices_numbers(
-    family: str, mesh: str, tiny: Tiny, single: dict[str, Any]
-) -> None:
-    built = build.build(config.load(tiny[family], [*WIDE, *mesh_overrides(mesh)]))
-    there, seen = three_steps(built)
-    expected, expected_metrics = single[family]
-    for a, b in zip(seen, expected_metrics, strict=True):
-        assert a == pytest.approx(b, rel=2e-4)
-    for a, b in zip(jax.tree.leaves(there.params), jax.tree.leaves(expected.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4)
-
-
-@pytest.mark.parametrize("mesh", MESHES[1:])
-def test_state_is_born_sharded_and_stays_so(mesh: str, tiny: Tiny) -> None:
-    built = build.build(config.load(tiny["dit"], [*WIDE, *mesh_overrides(mesh)]))
-    born = state.init(built)
-    like = state.abstract(built)
-    after, _ = state.make_step(built)(born, batch_of(built, 0), state.scalars(built))
-    for a, b in zip(jax.tree.leaves(like), jax.tree.leaves(after), strict=True):
-        assert b.sharding.is_equivalent_to(a.sharding, b.ndim)
-    kernel, ways = after.params["blocks"]["mlp"]["up"]["kernel"], built.mesh.shape
-    moments = after.opt_state[1].mu["blocks"]["mlp"]["up"]["kernel"]
-    averaged = after.ema["0.9"]["params"]["blocks"]["mlp"]["up"]["kernel"]
-    for array in (kernel, moments, averaged):
-        cut = ways["fsdp"] * ways["tensor"]
-        assert all(s.data.size == array.size // cut for s in array.addressable_shards)
 
 
 def test_what_no_axis_divides_is_listed(tiny: Tiny) -> None:
@@ -185,3 +127,31 @@ def test_the_average_starts_as_a_copy_and_follows(tiny: Tiny) -> None:
             strict=True,
         ):  # fmt: skip
             np.testing.assert_allclose(a, decay * old + (1 - decay) * np.asarray(new), atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What arranging asks of a device: of one of two slices of four."""
+
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "made up"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+    @property
+    def coords(self) -> tuple[int, int, int]:
+        return (self.id // 2 % 2, self.id // 4, 0)
+
+
+def test_slices_are_apart_along_data_alone() -> None:
+    chips = [Chip(i, slice_index=i % 2) for i in range(8)]
+    for sizes in ((2, 4, 1), (2, 2, 2), (4, 2, 1), (8, 1, 1)):
+        found = sharding.arranged(sizes, chips)
+        assert found.shape == sizes and len({chip.id for chip in found.flat}) == 8
+        slices = np.vectorize(lambda chip: chip.slice_index)(found)
+        assert (slices == slices[:, :1, :1]).all()
+        assert {len(set(column)) for column in slices[:, 0, :1].T} == {2}
+    with pytest.raises(UserError, match=r"mesh\.data=1: must be a multiple of the 2 slices"):
+        sharding.arranged((1, 8, 1), chips)
