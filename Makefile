@@ -12,9 +12,10 @@ demo: .venv/installed
 	$(BIN)/scaling sweep experiments/mnist_dit --workdir $(RUNS) --workers 2
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/installed-test
+	$(PIP) -e '.[tpu]'
 	$(BIN)/python -m pytest -q -m slow
 
 lint: .venv/installed-test

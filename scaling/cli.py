@@ -1,7 +1,6 @@
 """The `scaling` command: verbs, and nothing else. Heavy imports wait until a verb runs."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,6 +130,27 @@ def _study_verbs(verb: Verb) -> None:
     one.add_argument("workdir", type=Path, help="the study folder")
 
     one = verb(
+        "plan", _plan, "What a run or a study needs on TPUs that are not here, and what it costs there.",
+        "scaling plan --config=configs/dit.py:XL/2 --topology=v5e:8x8 --mesh=fsdp=64 --price=1.2\n\n"
+        "The real step is compiled by the TPU compiler (the extra tpu): memory and network are its own, the\n"
+        "time is a model's, each term shown. Where data are not here, the model says what they are like.\n"
+        + OVERRIDES,
+    )  # fmt: skip
+    what = one.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="FILE[:VARIANT]", help="the run's config file")
+    what.add_argument("--study", type=Path, help="a folder with study.py: every run of its sweep")
+    one.add_argument("--topology", required=True, help="of v4, v5e, v5p, v6e: such as v5e:4x4")
+    one.add_argument("--global-batch", type=int, help="examples a step (default: the config's)")
+    one.add_argument("--mesh", help="such as data=2,fsdp=8 (default: the config's)")
+    one.add_argument("--search", action="store_true", help="try meshes, batches and remat; rank what fits")
+    one.add_argument(
+        "--what", choices=("train", "evaluate", "sample"), default="train", help="(default: train)"
+    )
+    one.add_argument("--examples", type=int, help="of an epoch, where the data are not here")
+    one.add_argument("--price", type=float, help="of a chip-hour")
+    one.add_argument("--json", action="store_true", help="print an object, or a list of them")
+
+    one = verb(
         "models", _models, "List every registered model: tokens, params, gmacs, gflops, published figures.",
         "scaling models --family=dit --json",
     )  # fmt: skip
@@ -163,21 +183,11 @@ def _weights_verbs(verb: Verb) -> None:
     one.add_argument("--out", required=True, type=Path, help="the folder to make")
 
 
-def _processes() -> None:
-    """Joins the other processes of the run, where the environment names them."""
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        import jax
-
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
-        )
-
-
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
-    from scaling.engine import config, train
+    from scaling.engine import config, processes, train
 
     cfg = config.load(options.config, overrides)
-    _processes()
+    processes.join()
     try:
         train.run(cfg, options.workdir)
     except train.Interrupted as e:
@@ -203,10 +213,10 @@ def _sample(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _encode(options: argparse.Namespace, overrides: list[str]) -> None:
-    from scaling.engine import config, encode
+    from scaling.engine import config, encode, processes
 
     cfg = config.load(options.config, overrides)
-    _processes()
+    processes.join()
     latents = encode.encode(options.folder, cfg, options.out, options.batch_size)
     if latents is not None:
         splits = ", ".join(f"{name} {split.examples}" for name, split in latents.splits.items())
@@ -245,6 +255,26 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> None:
     else:
         transfer.export_run(options.format, options.folder, options.out)
     print(f"folder: {options.out}")
+
+
+def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
+    from scaling.study import plan, planning
+
+    given = [f"mesh.{k}={v}" for k, v in planning.mesh_of(options.mesh).items()] if options.mesh else []
+    request = plan.Request(
+        options.config, options.topology, [*overrides, *given], options.what, options.global_batch,
+        options.examples,
+    )  # fmt: skip
+    with plan.Compiler() as compiler:
+        if options.study:
+            rows = planning.study(compiler, options.study, request)
+        elif options.search:
+            found = planning.search(compiler, request)
+            rows = [(planning.described(made), made) for made in found]
+        else:
+            rows = [("", planning.one(compiler, request))]
+    print(planning.shown(rows, options.price, options.json, whole=not (options.study or options.search)))
+    return 0 if all(made.fits for _, made in rows) else 1
 
 
 def _models(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -19,7 +19,7 @@ def averages(
 ) -> dict[str, float]:
     """{metric: value} over the real examples of the batches, as evaluation measures them."""
     extras = Extras(collections=weights["collections"])
-    measure = _measure(built)
+    measure = step(built)
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
     for i, batch in enumerate(batches):
@@ -32,12 +32,12 @@ def averages(
 
 
 @lru_cache(maxsize=1)
-def _measure(built: Built) -> Callable[..., Any]:
+def step(built: Built) -> Callable[..., Any]:
     """(params, extras, batch, batch index) -> sums and counts of the objective's metrics."""
     key = stream(jax.random.key(built.config.train.seed), "evaluate")
 
-    def step(params: Any, extras: Extras, batch: Any, index: jax.Array) -> tuple[Any, Any]:
+    def one(params: Any, extras: Extras, batch: Any, index: jax.Array) -> tuple[Any, Any]:
         result = built.task.loss(params, extras, batch, jax.random.fold_in(key, index), train=False)
         return result.sums, result.counts
 
-    return jax.jit(sharding.on(built.mesh, step))
+    return jax.jit(sharding.on(built.mesh, one))

@@ -21,7 +21,7 @@ from optax.tree_utils import tree_map_params
 
 from scaling.engine import config as configs
 from scaling.errors import UserError
-from scaling.models import layers
+from scaling.models import placement
 
 R = TypeVar("R")
 
@@ -178,12 +178,12 @@ def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(fn)
     def traced(*args: Any) -> R:
-        token = layers.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
+        token = placement.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
         try:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
                 return fn(*args)
         finally:
-            layers.WEIGHTS.reset(token)
+            placement.WEIGHTS.reset(token)
 
     return traced
 

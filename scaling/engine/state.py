@@ -30,6 +30,11 @@ class State:
 
 def scalars(built: Built) -> dict[str, jax.Array]:
     """The numbers that sweeps vary, as arguments of the step: runs that differ only here share its code."""
+    return jax.device_put(numbers(built), NamedSharding(built.mesh, PartitionSpec()))
+
+
+def numbers(built: Built) -> dict[str, jax.Array]:
+    """The same, on no mesh."""
     config = built.config
     values: dict[str, jax.Array] = {
         "seed": jnp.asarray(config.train.seed, jnp.int32),
@@ -39,7 +44,7 @@ def scalars(built: Built) -> dict[str, jax.Array]:
     if "label_dropout" in config.objective.options:
         dropout = config.objective.options["label_dropout"]
         values["label_dropout"] = jnp.asarray(dropout, jnp.float32)
-    return jax.device_put(values, NamedSharding(built.mesh, PartitionSpec()))
+    return values
 
 
 def _init(built: Built, seed: jax.Array) -> State:

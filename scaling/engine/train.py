@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 import scaling
 from scaling import data
-from scaling.engine import build, config, sharding, state
+from scaling.engine import build, config, processes, sharding, state
 from scaling.engine.checkpoint import Checkpoints
 from scaling.engine.config import Config
 from scaling.engine.logging import Progress, metric_writer
@@ -163,6 +163,8 @@ def _fit(built: build.Built, folder: RunFolder, stop: Stop) -> dict[str, float]:
         with Progress(name, start, total, cfg.data.batch_size, show=main) as progress:
             if said:
                 progress.say(said)
+            if jax.process_count() > 1:
+                progress.say(processes.SAID)
             for path in sharding.whole_arrays(current.params, built.mesh):
                 progress.say(f"{path} is not cut: no mesh axis divides its dimensions")
             loop = _Loop(built, folder, stop, checkpoints, progress, writer, start)

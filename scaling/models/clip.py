@@ -18,7 +18,6 @@ from scaling.models import variants
 from scaling.models.clip_resnet import STRIDE, ModifiedResNet, learned_positions
 from scaling.models.layers import (
     Remat,
-    constrain,
     fan_in_uniform,
     layer_norm,
     patch_grid,
@@ -28,6 +27,7 @@ from scaling.models.layers import (
     resize_positions,
     said_resized,
 )
+from scaling.models.placement import constrain
 from scaling.models.text import TextTransformer, end_of_text, normal, run_blocks
 from scaling.models.vit import ViT, check_fit
 

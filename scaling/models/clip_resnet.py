@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models.convolutions import BatchNorm, Stage, average_pool, convolution
-from scaling.models.layers import Attention, Kernels, Remat, constrain, fan_in_uniform, resize_positions
+from scaling.models.layers import Attention, Kernels, Remat, fan_in_uniform, resize_positions
+from scaling.models.placement import constrain
 
 STRIDE = 32  # pixels of the image to one of the last stage
 EXPANSION = 4  # a bottleneck's output is this many times as wide as its 3x3 convolution

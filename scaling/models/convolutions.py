@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scaling.models.layers import REMAT, Init, Remat, layer
+from scaling.models.layers import REMAT, Init, Remat
+from scaling.models.placement import layer
 
 lecun = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()

@@ -21,7 +21,6 @@ from scaling.models.layers import (
     EncoderBlock,
     Mlp,
     Remat,
-    constrain,
     layer_norm,
     patch_grid,
     patchify,
@@ -30,6 +29,7 @@ from scaling.models.layers import (
     stack,
     unpatchify,
 )
+from scaling.models.placement import constrain
 from scaling.models.variants import Size
 
 Block = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.convolutions import BatchNorm, Stage, convolution
-from scaling.models.layers import Remat, constrain, uniform
+from scaling.models.layers import Remat, uniform
+from scaling.models.placement import constrain
 
 SIZES: dict[str, dict[str, Any]] = {  # table 1 of the paper
     "18": {"depths": (2, 2, 2, 2), "bottleneck": False},

@@ -24,7 +24,6 @@ from scaling.models.layers import (
     Kernels,
     Mlp,
     Remat,
-    constrain,
     dot_product_attention,
     drop_rates,
     layer_norm,
@@ -34,6 +33,7 @@ from scaling.models.layers import (
     uniform,
     unpatchify,
 )
+from scaling.models.placement import constrain
 from scaling.models.variants import side_lengths
 
 DIGITS: dict[str, Any] = {

@@ -19,7 +19,6 @@ from scaling.models.layers import (
     DropPath,
     Mlp,
     Remat,
-    constrain,
     drop_rates,
     layer_norm,
     position_grid,
@@ -28,6 +27,7 @@ from scaling.models.layers import (
     said_resized,
     stack,
 )
+from scaling.models.placement import constrain
 from scaling.models.variants import Size
 from scaling.models.video import (
     from_places,

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.convolutions import group_norm, upsample
-from scaling.models.layers import REMAT, Remat, constrain
+from scaling.models.layers import REMAT, Remat
+from scaling.models.placement import constrain
 from scaling.models.unet_blocks import Block, Kind, TimeEmbedding, convolution, zeros
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.convolutions import convolution, group_norm, upsample
-from scaling.models.layers import REMAT, Attention, constrain, fan_in_uniform
+from scaling.models.layers import REMAT, Attention, fan_in_uniform
+from scaling.models.placement import constrain
 
 Remat = Literal["none", "full"]
 

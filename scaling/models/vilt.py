@@ -22,7 +22,6 @@ from scaling.models.layers import (
     EncoderBlock,
     Remat,
     bias_of,
-    constrain,
     drop_rates,
     layer_norm,
     patch_grid,
@@ -32,6 +31,7 @@ from scaling.models.layers import (
     said_resized,
     stack,
 )
+from scaling.models.placement import constrain
 from scaling.models.variants import side_lengths
 
 Task = Literal["itm", "mlm", "mpp", "vqa", "retrieval", "nlvr2"]

@@ -19,7 +19,6 @@ from scaling.models.layers import (
     EncoderBlock,
     Init,
     Remat,
-    constrain,
     drop_rates,
     layer_norm,
     patch_grid,
@@ -31,6 +30,7 @@ from scaling.models.layers import (
     sincos_positions,
     stack,
 )
+from scaling.models.placement import constrain
 from scaling.models.variants import Size, side_lengths
 
 IMAGE = (224, 224, 3)

@@ -22,7 +22,6 @@ from scaling.models.layers import (
     EncoderBlock,
     Mlp,
     Remat,
-    constrain,
     dot_product_attention,
     drop_rates,
     layer_norm,
@@ -30,6 +29,7 @@ from scaling.models.layers import (
     said_resized,
     stack,
 )
+from scaling.models.placement import constrain
 from scaling.models.variants import Size, side_lengths
 from scaling.models.video import (
     Grid,

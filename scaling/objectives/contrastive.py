@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models.clip import Embeddings
-from scaling.models.layers import constrain
+from scaling.models.placement import constrain
 from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, stream, summarise
 
 FAR = -1e9  # a logit that no sum of exponentials notices

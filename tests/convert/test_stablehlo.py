@@ -14,8 +14,6 @@ from scaling.convert import stablehlo
 from scaling.engine import config, features, train
 from scaling.sampling import make_sampler
 
-pytestmark = pytest.mark.xdist_group("stablehlo")  # costly fixtures: made in one worker
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys, json

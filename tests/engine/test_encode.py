@@ -19,8 +19,6 @@ from scaling.engine.runfolder import read_events
 from scaling.errors import UserError
 from scaling.sampling import to_uint8
 
-pytestmark = pytest.mark.xdist_group("encode")  # costly fixtures: made in one worker
-
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/tiny_vae.py")
 FLIP = {"data.augment": ("flip",)}

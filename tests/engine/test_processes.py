@@ -1,6 +1,7 @@
 """Real processes, joined by `jax.distributed` on this machine: the same run as in one."""
 
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,30 +21,94 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def run(start: Callable[..., Any], words: list[str], processes: int, devices: int) -> None:
+def as_slurm(count: int) -> list[dict[str, str]]:
+    """What `srun` sets for each task of a step."""
+    step = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    return [{**step, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(count)]
+
+
+def begun(start: Callable[..., Any], words: list[str], processes: int, devices: int) -> list[Any]:
     """The command in that many processes of so many devices each."""
     there = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(processes)}
     env = [{**there, "JAX_PROCESS_ID": str(i)} if processes > 1 else {} for i in range(processes)]
-    running = [start(*words, devices=devices, env=e) for e in env]
-    for process in running:
-        said = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, said
+    return [start(*words, devices=devices, env=e) for e in env]
+
+
+def run(start: Callable[..., Any], words: list[str], processes: int, devices: int) -> list[str]:
+    """What each said, once all are done."""
+    running = begun(start, words, processes, devices)
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert all(process.returncode == 0 for process in running), said
+    return said
+
+
+WIDE = ["--config.model.width=192", "--config.model.heads=2"]  # wide enough for the rules to cut
+
+
+def same_values(one: Path, other: Path) -> None:
+    expected, found = read_events(one), read_events(other)
+    assert [e["step"] for e in found] == [e["step"] for e in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a["values"] == pytest.approx(b["values"], rel=1e-4, abs=2e-3)
 
 
 def test_two_processes_of_four_devices_are_one_process_of_one_device(
     tmp_path: Path, tiny: Tiny, start: Callable[..., Any]
 ) -> None:
     """Losses, evaluation and checkpoints: begun on 2 x 4 devices, resumed on one, against one throughout."""
-    words = ["train", f"--config={tiny['vit']}", "--config.evaluate.val.batch_size=64"]
+    words = ["train", f"--config={tiny['vit']}", "--config.evaluate.val.batch_size=64", *WIDE]
     run(start, [*words, f"--workdir={tmp_path / 'one'}"], processes=1, devices=1)
     two = [*words, f"--workdir={tmp_path / 'two'}"]
-    run(start, [*two, "--config.train.duration=4 steps", "--config.mesh.fsdp=2"], processes=2, devices=4)
+    said = run(start, [*two, "--config.train.duration=4 steps", "--config.mesh.fsdp=4"], 2, devices=4)
+    assert "step 4/4" in said[0] and "step" not in said[1]  # who is first speaks, alone
     assert {e["step"] for e in read_events(tmp_path / "two")} == {1, 2, 3, 4}
     run(start, two, processes=1, devices=1)
-    expected, found = read_events(tmp_path / "one"), read_events(tmp_path / "two")
-    assert [e["step"] for e in found] == [e["step"] for e in expected]
-    for a, b in zip(found, expected, strict=True):
-        assert a["values"] == pytest.approx(b["values"], rel=1e-4, abs=2e-3)
+    same_values(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_over_other_processes_and_meshes(
+    tmp_path: Path, tiny: Tiny, start: Callable[..., Any]
+) -> None:
+    """On 2 x 4 devices, 4 x 2, one process of 8, of 4, of 1; against one throughout."""
+    words = ["train", f"--config={tiny['vit']}", "--config.evaluate.val.batch_size=64", *WIDE]
+    words += ["--config.evaluate.val.every=1 steps"]
+    run(start, [*words, f"--workdir={tmp_path / 'one'}"], processes=1, devices=1)
+    stages = [(2, 4, "fsdp=8"), (4, 2, "fsdp=4 tensor=2"), (1, 8, "fsdp=2 tensor=2"), (1, 4, "fsdp=4")]
+    stages.append((1, 1, ""))
+    for i, (processes, devices, mesh) in enumerate(stages):
+        flags = [f"--config.mesh.{part}" for part in mesh.split()]
+        length = f"--config.train.duration={(2, 4, 6, 7, 8)[i]} steps"
+        run(start, [*words, *flags, length, f"--workdir={tmp_path / 'many'}"], processes, devices)
+    same_values(tmp_path / "one", tmp_path / "many")
+
+
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_when_one_is_killed_the_other_ends_and_the_same_command_resumes(
+    killed: int, tmp_path: Path, tiny: Tiny, start: Callable[..., Any]
+) -> None:
+    workdir = tmp_path / "run"
+    words = ["train", f"--config={tiny['vit']}", "--config.train.duration=100000 steps", *WIDE]
+    words += [
+        "--config.evaluate.val.batch_size=64",
+        "--config.checkpoint.every=20 steps",
+        f"--workdir={workdir}",
+    ]
+    running = [start(*words, devices=2, env=env) for env in as_slurm(2)]  # found without a word
+    deadline = time.monotonic() + 180
+    while not (workdir / "checkpoints/20").is_dir():
+        assert time.monotonic() < deadline and all(p.poll() is None for p in running)
+        time.sleep(0.1)
+    running[killed].kill()
+    since = time.monotonic()
+    said = running[1 - killed].communicate(timeout=60)[0]
+    assert time.monotonic() - since < 60 and running[1 - killed].returncode != 0
+    running[killed].communicate()
+    assert "another task died" in said  # as jax has it; who speaks said at the start what to do
+    assert killed == 0 or "after one is lost the others end, and the same command resumes" in said
+    there = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    resumed = run(start, [*words, f"--config.train.duration={there + 2} steps"], processes=2, devices=2)
+    assert "resumed at step" in resumed[0]
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_killed_and_resumed_is_bit_identical(
     assert_same(read_state(workdir, cfg), read_state(unbroken, cfg))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_told_to_stop_it_saves_and_the_same_command_resumes(
     signum: int, tmp_path: Path, unbroken: Path, tiny: Tiny, start: Start, read_state: Read
 ) -> None:

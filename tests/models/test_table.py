@@ -16,8 +16,6 @@ from scaling import flops, models
 from scaling.errors import UserError
 from scaling.models import dit, published, resnet, swin, table, variants, vit
 
-pytestmark = pytest.mark.xdist_group("table")  # costly fixtures: made in one worker
-
 # Every registered variant: tokens, trainable parameters, multiply-adds of one forward pass.
 EXACT = list(csv.DictReader((Path(__file__).parent / "variants.csv").read_text().splitlines()))
 

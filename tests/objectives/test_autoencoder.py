@@ -120,6 +120,7 @@ def test_eight_devices_give_the_loss_and_the_gradient_of_one() -> None:
     check_eight_devices(Autoencoder(Linear(), kl_weight=0.1), _batch())
 
 
+@pytest.mark.slow
 def test_the_small_autoencoder_learns_digits_within_a_few_steps() -> None:
     batch = {"image": jnp.asarray(open_source(Data(name="mnist"), "train").images[:8])}
     task = Autoencoder(vae.make("small"))

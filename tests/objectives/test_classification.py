@@ -267,7 +267,7 @@ def _asked(tasks: tuple[str, ...]) -> tuple[Any, dict[str, jax.Array]]:
     }
 
 
-@pytest.mark.parametrize("head", ["vqa", "nlvr2"])
+@pytest.mark.parametrize("head", [pytest.param("vqa", marks=pytest.mark.slow), "nlvr2"])
 def test_answers_and_paired_reasoning_learn_from_text(head: str) -> None:
     """What only the text tells is learned in a few steps; the loss is the cross-entropy of that head."""
     model, batch = _asked((head,))

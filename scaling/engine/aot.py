@@ -1,0 +1,140 @@
+"""Compiles what a run does for machines that are not here: `python -m scaling.engine.aot`.
+
+A process of its own, as the compiler is chosen before jax is imported. It reads a request a line and answers
+each with a line, both JSON; see `answer`.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from scaling import data, hlo
+from scaling.engine import averages, build, config, sharding, state
+from scaling.errors import UserError
+from scaling.objectives.base import Extras
+from scaling.sampling import make_sampler
+
+# "Used 23.05G of 15.75G hbm", or "HLO temporaries (65.02G) exceeds available HBM (15.75G)"
+FULL = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMG])\)?(?: of| exceeds)")
+GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0}
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What one chip needs and does, of `request`: config, overrides, topology, what, examples.
+
+    {"error": a line} for bad input; "fits" false, with what is needed, where the compiler runs out of memory.
+    """
+    try:
+        cfg = config.load(request["config"], request["overrides"])
+        built = build.build(cfg, _devices(request["topology"]), _info(cfg, request["examples"]))
+        program, arguments = PROGRAMS[request["what"]](built, request["batch"] or cfg.data.batch_size)
+    except UserError as e:
+        return {"error": str(e)}
+    found: dict[str, Any] = {
+        "mesh": dict(built.mesh.shape),
+        "coords": [list(getattr(d, "coords", ())) for d in built.mesh.devices.flat],
+        "whole": sharding.whole_arrays(state.abstract(built).params, built.mesh),
+        "steps": _steps(built, request["examples"]),
+    }
+    if request["cost"]:
+        found["cost"] = build.cost(built)
+    since = time.monotonic()
+    try:
+        compiled = program.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as e:
+        full = FULL.search(str(e))
+        if full is None:
+            return {"error": f"topology={request['topology']}: {str(e).strip().splitlines()[0][:300]}"}
+        return found | {"fits": False, "needed_gib": float(full[1]) * GIB[full[2]]}
+    memory = compiled.memory_analysis()
+    parts = {k: getattr(memory, f"{k}_size_in_bytes") for k in ("argument", "output", "alias", "temp")}
+    peak = parts["argument"] + parts["output"] - parts["alias"] + parts["temp"]
+    found |= {"fits": True, "needed_gib": (peak + memory.generated_code_size_in_bytes) / 2**30}
+    found |= {"memory": parts, "seconds": time.monotonic() - since}
+    return found | {"facts": dataclasses.asdict(hlo.read(compiled.as_text()))}
+
+
+def _devices(topology: str) -> list[Any]:
+    """The chips of a topology, in no order that matters; of "here" those of this machine."""
+    if topology == "here":
+        return list(jax.devices())
+    # The two cores of a v4 chip are one device, as they are where it is rented.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    try:
+        there = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        return list(there.devices)
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as e:
+        raise UserError(f"topology={topology!r}: {str(e).strip().splitlines()[0][:200]}") from None
+
+
+def _info(cfg: config.Config, examples: int | None) -> data.Info:
+    """What the data are like: read where they are at hand, and otherwise what the model is made for."""
+    try:
+        info = data.info(cfg.data)
+    except UserError:
+        info = build.made_for(cfg)
+        text = info.text and dataclasses.replace(info.text, mask=0)
+        info = dataclasses.replace(info, text=text, train_examples=0)
+    return dataclasses.replace(info, train_examples=examples or info.train_examples)
+
+
+def _steps(built: build.Built, examples: int | None) -> int | None:
+    """Of the whole run; None where its epochs are of data that are not here."""
+    known = built.info.train_examples or "epoch" not in built.config.train.duration
+    return built.steps if known else None
+
+
+# What is compiled: a jitted function, and its arguments as shapes with their places.
+
+
+def _placed(built: build.Built, tree: Any) -> Any:
+    whole = NamedSharding(built.mesh, PartitionSpec())
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), tree)
+
+
+def _batch(built: build.Built, size: int, key: str) -> dict[str, Any]:
+    place = sharding.batch_sharding(built.mesh, size, key)
+    return {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place) for k, s in built.batch(size).items()}
+
+
+def _train(built: build.Built, size: int) -> tuple[Any, tuple[Any, ...]]:
+    scalars = _placed(built, jax.eval_shape(lambda: state.numbers(built)))
+    return state.make_step(built), (state.abstract(built), _batch(built, size, "data.batch_size"), scalars)
+
+
+def _evaluate(built: build.Built, size: int) -> tuple[Any, tuple[Any, ...]]:
+    like, batch = state.abstract(built), _batch(built, size, "batch_size")
+    mask = jax.ShapeDtypeStruct((size,), np.float32, sharding=batch["image"].sharding)
+    index = _placed(built, jax.ShapeDtypeStruct((), np.int32))
+    return averages.step(built), (like.params, Extras(like.collections), batch | {"mask": mask}, index)
+
+
+def _sample(built: build.Built, size: int) -> tuple[Any, tuple[Any, ...]]:
+    if not hasattr(built.task, "predict"):
+        raise UserError(f"what='sample': objective {built.config.objective.name} generates nothing")
+    place = sharding.batch_sharding(built.mesh, size, "batch_size")
+    rows = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=place)
+    sampler = make_sampler(built.config.sampling, built.task, built.image_shape)  # type: ignore[arg-type]
+    return jax.jit(sharding.on(built.mesh, sampler)), (state.abstract(built).params, rows, rows)
+
+
+PROGRAMS = {"train": _train, "evaluate": _evaluate, "sample": _sample}
+
+
+def main() -> None:
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

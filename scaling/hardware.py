@@ -1,0 +1,58 @@
+"""What accelerators can do at most: one table, with its sources.
+
+A share of these peaks is what "MFU" and a plan's step time mean. What a chip reaches is less.
+"""
+
+from dataclasses import dataclass
+
+from scaling.errors import UserError
+
+TPU_DOCS = "cloud.google.com/tpu/docs"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator. Bytes are bytes, `gib` are 2^30 of them, rates are a second's."""
+
+    name: str  # as `jax.Device.device_kind` has it
+    flops: float  # dense bfloat16 products with float32 sums; a multiply-add is two
+    hbm_gib: float  # that a program may use, as the compiler or the driver reports it
+    hbm_bytes: float  # read or written
+    link_bytes: float  # over one link, in one direction
+    links: int  # of a chip: two for each dimension of the torus; on GPUs those to the switch are one
+    clock: float = 0.0  # cycles a second, for the compiler's cycle counts; 0 where it gives none
+    wrap: int = 0  # a dimension of the torus that is a multiple of this is a ring, others are lines
+    source: str = ""
+
+
+# By the name that a topology begins with. Clocks are those at which the matrix units give `flops`.
+TPUS: dict[str, Chip] = {
+    "v4": Chip("TPU v4", 275e12, 31.75, 1228e9, 50e9, 6, 1.05e9, 4, f"{TPU_DOCS}/v4"),
+    "v5e": Chip("TPU v5 lite", 197e12, 15.75, 819e9, 50e9, 4, 1.503e9, 16, f"{TPU_DOCS}/v5e"),
+    "v5p": Chip("TPU v5", 459e12, 95.74, 2765e9, 100e9, 6, 1.75e9, 4, f"{TPU_DOCS}/v5p"),
+    "v6e": Chip("TPU v6 lite", 918e12, 31.25, 1640e9, 100e9, 4, 1.75e9, 16, f"{TPU_DOCS}/v6e"),
+}
+GPUS: tuple[Chip, ...] = (
+    Chip("NVIDIA A100-SXM4-80GB", 312e12, 79.3, 2039e9, 300e9, 1, source="nvidia.com, A100 datasheet"),
+    Chip("NVIDIA H100 80GB HBM3", 989.4e12, 79.6, 3350e9, 450e9, 1, source="nvidia.com, H100 datasheet"),
+    Chip("NVIDIA H200", 989.4e12, 139.8, 4800e9, 450e9, 1, source="nvidia.com, H200 datasheet"),
+    Chip("NVIDIA B200", 2250e12, 178.3, 7700e9, 900e9, 1, source="nvidia.com, HGX B200 datasheet"),
+)
+CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*TPUS.values(), *GPUS)}
+
+
+def tpu(topology: str) -> tuple[Chip, tuple[int, ...]]:
+    """The chip and the torus of "v5e:16x16".
+
+    Raises: UserError for a name that is none of these, or sizes that are no torus of the chip's.
+    """
+    kind, _, sizes = topology.partition(":")
+    shape = sizes.split("x")
+    if kind not in TPUS or not all(size.isdecimal() and int(size) > 0 for size in shape):
+        raise UserError(
+            f"topology={topology!r}: must be of {', '.join(TPUS)}, with sizes, such as v5e:4x4 or v5p:2x2x4"
+        )
+    chip = TPUS[kind]
+    if len(shape) != chip.links // 2:
+        raise UserError(f"topology={topology!r}: {kind} has {chip.links // 2} dimensions, not {len(shape)}")
+    return chip, tuple(map(int, shape))

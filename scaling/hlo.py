@@ -1,0 +1,332 @@
+"""What a compiled program does, read from its text: products, bytes and collectives, loops multiplied out.
+
+XLA's own cost analysis counts a loop's body once, and knows nothing of links. The text has it all: each
+computation is walked as often as its loops run it.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = re.compile(r"^(?:pred|[a-z]+(\d+)\w*)$")
+# What moves no bytes of its own: names of other values, and loops and calls, whose bodies are walked.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"}
+FREE |= {"after-all", "partition-id", "replica-id", "iota", "async-start", "async-update", "async-done"}
+
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_NAMED = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    type: str
+    op: str
+    inside: str  # between its parentheses
+    rest: str  # after them
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.inside)
+
+    def attribute(self, name: str) -> str:
+        """`name=...`, without braces; "" where there is none."""
+        found = re.search(rf"\b{name}=(?:\{{([^}}]*)\}}|([^\s,]+))", self.rest)
+        return "" if found is None else (found[1] if found[1] is not None else found[2])
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One of a program's collectives: it runs `count` times, each on `bytes` (of the array, whole)."""
+
+    kind: str
+    bytes: float
+    group: tuple[int, ...]  # the first of its groups, as places in the mesh; the first pair of a permute
+    count: float
+
+
+@dataclass
+class Facts:
+    """Of one chip's program, all loops run through."""
+
+    macs: float = 0.0  # of matrix products and convolutions
+    hbm_bytes: float = 0.0  # read and written by what is not fused into something else
+    cycles: float = 0.0  # the compiler's estimate; 0 where it makes none
+    kernels: dict[str, float] = field(default_factory=dict)  # custom calls, whose work is not seen: how often
+    collectives: list[Collective] = field(default_factory=list)
+
+
+def read(text: str) -> Facts:
+    """The facts of `compiled.as_text()`."""
+    program, entry = _parse(text)
+    facts = Facts()
+    once: dict[str, Collective] = {}
+    for computation, times, scheduled in _runs(program, entry):
+        for i in computation.values():
+            facts.macs += times * macs(computation, i)
+            if scheduled:
+                facts.hbm_bytes += times * _traffic(program, computation, i)
+                facts.cycles += times * _cycles(i)
+            if i.op == "custom-call":
+                target = i.attribute("custom_call_target").strip('"')
+                facts.kernels[target] = facts.kernels.get(target, 0) + times
+            kind = i.op.removesuffix("-start")
+            if kind in COLLECTIVES:
+                # One that hides behind others stands in all of their fusions, some in loops, by its channel.
+                channel, found = i.attribute("channel_id") or i.name, _collective(kind, computation, i, times)
+                once[channel] = min(found, once.get(channel, found), key=lambda each: each.count)
+    facts.collectives = list(once.values())
+    return facts
+
+
+# The text
+
+
+def _parse(text: str) -> tuple[dict[str, Computation], str]:
+    """Computations by name, and the entry's."""
+    program: dict[str, Computation] = {}
+    entry, current = "", None
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+        if current is None:
+            if header := _HEADER.match(line):
+                current = program[header[1]] = {}
+                entry = header[1] if line.startswith("ENTRY") else entry
+        elif line.startswith("}"):
+            current = None
+        elif head := _NAMED.match(line):
+            current[head[1]] = _instruction(head[1], line[head.end() :])
+    return program, entry
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    end = _closed(text, 0) if text.startswith("(") else text.index(" ")
+    kind, text = text[:end], text[end:].lstrip()
+    start = text.index("(")
+    stop = _closed(text, start)
+    return Instruction(name, kind, text[:start], text[start + 1 : stop - 1], text[stop:])
+
+
+def _closed(text: str, start: int) -> int:
+    """The place after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1
+    return len(text)
+
+
+def arrays(kind: str) -> list[tuple[float, tuple[int, ...], str]]:
+    """(bytes of an element, shape, layout) of each array of a type, tuples flattened."""
+    found = []
+    for dtype, dims, layout in _ARRAY.findall(kind):
+        if bits := _BITS.match(dtype):
+            shape = tuple(int(n.lstrip("<=")) for n in dims.split(",") if n)
+            found.append((int(bits[1] or 8) / 8, shape, layout))
+    return found
+
+
+def shape(kind: str) -> tuple[int, ...]:
+    """Of the first array of a type."""
+    return arrays(kind)[0][1]
+
+
+def size(kind: str) -> float:
+    """Bytes of a type."""
+    return sum(each * math.prod(dims) for each, dims, _ in arrays(kind))
+
+
+def _hbm(kind: str) -> float:
+    """Bytes of a type that are in main memory, and not in one of the chip's own, such as S(1)."""
+    return sum(each * math.prod(dims) for each, dims, layout in arrays(kind) if "S(" not in layout)
+
+
+# Loops
+
+
+def _runs(program: dict[str, Computation], entry: str) -> Iterator[tuple[Computation, float, bool]]:
+    """(computation, how often it runs, whether by itself or as part of a fusion)."""
+    waiting = [(entry, 1.0, True)]
+    while waiting:
+        name, times, scheduled = waiting.pop()
+        computation = program[name]
+        yield computation, times, scheduled
+        for i in computation.values():
+            if i.op == "while":
+                waiting.append((i.attribute("body").lstrip("%"), times * trips(program, i), scheduled))
+            elif i.op == "fusion":
+                waiting.append((i.attribute("calls").lstrip("%"), times, False))
+            elif i.op == "call":
+                waiting.append((i.attribute("to_apply").lstrip("%"), times, scheduled))
+            elif i.op == "async-start":
+                waiting.append((i.attribute("calls").lstrip("%"), times, scheduled))
+            elif i.op == "conditional":
+                branches = i.attribute("branch_computations").split(", ")
+                waiting += [(branch.lstrip("%"), times, scheduled) for branch in branches if branch]
+
+
+def trips(program: dict[str, Computation], loop: Instruction) -> int:
+    """How often a loop runs: as the compiler says, or the bound in its condition by the step in its body."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+        return int(known[1])
+    condition = loop.attribute("condition")
+    bound = max(_constants(program, condition), default=1)
+    counter = next((i for i in program[condition.lstrip("%")].values() if i.op == "get-tuple-element"), None)
+    body = list(program[loop.attribute("body").lstrip("%")].values())
+    if counter is None or body[-1].op != "tuple":
+        return bound
+    after = body[-1].operands[int(counter.attribute("index"))]
+    return max(1, -(-bound // max(1, _added(program, loop.attribute("body").lstrip("%"), after))))
+
+
+def _added(program: dict[str, Computation], name: str, value: str) -> int:
+    """What the whole numbers on the way to `value` add to a counter that begins at 0."""
+    i = program[name][value]
+    if i.op == "add":
+        return sum(_added(program, name, operand) for operand in i.operands)
+    if i.op in ("copy", "bitcast", "convert"):
+        return _added(program, name, i.operands[0])
+    if i.op == "fusion":
+        called = i.attribute("calls").lstrip("%")
+        given = sum(_added(program, name, operand) for operand in i.operands)
+        return given + _added(program, called, list(program[called])[-1])
+    return _constant(i) or 0
+
+
+def _constants(program: dict[str, Computation], name: str) -> list[int]:
+    """The whole numbers in a computation and in what it calls."""
+    found = []
+    for i in program[name.lstrip("%")].values():
+        if (value := _constant(i)) is not None:
+            found.append(value)
+        if called := i.attribute("calls") or i.attribute("to_apply"):
+            found += _constants(program, called)
+    return found
+
+
+def _constant(i: Instruction) -> int | None:
+    return int(i.inside) if i.op == "constant" and i.inside.isdecimal() else None
+
+
+# Work
+
+
+def macs(computation: Computation, i: Instruction) -> float:
+    """Multiply-adds of a matrix product or a convolution; of padding none."""
+    if i.op == "dot":
+        left = shape(computation[i.operands[0]].type)
+        contracted = [int(d) for d in i.attribute("lhs_contracting_dims").split(",") if d]
+        return math.prod(shape(i.type)) * math.prod(left[d] for d in contracted)
+    return _convolution(computation, i) if i.op == "convolution" else 0.0
+
+
+def _convolution(computation: Computation, i: Instruction) -> float:
+    image, kernel = (shape(computation[name].type) for name in i.operands[:2])
+    labels = re.match(r"(\w+)_(\w+)->(\w+)", i.attribute("dim_labels"))
+    assert labels is not None
+    left, right, out = labels.groups()
+    result, window = shape(i.type), _window(i.attribute("window"))
+    total = kernel[right.index("i")] * result[out.index("b")] * result[out.index("f")]
+    for d in (c for c in out if c.isdecimal()):
+        k = kernel[right.index(d)]
+        total *= _pairs(image[left.index(d)], k, result[out.index(d)], window, int(d))
+    return float(total)
+
+
+def _window(text: str) -> dict[str, list[str]]:
+    return {key: values.split("x") for key, values in (part.split("=") for part in text.split())}
+
+
+def _pairs(image: int, kernel: int, result: int, window: dict[str, list[str]], d: int) -> int:
+    """How many (place in the result, place in the kernel) meet a real element, along one axis."""
+
+    def of(key: str, default: str) -> str:
+        return window[key][d] if key in window else default
+
+    low = int(of("pad", "0_0").split("_")[0])
+    stride, spread, apart = (int(of(key, "1")) for key in ("stride", "lhs_dilate", "rhs_dilate"))
+    at = np.arange(result)[:, None] * stride - low + np.arange(kernel)[None] * apart
+    return int(((at >= 0) & (at <= (image - 1) * spread) & (at % spread == 0)).sum())
+
+
+def _cycles(i: Instruction) -> float:
+    found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
+    return float(found[1]) if found else 0.0
+
+
+def _traffic(program: dict[str, Computation], computation: Computation, i: Instruction) -> float:
+    """Bytes that an instruction reads from main memory and writes there."""
+    if i.op in FREE or i.op.endswith("-done"):
+        return 0.0
+    operands = [computation[name].type for name in i.operands if name in computation]
+    if i.op == "dynamic-slice":
+        return 2 * _hbm(i.type)
+    if i.op == "dynamic-update-slice":
+        return 2 * _hbm(operands[1])
+    if i.op != "fusion":
+        return sum(map(_hbm, operands)) + _hbm(i.type)
+    inside = program[i.attribute("calls").lstrip("%")]
+    total, result = 0.0, _hbm(i.type)
+    parameters = sorted((p for p in inside.values() if p.op == "parameter"), key=lambda p: int(p.inside))
+    for parameter, kind in zip(parameters, operands, strict=False):
+        users = [u for u in inside.values() if parameter.name in u.operands]
+        if users and all(u.op == "dynamic-slice" for u in users):  # a layer of a stack
+            total += sum(_hbm(u.type) for u in users)
+        elif users and all(_updates(u, parameter) for u in users):  # written in place
+            written = sum(_hbm(inside[u.operands[1]].type) for u in users)
+            total, result = total + written, max(0.0, result - _hbm(kind))
+        else:
+            total += _hbm(kind)
+    return total + result
+
+
+def _updates(user: Instruction, parameter: Instruction) -> bool:
+    return user.op == "dynamic-update-slice" and user.operands[0] == parameter.name
+
+
+# Collectives
+
+
+def _collective(kind: str, computation: Computation, i: Instruction, times: float) -> Collective:
+    group = _group(i)
+    given = sum(size(computation[name].type) for name in i.operands if name in computation)
+    return Collective(kind, given * len(group) if kind == "all-gather" else given, group, times)
+
+
+def _group(i: Instruction) -> tuple[int, ...]:
+    """The first of mesh['a'=2,'b'=4] {'b'}, {{0,1},{2,3}} (of a permute, pairs) or [2,4]<=[4,2]T(1,0)."""
+    if named := _MESH.search(i.rest):
+        sizes = {axis: int(n) for axis, n in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        within = re.findall(r"'([^']+)'", named[4])
+        places = _places(named[2] or str(math.prod(sizes.values())), named[3]).reshape(list(sizes.values()))
+        along = tuple(slice(None) if axis in within else 0 for axis in sizes)
+        return tuple(int(n) for n in places[along].reshape(-1))
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}", i.rest):
+        return tuple(int(n) for n in listed[1].split(","))
+    if iota := _IOTA.search(i.rest):
+        return tuple(int(n) for n in _places(iota[2], iota[3]).reshape(_numbers(iota[1]))[0])
+    return ()
+
+
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}"
+)
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+
+def _places(dims: str, order: str | None) -> np.ndarray:
+    """0, 1, ... as an array of `dims`, its axes then in another order."""
+    places = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return places.transpose(_numbers(order)) if order else places
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]

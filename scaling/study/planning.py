@@ -1,0 +1,220 @@
+"""Plans compared: over meshes, batches and remat policies of one run, and over the runs of a study."""
+
+import dataclasses
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from scaling import hardware
+from scaling.engine import config
+from scaling.errors import UserError
+from scaling.study import sweep
+from scaling.study.plan import AXES, Compiler, Plan, Request, plan
+
+REMAT = ("none", "dots", "full")  # each recomputes more than the one before, and needs less memory
+# Runs that differ only in these do the same work.
+SAME = ("train.seed", "optimizer.learning_rate", "optimizer.weight_decay", "objective.label_dropout")
+
+
+def mesh_of(text: str) -> dict[str, int]:
+    """{"data": 2, ...} of "data=2,fsdp=8"; axes left out are 1.
+
+    Raises: UserError for what is no such list.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.strip().partition("=")
+        if axis not in AXES or not size.isdecimal() or int(size) < 1:
+            raise UserError(f"mesh={text!r}: must be like data=2,fsdp=8,tensor=1 (axes {', '.join(AXES)})")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def with_mesh(request: Request, mesh: Mapping[str, int], **more: Any) -> Request:
+    """The request on another mesh, with `more` overrides such as model_remat="dots"."""
+    added = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
+    added += [f"{key.replace('_', '.', 1)}={value}" for key, value in more.items()]
+    return dataclasses.replace(request, overrides=[*request.overrides, *added])
+
+
+def checked(request: Request) -> config.Config:
+    """The config of a request whose topology, mesh and batch agree; nothing is compiled yet."""
+    _, torus = hardware.tpu(request.topology)
+    cfg = config.load(request.config, request.overrides)
+    if request.what == "train" and request.batch:
+        cfg = config.load(request.config, [*request.overrides, f"data.batch_size={request.batch}"])
+    sizes, chips = dataclasses.asdict(cfg.mesh), math.prod(torus)
+    named = math.prod(size for size in sizes.values() if size != -1)
+    left = chips // named if -1 in sizes.values() else 1
+    if named * left != chips:
+        shown = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise UserError(f"mesh {shown}: must multiply to the {chips} chips of {request.topology}")
+    ways = math.prod(left if sizes[axis] == -1 else sizes[axis] for axis in ("data", "fsdp"))
+    batch = request.batch or cfg.data.batch_size
+    if batch % ways:
+        raise UserError(
+            f"batch={batch}: must be a multiple of mesh data x fsdp = {ways}; give --global-batch"
+        )
+    return cfg
+
+
+def one(compiler: Compiler, request: Request, cost: Mapping[str, Any] | None = None) -> Plan:
+    """The plan of a request; raises UserError for bad input, before anything long begins."""
+    cfg = checked(request)
+    batch = request.batch or cfg.data.batch_size
+    if request.what == "train" and request.batch:
+        overrides = [*request.overrides, f"data.batch_size={batch}"]
+        request = dataclasses.replace(request, overrides=overrides)
+    made = plan(compiler, request, cost)
+    made.batch, made.remat = batch, str(cfg.model.options.get("remat", "none"))
+    return made
+
+
+# Search
+
+
+def meshes(chips: int) -> Iterator[dict[str, int]]:
+    """Factorisations worth trying: from all fsdp to none, alone and with 2 or 4 chips to a tensor."""
+    for tensor in (t for t in (1, 2, 4) if chips % t == 0 and t < chips):
+        rest = chips // tensor
+        for fsdp in sorted({rest, math.gcd(rest, 32), math.gcd(rest, 8), 1}, reverse=True):
+            if tensor == 1 or fsdp == rest:
+                yield {"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor}
+
+
+def search(compiler: Compiler, request: Request) -> list[Plan]:
+    """Plans that fit, the fastest per example first: over meshes, the batch and twice it, and remat.
+
+    Of each mesh and batch the policy that recomputes least and fits; if none does, what it lacks.
+
+    Raises: UserError where nothing fits, with the smallest slice on which it would.
+    """
+    _, torus = hardware.tpu(request.topology)
+    batch = request.batch or config.load(request.config, request.overrides).data.batch_size
+    tried: list[Plan] = []
+    choices = list(itertools.product(meshes(math.prod(torus)), (batch, 2 * batch)))
+    for mesh, size in tqdm(choices, desc="plans", file=sys.stderr):
+        if size % (mesh["data"] * mesh["fsdp"]):
+            continue
+        for remat in REMAT:
+            asked = dataclasses.replace(with_mesh(request, mesh, model_remat=remat), batch=size)
+            tried.append(one(compiler, asked))
+            if tried[-1].fits:
+                break
+    fitting = sorted((p for p in tried if p.fits), key=lambda p: p.step_time_ms / p.batch)
+    if not fitting:
+        raise UserError(_too_large(compiler, request, tried, batch))
+    return fitting
+
+
+def _too_large(compiler: Compiler, request: Request, tried: Sequence[Plan], batch: int) -> str:
+    if not tried:
+        return f"batch={batch}: no mesh of {request.topology} divides it; give another --global-batch"
+    best = min(tried, key=lambda p: p.hbm_gib_needed)
+    lacks = best.hbm_gib_needed - best.hbm_gib_available
+    said = f"topology={request.topology}: does not fit; at best {lacks:.1f} GiB a chip are lacking"
+    for larger in larger_slices(request.topology):
+        chips = math.prod(hardware.tpu(larger)[1])
+        if batch % chips:
+            break
+        asked = dataclasses.replace(with_mesh(request, {"fsdp": chips}, model_remat="full"), topology=larger)
+        if one(compiler, dataclasses.replace(asked, batch=batch)).fits:
+            return f"{said}; the smallest slice on which it fits is {larger}"
+    return f"{said}, and it fits on no larger slice with this batch"
+
+
+def larger_slices(topology: str) -> Iterator[str]:
+    """The same chip's slices with twice the chips each, up to 256."""
+    kind, shape = topology.partition(":")[0], list(hardware.tpu(topology)[1])
+    while math.prod(shape) < 256:
+        shape[shape.index(min(shape))] *= 2
+        yield f"{kind}:{'x'.join(map(str, sorted(shape)))}"
+
+
+# Studies
+
+
+def study(compiler: Compiler, folder: Path, request: Request) -> list[tuple[str, Plan]]:
+    """(name, plan) of each run of a study; runs that do the same work are compiled once."""
+    loaded = sweep.load(folder)
+    names = sweep.run_names(loaded.sweep)
+    known: dict[str, Plan] = {}
+    rows = []
+    for name, run in tqdm(list(zip(names, loaded.sweep, strict=True)), desc="runs", file=sys.stderr):
+        work = {key: value for key, value in run.items() if key not in SAME}
+        key = repr(sorted(work.items()))
+        if key not in known:
+            overrides = [*(f"{k}={v!r}" for k, v in run.items()), *request.overrides]
+            source = loaded.config_of(run)
+            known[key] = one(compiler, dataclasses.replace(request, config=source, overrides=overrides))
+        rows.append((name, known[key]))
+    return rows
+
+
+# Words
+
+
+def shown(rows: Sequence[tuple[str, Plan]], price: float | None, as_json: bool, whole: bool) -> str:
+    """Plans by name, for a person or (a list, or the one alone if `whole`) as JSON."""
+    if as_json:
+        made = [{"run": name, **dataclasses.asdict(each)} for name, each in rows]
+        return json.dumps(made[0] if whole else made, indent=1)
+    return text(rows[0][1], price) if whole else table(rows, price)
+
+
+def described(made: Plan) -> str:
+    """What a search varies."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in made.mesh.items() if size > 1)
+    return f"{mesh} batch={made.batch} remat={made.remat}"
+
+
+def text(made: Plan, price: float | None) -> str:
+    """A plan as lines to read."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in made.mesh.items())
+    lines = [f"{made.topology}: {made.chips} chips, {mesh}, batch {made.batch}, remat {made.remat}"]
+    room = f"{made.hbm_gib_needed:.2f} of {made.hbm_gib_available} GiB a chip"
+    if not made.fits:
+        lacks = made.hbm_gib_needed - made.hbm_gib_available
+        return "\n".join([*lines, f"memory    {room}: does not fit, {lacks:.2f} GiB are lacking"])
+    parts = ", ".join(f"{name} {size:.2f}" for name, size in made.hbm_gib.items())
+    lines.append(f"memory    {room} ({parts})")
+    ratio = "" if made.work_ratio is None else f", {made.work_ratio:.2f} times the model's own"
+    lines.append(f"products  {made.tera_macs:.3f} tera multiply-adds a chip and step{ratio}")
+    for row in made.collectives:
+        lines.append(
+            f"network   {row['kind']} over {row['axes']}: {row['count']:.0f} times, "
+            f"{row['bytes'] / 2**20:,.1f} MiB, {row['ms']:.2f} ms"
+        )
+    terms = ", ".join(f"{name} {ms:.2f}" for name, ms in made.milliseconds.items())
+    lines.append(f"time, ms  {terms}")
+    mfu = "" if made.mfu is None else f", MFU {made.mfu:.2f}"
+    lines.append(f"step      {made.step_time_ms:.2f} ms (a model's estimate, not measured){mfu}")
+    if made.chip_hours is not None:
+        cost = "" if price is None else f", {price * made.chip_hours:,.0f} at {price} a chip-hour"
+        lines.append(
+            f"run       {made.steps:,} steps: {made.hours:,.2f} h, {made.chip_hours:,.1f} chip-hours{cost}"
+        )
+    return "\n".join([*lines, *(f"note      {note}" for note in made.notes)])
+
+
+def table(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:
+    """Plans, a line each, and their sum."""
+    lines = [f"{'run':40} {'GiB':>6} {'fits':>4} {'ms':>9} {'MFU':>5} {'hours':>8} {'chip-hours':>11}"]
+    for name, made in rows:
+        mfu, hours = made.mfu or math.nan, made.hours if made.hours is not None else math.nan
+        lines.append(
+            f"{name[:40]:40} {made.hbm_gib_needed:6.1f} {'yes' if made.fits else 'no':>4} "
+            f"{made.step_time_ms:9.2f} {mfu:5.2f} {hours:8.2f} {hours * made.chips:11.1f}"
+        )
+    known = [made for _, made in rows if made.chip_hours is not None]
+    chip_hours, hours = (sum(getattr(made, k) for made in known) for k in ("chip_hours", "hours"))
+    cost = "" if price is None else f", {price * chip_hours:,.0f} at {price} a chip-hour"
+    lines.append(f"{len(known)} of {len(rows)} runs: {chip_hours:,.1f} chip-hours{cost};")
+    lines.append(f"one after the other on this slice {hours / 24:,.2f} days (a model's estimate)")
+    return "\n".join(lines)

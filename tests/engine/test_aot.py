@@ -1,0 +1,64 @@
+"""The TPU's own compiler, where it is installed (the extra tpu): what a step needs there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scaling.errors import UserError
+from scaling.study import plan, planning
+
+pytest.importorskip("libtpu")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+WIDE = ["model.width=192", "model.heads=2"]
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[plan.Compiler]:
+    with plan.Compiler() as made:
+        yield made
+
+
+def request(
+    name: str = "vit", mesh: str = "fsdp=8", topology: str = "v5e:2x4", **more: object
+) -> plan.Request:
+    asked = plan.Request(str(ROOT / f"tests/tiny_{name}.py"), topology, WIDE, **more)  # type: ignore[arg-type]
+    return planning.with_mesh(asked, planning.mesh_of(mesh))
+
+
+@pytest.mark.parametrize(
+    ("topology", "chips"), [("v5e:2x4", 8), ("v4:2x2x2", 8), ("v5p:2x2x2", 8), ("v6e:2x4", 8)]
+)
+def test_a_step_on_every_kind_of_chip(compiler: plan.Compiler, topology: str, chips: int) -> None:
+    made = planning.one(compiler, request(topology=topology, batch=64))
+    assert made.fits and made.chips == chips and made.steps == 8
+    assert made.work_ratio == pytest.approx(1.0, abs=0.02)
+    axes = {row["axes"] for row in made.collectives}
+    assert axes == {"fsdp"} and any(row["kind"] == "all-gather" for row in made.collectives)
+    assert 0 < made.milliseconds["cycles"] <= made.step_time_ms and 0 < (made.mfu or 0) < 1
+
+
+def test_axes_of_a_mesh_are_told_apart(compiler: plan.Compiler) -> None:
+    made = planning.one(compiler, request(mesh="data=2,fsdp=2,tensor=2", batch=64))
+    assert made.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
+    axes = {row["axes"] for row in made.collectives}
+    assert {"fsdp", "tensor"} <= axes and any("data" in each for each in axes)
+
+
+def test_sampling_and_evaluation(compiler: plan.Compiler) -> None:
+    for name, what in (("dit", "sample"), ("vit", "evaluate"), ("dit", "evaluate")):
+        made = planning.one(compiler, request(name, what=what, batch=64))
+        assert made.fits and made.step_time_ms > 0 and made.chip_hours is None
+
+
+def test_what_does_not_fit_says_what_it_needs(compiler: plan.Compiler) -> None:
+    made = planning.one(compiler, request(batch=2**23))
+    assert not made.fits and made.hbm_gib_needed > 2 * made.hbm_gib_available == 31.5
+    assert "does not fit" in planning.text(made, None)
+
+
+def test_a_slice_that_no_host_has(compiler: plan.Compiler) -> None:
+    with pytest.raises(UserError, match=r"topology='v5e:2x5': .*divisible"):
+        planning.one(compiler, request(mesh="data=10", topology="v5e:2x5", batch=80))

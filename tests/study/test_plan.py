@@ -1,0 +1,169 @@
+"""Plans: the time's terms by hand, what a search tries, and bad input before anything is compiled."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling import hardware
+from scaling.errors import UserError
+from scaling.study import plan, planning
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "tests/tiny_dit.py")
+V5E = hardware.TPUS["v5e"]
+COORDS = [[x, y, 0] for x in range(16) for y in range(16)]
+
+
+def test_the_table_of_chips() -> None:
+    assert {chip.name: chip.flops / 1e12 for chip in hardware.TPUS.values()} == {
+        "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v6 lite": 918,
+    }  # fmt: skip
+    assert all(chip.source for chip in hardware.CHIPS.values())
+    assert hardware.tpu("v5p:2x2x4") == (hardware.TPUS["v5p"], (2, 2, 4))
+
+
+@pytest.mark.parametrize("name", ["v9:4x4", "v5e", "v5e:4", "v5p:4x4", "v5e:0x4", "v5e:axb", ""])
+def test_a_topology_that_does_not_exist(name: str) -> None:
+    with pytest.raises(UserError, match=r"^topology="):
+        hardware.tpu(name)
+
+
+def test_seconds_of_a_collective() -> None:
+    """256 chips in a 16x16 torus: both ways around a ring of 16 at 50 GB/s, along one dimension or two."""
+    row, whole = range(16), range(256)
+    near = pytest.approx
+    assert plan.seconds("all-gather", 1e9, row, COORDS, V5E, (16, 16)) == near(1e9 * 15 / 16 / 100e9)
+    assert plan.seconds("reduce-scatter", 1e9, whole, COORDS, V5E, (16, 16)) == near(1e9 * 255 / 256 / 200e9)
+    assert plan.seconds("all-reduce", 1e9, row, COORDS, V5E, (16, 16)) == near(2e9 * 15 / 16 / 100e9)
+    # 4 of the 16 are a line, which sends one way at a time.
+    assert plan.seconds("all-gather", 1e9, range(4), COORDS, V5E, (16, 16)) == near(1e9 * 3 / 4 / 50e9)
+    assert plan.seconds("collective-permute", 1e9, (0, 1), COORDS, V5E, (16, 16)) == near(1e9 / 50e9)
+    assert plan.seconds("all-gather", 1e9, (3,), COORDS, V5E, (16, 16)) == 0
+
+
+def test_collectives_are_summed_by_kind_and_axes() -> None:
+    mesh = {"data": 2, "fsdp": 2, "tensor": 4}
+    found = [
+        dict(kind="all-gather", bytes=100.0, group=[0, 4], count=3),
+        dict(kind="all-gather", bytes=50.0, group=[1, 5], count=2),
+        dict(kind="all-reduce", bytes=7.0, group=[0, 4, 8, 12], count=1),
+        dict(kind="all-reduce", bytes=1.0, group=[], count=1),
+    ]
+    rows = plan.collectives(found, mesh, COORDS, V5E, (4, 4))
+    assert {(row["kind"], row["axes"]): (row["count"], row["bytes"]) for row in rows} == {
+        ("all-gather", "fsdp"): (5, 400.0),
+        ("all-reduce", "data+fsdp"): (1, 7.0),
+        ("all-reduce", "data+fsdp+tensor"): (1, 1.0),
+    }
+
+
+class Fake(plan.Compiler):
+    """Answers by a rule: the state is cut over fsdp, activations by the batch; remat halves and quarters."""
+
+    def __init__(self, state_gib: float = 20.0, example_gib: float = 1.0) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.state_gib, self.example_gib = state_gib, example_gib
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def ask(self, request: Any) -> dict[str, Any]:
+        self.asked.append(dict(request))
+        words = dict(text.split("=", 1) for text in request["overrides"])
+        mesh = {axis: int(words.get(f"mesh.{axis}", 1)) for axis in plan.AXES}
+        chips, remat = math.prod(mesh.values()), words.get("model.remat", "none")
+        saved = {"none": 1.0, "dots": 0.5, "full": 0.25}[remat]
+        batch = int(words["data.batch_size"])
+        need = self.state_gib / mesh["fsdp"] + self.example_gib * saved * batch / (
+            mesh["data"] * mesh["fsdp"]
+        )
+        found = {"mesh": mesh, "coords": COORDS[:chips], "whole": [], "steps": 1000, "needed_gib": need}
+        if need > V5E.hbm_gib:
+            return found | {"fits": False}
+        macs = (1 + (1 - saved) / 3) * 3e12 * batch / chips
+        facts = dict(macs=macs, hbm_bytes=0.0, cycles=0.0, kernels={}, collectives=[])
+        memory = dict(argument=2**30, temp=2**30)
+        cost = {"train_flops_per_step": 6e12 * batch}
+        return found | {"fits": True, "facts": facts, "memory": memory, "cost": cost}
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    with Fake() as compiler:
+        yield compiler
+
+
+def request(**options: Any) -> plan.Request:
+    return plan.Request(TINY, "v5e:4x4", **options)
+
+
+def test_time_money_and_utilisation(fake: Fake) -> None:
+    asked = planning.with_mesh(request(batch=64), {"data": 1, "fsdp": 16, "tensor": 1})
+    made = planning.one(fake, asked)
+    seconds = 2 * 3e12 * 64 / 16 / 197e12
+    assert made.fits and made.batch == 64
+    assert made.step_time_ms == pytest.approx(1e3 * seconds)
+    assert made.mfu == pytest.approx(1.0) and made.work_ratio == pytest.approx(1.0)
+    assert made.chip_hours == pytest.approx(1000 * 16 * seconds / 3600)
+    words = json.loads(planning.shown([("", made)], None, as_json=True, whole=True))
+    keys = {"topology", "chips", "mesh", "fits", "hbm_gib_needed", "hbm_gib_available", "collectives"}
+    assert keys | {"step_time_ms", "mfu"} <= set(words)
+    assert "16 chips" in planning.text(made, 1.2) and "at 1.2 a chip-hour" in planning.text(made, 1.2)
+
+
+def test_a_search_ranks_what_fits_with_the_least_remat(fake: Fake) -> None:
+    found = planning.search(fake, request(batch=256))
+    assert found == sorted(found, key=lambda made: made.step_time_ms / made.batch)
+    assert {made.batch for made in found} == {256, 512}
+    fsdp = next(made for made in found if made.mesh["fsdp"] == 16 and made.batch == 256)
+    assert fsdp.remat == "dots"  # 20 / 16 + 16 GiB do not fit, with half of the activations they do
+    assert all(made.mesh["fsdp"] > 1 for made in found)  # 20 GiB of state fit on no chip
+
+
+def test_what_fits_on_no_mesh_says_by_how_much_and_where_it_would() -> None:
+    with Fake(state_gib=400.0) as compiler, pytest.raises(UserError) as error:
+        planning.search(compiler, request(batch=256))
+    said = str(error.value)
+    assert (
+        "at best 13.2 GiB a chip are lacking" in said and "smallest slice on which it fits is v5e:4x8" in said
+    )
+    assert "\n" not in said
+
+
+def test_a_study_is_compiled_once_for_runs_that_do_the_same(fake: Fake) -> None:
+    asked = plan.Request("", "v5e:4x4", ["mesh.data=1", "mesh.fsdp=16", "data.batch_size=64"])
+    rows = planning.study(fake, ROOT / "experiments/mnist_dit", asked)
+    assert len(fake.asked) == len({name.split("_seed")[0] for name, _ in rows}) <= len(rows)
+    table = planning.table(rows, 2.0)
+    total = sum(made.chip_hours or 0 for _, made in rows)
+    assert f"{total:,.1f} chip-hours, {2 * total:,.0f} at 2.0 a chip-hour" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(overrides=["mesh.fsdp=3"]), r"mesh data=-1, fsdp=3, tensor=1: must multiply to the 16 chips"),
+        (
+            dict(overrides=["mesh.data=16"], batch=24),
+            r"batch=24: must be a multiple of mesh data x fsdp = 16",
+        ),
+        (dict(overrides=["mesh.dat=16"]), r"mesh\.dat"),
+    ],
+)
+def test_bad_input_ends_before_anything_is_compiled(fake: Fake, options: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        planning.one(fake, dataclasses.replace(request(), **options))
+    assert fake.asked == []
+    for text in ("data=2,model=3", "fsdp", "fsdp=0"):
+        with pytest.raises(UserError, match=r"^mesh="):
+            planning.mesh_of(text)
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"libtpu.*'\.\[tpu\]'"):
+        plan.Compiler()

@@ -1,0 +1,146 @@
+"""What is read from a compiled program's text, against programs whose work is known."""
+
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scaling import hlo
+
+MESH = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def facts(fn: Any, *args: Any, **options: Any) -> hlo.Facts:
+    return hlo.read(jax.jit(fn, **options).lower(*args).compile().as_text())
+
+
+def array(*shape: int, spec: P | None = None) -> jax.ShapeDtypeStruct:
+    place = None if spec is None else NamedSharding(MESH, spec)
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+
+
+def test_products_in_nested_loops_are_multiplied_out() -> None:
+    def fn(x: jax.Array, w: jax.Array) -> jax.Array:
+        def inner(x: jax.Array, _: Any) -> tuple[jax.Array, None]:
+            return jnp.tanh(x @ w), None
+
+        def outer(x: jax.Array, _: Any) -> tuple[jax.Array, None]:
+            return jax.lax.scan(inner, x, length=5)[0], None
+
+        return jax.lax.scan(outer, x, length=3)[0] @ w
+
+    assert facts(fn, array(8, 64), array(64, 64)).macs == (3 * 5 + 1) * 8 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "expected"),
+    [(1, ((0, 0), (0, 0)), 6 * 6 * 9), (1, ((1, 1), (1, 1)), 22 * 22), (2, ((1, 1), (1, 1)), 11 * 11)],
+)
+def test_convolutions_are_counted_without_their_padding(stride: int, padding: Any, expected: int) -> None:
+    """3x3 on 8x8: 22 of 24 places along an axis meet a real pixel with padding 1, 11 of 12 with stride 2."""
+
+    def fn(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    assert facts(fn, array(2, 8, 8, 4), array(3, 3, 4, 16)).macs == 2 * expected * 4 * 16
+
+
+def test_collectives_by_kind_bytes_and_group() -> None:
+    def fn(x: jax.Array, w: jax.Array) -> jax.Array:
+        whole = jax.lax.with_sharding_constraint(w, NamedSharding(MESH, P()))
+        return jnp.sum(x @ whole)
+
+    read = facts(fn, array(16, 64, spec=P("data")), array(64, 32, spec=P("fsdp")))
+    assert read.macs == 8 * 64 * 32
+    found = {c.kind: c for c in read.collectives}
+    gather, reduce = found["all-gather"], found["all-reduce"]
+    assert (gather.bytes, gather.group, gather.count) == (64 * 32 * 4, (0, 1, 2, 3), 1)
+    assert (reduce.bytes, reduce.group) == (4, (0, 4))
+
+
+def test_a_layer_of_a_stack_is_what_a_loop_reads() -> None:
+    def fn(x: jax.Array, stack: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
+
+    read = facts(fn, array(8, 128), array(32, 128, 128))
+    stack = 32 * 128 * 128 * 4
+    assert stack < read.hbm_bytes < 5 * stack  # each layer a few times, and not the stack at every layer
+
+
+# As the TPU's compiler writes it: a loop that counts to 4 by twos, collectives in fusions, chip memory.
+TPU = """HloModule jit_step, is_scheduled=true
+
+%body.1 (p.1: (u32[], f32[8,16])) -> (u32[], f32[8,16]) {
+  %p.1 = (u32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) parameter(0)
+  %one = u32[]{:T(128)} constant(1)
+  %i = u32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %x = f32[8,16]{1,0:T(8,128)} get-tuple-element(%p.1), index=1
+  %next = u32[]{:T(128)} add(%i, %one)
+  %last = u32[]{:T(128)} add(%next, %one)
+  %y = f32[8,16]{1,0:S(1)} fusion(%x), calls=%gathering, backend_config={"estimated_cycles":"700"}
+  ROOT %out = (u32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) tuple(%last, %y)
+}
+
+%condition.1 (p.2: (u32[], f32[8,16])) -> pred[] {
+  %bound = u32[]{:T(128)} constant(4)
+  %p.2 = (u32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) parameter(0)
+  %j = u32[]{:T(128)} get-tuple-element(%p.2), index=0
+  ROOT %less = pred[]{:T(512)} compare(%j, %bound), direction=LT
+}
+
+%gathering (q.1: f32[8,16]) -> f32[8,16] {
+  %q.1 = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %w = f32[16,16]{1,0} all-gather(%q.1), channel_id=7, replica_groups=mesh['a'=2,'b'=2] {'a'}, dimensions={0}
+  ROOT %dot.1 = f32[8,16]{1,0:T(8,128)S(1)} convolution(%q.1, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a.1: f32[8,16]) -> f32[8,16] {
+  %a.1 = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %zero = u32[]{:T(128)} constant(0)
+  %start = (f32[8,16]{1,0:T(8,128)}, f32[16,16]{1,0:T(8,128)}) fusion(%a.1), kind=kCustom, calls=%gathering
+  %in = (u32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) tuple(%zero, %a.1)
+  %loop = (u32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) while(%in), condition=%condition.1, body=%body.1
+  ROOT %r = f32[8,16]{1,0:T(8,128)} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_what_the_tpus_compiler_writes() -> None:
+    read = hlo.read(TPU)
+    assert read.macs == 3 * 8 * 16 * 16  # once outside, twice in the loop
+    assert read.cycles == 2 * 700
+    assert read.collectives == [hlo.Collective("all-gather", 2 * 8 * 16 * 4, (0, 2), 1.0)]  # once a channel
+    # a.1 and the start's two results; the loop reads x twice, and writes where it is no main memory. Counting
+    # takes two sums of three numbers a time.
+    assert read.hbm_bytes == 4 * (8 * 16 + 8 * 16 + 16 * 16) + 2 * (4 * 8 * 16 + 2 * 3 * 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("replica_groups={{0,2},{1,3}}, dimensions={0}", (0, 2)),
+        ("replica_groups=[2,4]<=[8], dimensions={0}", (0, 1, 2, 3)),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}", (0, 4)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}", (0, 1, 2, 3)),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={0}", (0, 1, 2, 3)),
+        ("source_target_pairs={{0,3},{3,0}}, channel_id=1", (0, 3)),
+        ("dimensions={0}", ()),
+    ],
+)
+def test_groups_however_they_are_written(text: str, group: tuple[int, ...]) -> None:
+    line = f"%x = f32[8]{{0}} all-gather(%a), {text}"
+    one = hlo.read(
+        f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  %a = f32[8]{{0}} parameter(0)\n  {line}\n}}\n"
+    ).collectives
+    assert [c.group for c in one] == [group]
+
+
+def test_loops_without_a_word_on_their_length() -> None:
+    counted = Counter(times for _, times, _ in hlo._runs(*hlo._parse(TPU)))
+    assert counted == {1.0: 2, 2.0: 2}
