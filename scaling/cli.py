@@ -147,6 +147,7 @@ def _study_verbs(verb: Verb) -> None:
         "--what", choices=("train", "evaluate", "sample"), default="train", help="(default: train)"
     )
     one.add_argument("--examples", type=int, help="of an epoch, where the data are not here")
+    one.add_argument("--side", type=int, help="of the model's input, likewise: 64 for DiT at 512 pixels")
     one.add_argument("--price", type=float, help="of a chip-hour")
     one.add_argument("--json", action="store_true", help="print an object, or a list of them")
 
@@ -263,7 +264,7 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     given = [f"mesh.{k}={v}" for k, v in planning.mesh_of(options.mesh).items()] if options.mesh else []
     request = plan.Request(
         options.config, options.topology, [*overrides, *given], options.what, options.global_batch,
-        options.examples,
+        options.examples, options.side,
     )  # fmt: skip
     with plan.Compiler() as compiler:
         if options.study:
@@ -272,6 +273,7 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
             found = planning.search(compiler, request)
             rows = [(planning.described(made), made) for made in found]
         else:
+            print(f"compiling for {options.topology}: a large model takes minutes", file=sys.stderr)
             rows = [("", planning.one(compiler, request))]
     print(planning.shown(rows, options.price, options.json, whole=not (options.study or options.search)))
     return 0 if all(made.fits for _, made in rows) else 1

@@ -30,13 +30,15 @@ GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0}
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What one chip needs and does, of `request`: config, overrides, topology, what, examples.
+    """What one chip needs and does, of `request` (`study.plan.Request`, as a dict).
 
     {"error": a line} for bad input; "fits" false, with what is needed, where the compiler runs out of memory.
     """
     try:
         cfg = config.load(request["config"], request["overrides"])
-        built = build.build(cfg, _devices(request["topology"]), _info(cfg, request["examples"]))
+        built = build.build(
+            cfg, _devices(request["topology"]), _info(cfg, request["examples"], request["side"])
+        )
         program, arguments = PROGRAMS[request["what"]](built, request["batch"] or cfg.data.batch_size)
     except UserError as e:
         return {"error": str(e)}
@@ -77,14 +79,20 @@ def _devices(topology: str) -> list[Any]:
         raise UserError(f"topology={topology!r}: {str(e).strip().splitlines()[0][:200]}") from None
 
 
-def _info(cfg: config.Config, examples: int | None) -> data.Info:
-    """What the data are like: read where they are at hand, and otherwise what the model is made for."""
+def _info(cfg: config.Config, examples: int | None, side: int | None = None) -> data.Info:
+    """What the data are like: read where they are at hand, and otherwise what the model is made for.
+
+    `side` is that of the model's input, `examples` are an epoch's, where they are not those.
+    """
     try:
         info = data.info(cfg.data)
     except UserError:
         info = build.made_for(cfg)
         text = info.text and dataclasses.replace(info.text, mask=0)
         info = dataclasses.replace(info, text=text, train_examples=0)
+        if side is not None:
+            shape = (*info.image_shape[:-3], side, side, info.image_shape[-1])
+            info = dataclasses.replace(info, image_shape=shape)
     return dataclasses.replace(info, train_examples=examples or info.train_examples)
 
 

@@ -43,6 +43,7 @@ class Request:
     what: str = "train"
     batch: int | None = None  # global; None is the config's
     examples: int | None = None  # of an epoch, where the data are not here
+    side: int | None = None  # of the model's input, likewise; None is what the variant is made for
 
 
 @dataclass

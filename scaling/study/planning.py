@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def search(compiler: Compiler, request: Request) -> list[Plan]:
     batch = request.batch or config.load(request.config, request.overrides).data.batch_size
     tried: list[Plan] = []
     choices = list(itertools.product(meshes(math.prod(torus)), (batch, 2 * batch)))
-    for mesh, size in tqdm(choices, desc="plans", file=sys.stderr):
+    for mesh, size in tqdm(choices, desc="plans"):
         if size % (mesh["data"] * mesh["fsdp"]):
             continue
         for remat in REMAT:
@@ -121,10 +120,10 @@ def _too_large(compiler: Compiler, request: Request, tried: Sequence[Plan], batc
     said = f"topology={request.topology}: does not fit; at best {lacks:.1f} GiB a chip are lacking"
     for larger in larger_slices(request.topology):
         chips = math.prod(hardware.tpu(larger)[1])
-        if batch % chips:
-            break
-        asked = dataclasses.replace(with_mesh(request, {"fsdp": chips}, model_remat="full"), topology=larger)
-        if one(compiler, dataclasses.replace(asked, batch=batch)).fits:
+        mesh = {"data": 1, "fsdp": chips, "tensor": 1}
+        asked = with_mesh(request, mesh, model_remat="full")
+        asked = dataclasses.replace(asked, topology=larger, batch=batch)
+        if batch % chips == 0 and one(compiler, asked).fits:
             return f"{said}; the smallest slice on which it fits is {larger}"
     return f"{said}, and it fits on no larger slice with this batch"
 
@@ -143,17 +142,23 @@ def larger_slices(topology: str) -> Iterator[str]:
 def study(compiler: Compiler, folder: Path, request: Request) -> list[tuple[str, Plan]]:
     """(name, plan) of each run of a study; runs that do the same work are compiled once."""
     loaded = sweep.load(folder)
-    names = sweep.run_names(loaded.sweep)
+    asked = [
+        dataclasses.replace(
+            request,
+            config=loaded.config_of(run),
+            overrides=[*(f"{key}={value!r}" for key, value in run.items()), *request.overrides],
+        )
+        for run in loaded.sweep
+    ]
+    for each in asked:
+        checked(each)
     known: dict[str, Plan] = {}
-    rows = []
-    for name, run in tqdm(list(zip(names, loaded.sweep, strict=True)), desc="runs", file=sys.stderr):
-        work = {key: value for key, value in run.items() if key not in SAME}
-        key = repr(sorted(work.items()))
-        if key not in known:
-            overrides = [*(f"{k}={v!r}" for k, v in run.items()), *request.overrides]
-            source = loaded.config_of(run)
-            known[key] = one(compiler, dataclasses.replace(request, config=source, overrides=overrides))
-        rows.append((name, known[key]))
+    names, rows = sweep.run_names(loaded.sweep), []
+    for name, run, each in tqdm(list(zip(names, loaded.sweep, asked, strict=True)), desc="runs"):
+        work = repr(sorted((key, value) for key, value in run.items() if key not in SAME))
+        if work not in known:
+            known[work] = one(compiler, each)
+        rows.append((name, known[work]))
     return rows
 
 
