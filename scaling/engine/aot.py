@@ -48,7 +48,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         "whole": sharding.whole_arrays(state.abstract(built).params, built.mesh),
         "steps": _steps(built, request["examples"]),
     }
-    if request["cost"]:
+    if request["what"] == "train":
         found["cost"] = build.cost(built)
     since = time.monotonic()
     try:

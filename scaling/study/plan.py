@@ -119,14 +119,10 @@ class Compiler:
         return lines[-1][:200] if lines else "it said nothing"
 
 
-def plan(compiler: Compiler, request: Request, cost: Mapping[str, Any] | None = None) -> Plan:
-    """Compiles, and works out the time; `cost` is the run's, where it was counted before.
-
-    Raises: UserError for bad input.
-    """
+def plan(compiler: Compiler, request: Request) -> Plan:
+    """Compiles, and works out the time; raises UserError for bad input."""
     chip, torus = hardware.tpu(request.topology)
-    asked = dataclasses.asdict(request) | {"cost": cost is None}
-    found = compiler.ask(asked)
+    found = compiler.ask(dataclasses.asdict(request))
     made = Plan(
         request.topology, math.prod(torus), found["mesh"], False, found["needed_gib"], chip.hbm_gib,
         steps=found["steps"],
@@ -134,13 +130,11 @@ def plan(compiler: Compiler, request: Request, cost: Mapping[str, Any] | None = 
     made.fits = found["fits"] and made.hbm_gib_needed <= chip.hbm_gib
     made.notes = [f"{path} is whole on every chip: no axis divides it" for path in found["whole"]]
     if found["fits"]:
-        _time(made, found, chip, torus, cost or found["cost"], request.what)
+        _time(made, found, chip, torus, request.what)
     return made
 
 
-def _time(
-    made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequence[int], cost: Any, what: str
-) -> None:
+def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequence[int], what: str) -> None:
     """Fills in what a program that compiled does, and how long it takes."""
     facts, memory = found["facts"], found["memory"]
     made.hbm_gib = {"arguments": memory["argument"] / 2**30, "temporaries": memory["temp"] / 2**30}
@@ -159,7 +153,7 @@ def _time(
         made.notes.append(f"{sum(unseen.values()):.0f} runs of kernels are in no term")
     if what != "train":
         return
-    flops = cost["train_flops_per_step"]
+    flops = found["cost"]["train_flops_per_step"]
     made.mfu = flops / (made.chips * chip.flops * made.step_time_ms / 1e3)
     made.work_ratio = 2 * facts["macs"] * made.chips / flops
     if made.steps is None:

@@ -63,14 +63,14 @@ def checked(request: Request) -> config.Config:
     return cfg
 
 
-def one(compiler: Compiler, request: Request, cost: Mapping[str, Any] | None = None) -> Plan:
+def one(compiler: Compiler, request: Request) -> Plan:
     """The plan of a request; raises UserError for bad input, before anything long begins."""
     cfg = checked(request)
     batch = request.batch or cfg.data.batch_size
     if request.what == "train" and request.batch:
         overrides = [*request.overrides, f"data.batch_size={batch}"]
         request = dataclasses.replace(request, overrides=overrides)
-    made = plan(compiler, request, cost)
+    made = plan(compiler, request)
     made.batch, made.remat = batch, str(cfg.model.options.get("remat", "none"))
     return made
 
