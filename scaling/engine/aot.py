@@ -45,7 +45,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "mesh": dict(built.mesh.shape),
         "coords": [list(getattr(d, "coords", ())) for d in built.mesh.devices.flat],
-        "whole": sharding.whole_arrays(state.abstract(built).params, built.mesh),
+        "uncut": sharding.uncut(state.abstract(built).params, built.mesh),
         "steps": _steps(built, request["examples"]),
     }
     if request["what"] == "train":

@@ -110,15 +110,21 @@ def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int, key: str) -> NamedS
     return NamedSharding(mesh, BATCH)
 
 
+def rule_of(path: str) -> Rule:
+    """The first rule that matches; raises UserError if none does."""
+    rule = next((r for r in RULES if re.search(r.pattern, path)), None)
+    if rule is None:
+        raise UserError(f"parameter {path}: no sharding rule matches; add one to engine.sharding.RULES")
+    return rule
+
+
 def spec(path: str, shape: tuple[int, ...], itemsize: int, mesh: Mapping[str, int]) -> PartitionSpec:
     """How the parameter at `path` is cut; `mesh` maps axis to size.
 
     Raises:
         UserError: if no rule matches the path.
     """
-    rule = next((r for r in RULES if re.search(r.pattern, path)), None)
-    if rule is None:
-        raise UserError(f"parameter {path}: no sharding rule matches; add one to engine.sharding.RULES")
+    rule = rule_of(path)
     cut: list[str | None] = [None] * len(shape)
     if math.prod(shape) * itemsize < SMALL:
         return PartitionSpec()
@@ -155,14 +161,22 @@ def replicated(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
 
 
-def whole_arrays(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
-    """Large parameters that the mesh's fsdp or tensor axis should have cut and could not: for the log."""
-    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
-        return []
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    large = [(path_of(k), v) for k, v in leaves if math.prod(v.shape) * v.dtype.itemsize >= SMALL]
-    sizes = dict(mesh.shape)
-    return [p for p, v in large if not any(spec(p, v.shape, v.dtype.itemsize, sizes))]
+def uncut(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
+    """What is to be said of a mesh: large parameters that an axis should cut and does not; small ones."""
+    sizes = {axis: mesh.shape[axis] for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1}
+    said, small = [], 0
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = path_of(keys)
+        if math.prod(leaf.shape) * leaf.dtype.itemsize < SMALL:
+            small += 1
+            continue
+        cut = spec(path, leaf.shape, leaf.dtype.itemsize, dict(mesh.shape))
+        for axis, size in sizes.items():
+            if getattr(rule_of(path), axis) and axis not in cut:
+                said.append(f"{path} is whole along {axis}={size}, which divides none of its {leaf.shape}")
+    if small and sizes:
+        said.append(f"{small} arrays under {SMALL // 1024} KiB are whole everywhere")
+    return said
 
 
 def whole(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:

@@ -165,8 +165,8 @@ def _fit(built: build.Built, folder: RunFolder, stop: Stop) -> dict[str, float]:
                 progress.say(said)
             if jax.process_count() > 1:
                 progress.say(processes.SAID)
-            for path in sharding.whole_arrays(current.params, built.mesh):
-                progress.say(f"{path} is not cut: no mesh axis divides its dimensions")
+            for line in sharding.uncut(current.params, built.mesh):
+                progress.say(line)
             loop = _Loop(built, folder, stop, checkpoints, progress, writer, start)
             loop.run(current, start)
         if writer is not None:

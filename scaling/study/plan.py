@@ -128,7 +128,7 @@ def plan(compiler: Compiler, request: Request) -> Plan:
         steps=found["steps"],
     )  # fmt: skip
     made.fits = found["fits"] and made.hbm_gib_needed <= chip.hbm_gib
-    made.notes = [f"{path} is whole on every chip: no axis divides it" for path in found["whole"]]
+    made.notes = list(found["uncut"])
     if found["fits"]:
         _time(made, found, chip, torus, request.what)
     return made

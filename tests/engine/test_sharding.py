@@ -71,9 +71,12 @@ def test_what_no_axis_divides_is_listed(tiny: Tiny) -> None:
         config.load(tiny["dit"], ["model.width=172", "model.heads=1", "mesh.data=1", "mesh.fsdp=8"])
     )
     shapes = state.abstract(built).params
-    listed = sharding.whole_arrays(shapes, built.mesh)
-    assert "blocks/attention/query/kernel" in listed
-    assert sharding.whole_arrays(shapes, sharding.make_mesh(config.Mesh())) == []
+    *listed, small = sharding.uncut(shapes, built.mesh)
+    shape = (2, 172, 1, 172)
+    assert f"blocks/attention/query/kernel is whole along fsdp=8, which divides none of its {shape}" in listed
+    assert not any("bias" in line for line in listed)  # whole by their rule, not for want of one
+    assert re.fullmatch(r"\d+ arrays under 64 KiB are whole everywhere", small)
+    assert sharding.uncut(shapes, sharding.make_mesh(config.Mesh())) == []
 
 
 def test_a_frozen_parameter_stays_and_the_rest_moves(tiny: Tiny) -> None:

@@ -81,7 +81,7 @@ class Fake(plan.Compiler):
         need = self.state_gib / mesh["fsdp"] + self.example_gib * saved * batch / (
             mesh["data"] * mesh["fsdp"]
         )
-        found = {"mesh": mesh, "coords": COORDS[:chips], "whole": [], "steps": 1000, "needed_gib": need}
+        found = {"mesh": mesh, "coords": COORDS[:chips], "uncut": [], "steps": 1000, "needed_gib": need}
         if need > V5E.hbm_gib:
             return found | {"fits": False}
         macs = (1 + (1 - saved) / 3) * 3e12 * batch / chips
