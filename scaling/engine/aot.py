@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data, hlo
-from scaling.engine import averages, build, config, sharding, state
+from scaling.engine import averages, build, config, sharding, state, tracing
 from scaling.errors import UserError
 from scaling.objectives.base import Extras
 from scaling.sampling import make_sampler
@@ -133,7 +133,7 @@ def _sample(built: build.Built, size: int) -> tuple[Any, tuple[Any, ...]]:
     place = sharding.batch_sharding(built.mesh, size, "batch_size")
     rows = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=place)
     sampler = make_sampler(built.config.sampling, built.task, built.image_shape)  # type: ignore[arg-type]
-    return jax.jit(sharding.on(built.mesh, sampler)), (state.abstract(built).params, rows, rows)
+    return jax.jit(tracing.on(built.mesh, sampler)), (state.abstract(built).params, rows, rows)
 
 
 PROGRAMS = {"train": _train, "evaluate": _evaluate, "sample": _sample}

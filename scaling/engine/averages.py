@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scaling.engine import sharding
+from scaling.engine import tracing
 from scaling.engine.build import Built
 from scaling.engine.evaluator import Pulse
 from scaling.objectives.base import Extras, stream
@@ -40,4 +40,4 @@ def step(built: Built) -> Callable[..., Any]:
         result = built.task.loss(params, extras, batch, jax.random.fold_in(key, index), train=False)
         return result.sums, result.counts
 
-    return jax.jit(sharding.on(built.mesh, one))
+    return jax.jit(tracing.on(built.mesh, one))

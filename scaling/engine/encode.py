@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from scaling import data
 from scaling.data.latents import MANIFEST, Encoding, Latents, LatentSource, ShardWriter, Split, require_whole
-from scaling.engine import autoencoder, config, sharding
+from scaling.engine import autoencoder, config, sharding, tracing
 from scaling.engine.autoencoder import Autoencoder
 from scaling.errors import UserError
 from scaling.files import read_json, write_json
@@ -136,7 +136,7 @@ def _moments(
         found = [jnp.stack(vae.model.apply({"params": params}, v, method="moments"), axis=1) for v in views]
         return jnp.stack(found, axis=1).astype(jnp.float16)
 
-    compiled, weights = jax.jit(sharding.on(mesh, apply)), jax.device_put(vae.params, params)
+    compiled, weights = jax.jit(tracing.on(mesh, apply)), jax.device_put(vae.params, params)
 
     def moments(images: np.ndarray) -> np.ndarray:
         found = np.asarray(compiled(weights, jax.device_put(images, place)))

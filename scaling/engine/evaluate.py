@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.engine import autoencoder, features, sharding
+from scaling.engine import autoencoder, features, sharding, tracing
 from scaling.engine.averages import averages
 from scaling.engine.build import Built
 from scaling.engine.evaluator import Evaluator, Pulse
@@ -155,7 +155,7 @@ def _generator(built: Built, options: Sampling, batch_size: int) -> Callable[...
         indices = jax.lax.with_sharding_constraint(start + jnp.arange(batch_size, dtype=jnp.int32), place)
         return to_uint8(decode(weights, sampler(params, indices, indices % classes)))
 
-    return sharding.whole(built.mesh, images)
+    return tracing.whole(built.mesh, images)
 
 
 def generate(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from scaling import data
-from scaling.engine import build, config, sharding, state
+from scaling.engine import build, config, sharding, state, tracing
 from scaling.engine.checkpoint import Checkpoints
 from scaling.errors import UserError
 from scaling.files import read_json, write_atomic
@@ -72,8 +72,8 @@ class Features:
                 f"classifier={folder}: is a run of {built.config.objective.name} with "
                 f"{built.config.model.name}, which has no features; give that of a classifier"
             )
-        self._apply = sharding.whole(built.mesh, self._forward)
-        self._gather = sharding.whole(built.mesh, lambda x: x)
+        self._apply = tracing.whole(built.mesh, self._forward)
+        self._gather = tracing.whole(built.mesh, lambda x: x)
         self.dim = int(jax.eval_shape(self._forward, built.batch(1)["image"]).shape[1])
 
     def _forward(self, images: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from scaling.data import Data, host_batches, info, open_source
-from scaling.engine import sharding
+from scaling.engine import tracing
 from scaling.engine.build import Built, data_of
 from scaling.engine.evaluator import Evaluator, Pulse
 from scaling.errors import UserError
@@ -118,4 +118,4 @@ def _forward(built: Built) -> Callable[..., Any]:
     def forward(params: Any, extras: Extras, batch: Any) -> Any:
         return task.features(params, extras, batch), batch["label"], batch["mask"]
 
-    return sharding.whole(built.mesh, forward)
+    return tracing.whole(built.mesh, forward)

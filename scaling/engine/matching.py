@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from scaling import data
-from scaling.engine import sharding
+from scaling.engine import tracing
 from scaling.engine.averages import averages
 from scaling.engine.build import Built
 from scaling.engine.captions import captions_of, most_frequent, placed
@@ -102,4 +102,4 @@ def _hits(built: Built) -> Callable[..., Any]:
         hidden = task.hidden_words(batch) & (batch["mask"] > 0)[:, None]
         return (hidden & (batch["text"] == token)).sum(), hidden.sum()
 
-    return jax.jit(sharding.on(built.mesh, step))
+    return jax.jit(tracing.on(built.mesh, step))

@@ -12,7 +12,7 @@ import numpy as np
 
 from scaling import data
 from scaling.data.prompts import prompts
-from scaling.engine import sharding
+from scaling.engine import tracing
 from scaling.engine.build import Built, data_of
 from scaling.engine.captions import captions_of, placed
 from scaling.engine.evaluator import Evaluator, Pulse
@@ -181,7 +181,7 @@ def _embed_images(built: Built) -> Callable[..., Any]:
     def step(params: Any, collections: Any, batch: Any, mask: jax.Array) -> Any:
         return unit(task.features(params, Extras(collections=collections), batch)), mask
 
-    return sharding.whole(built.mesh, step)
+    return tracing.whole(built.mesh, step)
 
 
 @lru_cache(maxsize=1)
@@ -192,7 +192,7 @@ def _embed_texts(built: Built) -> Callable[..., Any]:
     def step(params: Any, collections: Any, text: jax.Array) -> jax.Array:
         return unit(task.embed_texts(params, Extras(collections=collections), text))
 
-    return sharding.whole(built.mesh, step)
+    return tracing.whole(built.mesh, step)
 
 
 @lru_cache(maxsize=1)
@@ -205,4 +205,4 @@ def _classify(built: Built) -> Callable[..., Any]:
         logits, mask = image @ classes.T, batch["mask"]  # [B, K]
         return *((topk_hits(logits, batch["label"], k) * mask).sum() for k in (1, 5)), mask.sum()
 
-    return sharding.whole(built.mesh, step)
+    return tracing.whole(built.mesh, step)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling import data
-from scaling.engine import sharding
+from scaling.engine import sharding, tracing
 from scaling.engine.build import Built
 from scaling.engine.captions import captions_of
 from scaling.engine.evaluator import Pulse
@@ -66,4 +66,4 @@ def _score(built: Built) -> Callable[..., jax.Array]:
         }
         return task.score(params, Extras(collections=collections), batch).reshape(images, texts)
 
-    return sharding.whole(built.mesh, step)
+    return tracing.whole(built.mesh, step)

@@ -5,14 +5,12 @@ dimension does not shift them) each mesh axis may cut, in order of preference. T
 pattern matches wins. Axes that divide none of their dimensions leave the array whole along them.
 """
 
-import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -21,13 +19,9 @@ from optax.tree_utils import tree_map_params
 
 from scaling.engine import config as configs
 from scaling.errors import UserError
-from scaling.models import placement
-
-R = TypeVar("R")
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
-STACKED = r"(^|/)((temporal_)?blocks|plain|shifted)/"  # parameters [L, ...] of L layers, in a loop
 SMALL = 64 * 1024  # bytes; an array below this is replicated
 
 # What a model calls its activations' dimensions -> mesh axes; of one array the first that can be cut is.
@@ -177,75 +171,3 @@ def uncut(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
     if small and sizes:
         said.append(f"{small} arrays under {SMALL // 1024} KiB are whole everywhere")
     return said
-
-
-def whole(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
-    """`fn`, compiled, with its results whole on every process."""
-    return jax.jit(on(mesh, fn), out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
-def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
-    """`fn`, for `jax.jit`: traced where the models' logical names mean this mesh.
-
-    Layers gather their weights from shards where the mesh has an fsdp axis.
-    """
-
-    @functools.wraps(fn)
-    def traced(*args: Any) -> R:
-        token = placement.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
-        try:
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
-                return fn(*args)
-        finally:
-            placement.WEIGHTS.reset(token)
-
-    return traced
-
-
-# Gathering weights. Left to itself the compiler may move activations in place of weights, which are smaller.
-
-
-def gathered(mesh: jax.sharding.Mesh, params: Any) -> Any:
-    """`params` with those whole along fsdp that are in no stack: its layers gather their own."""
-
-    def one(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        path = path_of(keys)
-        return leaf if re.search(STACKED, path) else _gathered(mesh, path, leaf, leaf.shape, leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(one, params) if mesh.shape["fsdp"] > 1 else params
-
-
-def _layer(mesh: jax.sharding.Mesh, weights: Any, depth: int, dtype: Any) -> Any:
-    """A layer's weights, of a stack of `depth`, whole along fsdp; kernels travel in the dtype of use."""
-
-    def one(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        path = path_of(keys)
-        as_used = dtype if path.endswith("kernel") else leaf.dtype
-        return _gathered(mesh, path, leaf, (depth, *leaf.shape), as_used)
-
-    return jax.tree_util.tree_map_with_path(one, weights)
-
-
-def _gathered(
-    mesh: jax.sharding.Mesh, path: str, x: jax.Array, stored: tuple[int, ...], dtype: Any
-) -> jax.Array:
-    """x in `dtype`, whole along fsdp; its gradient is summed into shards in that dtype.
-
-    `stored` is the shape as the parameter at `path` is kept: x is that or, of a stack, one row of it.
-    """
-    cut = spec(path, stored, x.dtype.itemsize, dict(mesh.shape))
-    if "fsdp" not in cut:
-        return x
-    cut = PartitionSpec(*cut[len(stored) - x.ndim :])
-    whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in cut))
-    held = x.dtype
-
-    def forward(_: tuple[()], x: jax.Array) -> jax.Array:
-        shard = jax.lax.with_sharding_constraint(x.astype(dtype), NamedSharding(mesh, cut))
-        return jax.lax.with_sharding_constraint(shard, NamedSharding(mesh, whole))
-
-    def backward(_: tuple[()], g: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(g, NamedSharding(mesh, cut)).astype(held)
-
-    # Unlike a custom derivative, a linear function with a transpose of its own has both modes.
-    return jax.custom_derivatives.linear_call(forward, backward, (), x)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling.engine import optimizer, sharding
+from scaling.engine import optimizer, sharding, tracing
 from scaling.engine.build import Built, init_variables
 from scaling.objectives.base import Extras, stream
 
@@ -130,7 +130,7 @@ def make_step(built: Built) -> Step:
         extras = Extras(collections=state.collections, ema=state.ema, scalars=scalars)
 
         def loss(params: Any) -> Any:
-            params = sharding.gathered(built.mesh, params)
+            params = tracing.gathered(built.mesh, params)
             result = task.loss(params, extras, batch, rng, train=True)
             return result.value, result
 
@@ -145,7 +145,7 @@ def make_step(built: Built) -> Step:
 
     placed = jax.tree.map(lambda s: s.sharding, abstract(built))
     whole = NamedSharding(built.mesh, PartitionSpec())
-    return jax.jit(sharding.on(built.mesh, step), donate_argnums=0, out_shardings=(placed, whole))
+    return jax.jit(tracing.on(built.mesh, step), donate_argnums=0, out_shardings=(placed, whole))
 
 
 def inference(state: State) -> dict[str, Any]:

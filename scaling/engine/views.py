@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling import data
-from scaling.engine import sharding
+from scaling.engine import tracing
 from scaling.engine.build import Built
 from scaling.engine.evaluator import Evaluator, Pulse
 from scaling.errors import UserError
@@ -94,4 +94,4 @@ def _classify(built: Built) -> Callable[..., Any]:
         assert isinstance(task, Classification)  # held by `check`
         return jax.nn.softmax(task.logits(params, extras, batch)), batch["label"], batch["mask"]
 
-    return sharding.whole(built.mesh, probabilities)
+    return tracing.whole(built.mesh, probabilities)

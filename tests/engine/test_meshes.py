@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scaling import data
-from scaling.engine import build, config, sharding, state
+from scaling.engine import build, config, sharding, state, tracing
 from scaling.engine.checkpoint import Checkpoints
 from scaling.sampling import Sampling, make_sampler
 from tests.models.running import largest_error
@@ -152,7 +152,7 @@ def test_samples_are_one_devices(mesh: str) -> None:
     def images(mesh: str) -> Any:
         built = built_on("dit", mesh)
         sampler = make_sampler(Sampling(integrator="euler", steps=2), built.task, built.image_shape)
-        draw = sharding.whole(built.mesh, sampler)
+        draw = tracing.whole(built.mesh, sampler)
         return np.asarray(draw(started(built).params, jnp.arange(8), jnp.arange(8) % 10))
 
     assert largest_error(images(mesh), images("")) < 2e-4

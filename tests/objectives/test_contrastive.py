@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling.engine import config, sharding
+from scaling.engine import config, sharding, tracing
 from scaling.errors import UserError
 from scaling.models import clip, vit
 from scaling.models.clip import Embeddings
@@ -141,7 +141,7 @@ def test_eight_devices_give_the_loss_and_the_gradient_of_one(form: str, options:
         return of.loss(params, Extras(), batch, checks.KEY, True).value
 
     one, whole = jax.jit(jax.value_and_grad(loss))(params, batch)
-    step = jax.jit(sharding.on(mesh, jax.value_and_grad(loss)))
+    step = jax.jit(tracing.on(mesh, jax.value_and_grad(loss)))
     eight, split_up = step(
         jax.device_put(params, NamedSharding(mesh, PartitionSpec())), jax.device_put(batch, place)
     )
@@ -197,7 +197,7 @@ def test_no_embedding_is_gathered_into_square_logits() -> None:
         return of.loss(params, Extras(), batch, checks.KEY, True).value
 
     placed = jax.device_put(batch, place)
-    step = jax.jit(sharding.on(mesh, jax.grad(loss)))
+    step = jax.jit(tracing.on(mesh, jax.grad(loss)))
     text = step.lower(params, placed).compile().as_text()
     assert "f32[64,64]" not in text and "f32[8,64]" not in text
     of = task("softmax")  # at once and on one device, they are there
