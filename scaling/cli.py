@@ -261,11 +261,12 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> None:
 def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     from scaling.study import plan, planning
 
-    given = [f"mesh.{k}={v}" for k, v in planning.mesh_of(options.mesh).items()] if options.mesh else []
     request = plan.Request(
-        options.config, options.topology, [*overrides, *given], options.what, options.global_batch,
+        options.config, options.topology, overrides, options.what, options.global_batch,
         options.examples, options.side,
     )  # fmt: skip
+    if options.mesh:
+        request = planning.with_mesh(request, planning.mesh_of(options.mesh))
     with plan.Compiler() as compiler:
         if options.study:
             rows = planning.study(compiler, options.study, request)

@@ -35,9 +35,9 @@ class Instruction:
         return re.findall(r"%([\w.\-]+)", self.inside)
 
     def attribute(self, name: str) -> str:
-        """`name=...`, without braces; "" where there is none."""
+        """`name=...`, without braces and the sign of names; "" where there is none."""
         found = re.search(rf"\b{name}=(?:\{{([^}}]*)\}}|([^\s,]+))", self.rest)
-        return "" if found is None else (found[1] if found[1] is not None else found[2])
+        return "" if found is None else (found[1] if found[1] is not None else found[2]).replace("%", "")
 
 
 Computation = dict[str, Instruction]
@@ -151,6 +151,9 @@ def _hbm(kind: str) -> float:
 
 # Loops
 
+BODIES = {"while": "body", "fusion": "calls", "call": "to_apply", "async-start": "calls"}
+BODIES |= {"conditional": "branch_computations"}
+
 
 def _runs(program: dict[str, Computation], entry: str) -> Iterator[tuple[Computation, float, bool]]:
     """(computation, how often it runs, whether by itself or as part of a fusion)."""
@@ -160,31 +163,24 @@ def _runs(program: dict[str, Computation], entry: str) -> Iterator[tuple[Computa
         computation = program[name]
         yield computation, times, scheduled
         for i in computation.values():
-            if i.op == "while":
-                waiting.append((i.attribute("body").lstrip("%"), times * trips(program, i), scheduled))
-            elif i.op == "fusion":
-                waiting.append((i.attribute("calls").lstrip("%"), times, False))
-            elif i.op == "call":
-                waiting.append((i.attribute("to_apply").lstrip("%"), times, scheduled))
-            elif i.op == "async-start":
-                waiting.append((i.attribute("calls").lstrip("%"), times, scheduled))
-            elif i.op == "conditional":
-                branches = i.attribute("branch_computations").split(", ")
-                waiting += [(branch.lstrip("%"), times, scheduled) for branch in branches if branch]
+            if i.op in BODIES:
+                often = times * trips(program, i) if i.op == "while" else times
+                bodies = i.attribute(BODIES[i.op]).split(", ")
+                waiting += [(body, often, scheduled and i.op != "fusion") for body in bodies if body]
 
 
 def trips(program: dict[str, Computation], loop: Instruction) -> int:
     """How often a loop runs: as the compiler says, or the bound in its condition by the step in its body."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return int(known[1])
-    condition = loop.attribute("condition")
+    condition, body = loop.attribute("condition"), loop.attribute("body")
     bound = max(_constants(program, condition), default=1)
-    counter = next((i for i in program[condition.lstrip("%")].values() if i.op == "get-tuple-element"), None)
-    body = list(program[loop.attribute("body").lstrip("%")].values())
-    if counter is None or body[-1].op != "tuple":
+    counter = next((i for i in program[condition].values() if i.op == "get-tuple-element"), None)
+    last = list(program[body].values())[-1]
+    if counter is None or last.op != "tuple":
         return bound
-    after = body[-1].operands[int(counter.attribute("index"))]
-    return max(1, -(-bound // max(1, _added(program, loop.attribute("body").lstrip("%"), after))))
+    after = last.operands[int(counter.attribute("index"))]
+    return max(1, -(-bound // max(1, _added(program, body, after))))
 
 
 def _added(program: dict[str, Computation], name: str, value: str) -> int:
@@ -195,7 +191,7 @@ def _added(program: dict[str, Computation], name: str, value: str) -> int:
     if i.op in ("copy", "bitcast", "convert"):
         return _added(program, name, i.operands[0])
     if i.op == "fusion":
-        called = i.attribute("calls").lstrip("%")
+        called = i.attribute("calls")
         given = sum(_added(program, name, operand) for operand in i.operands)
         return given + _added(program, called, list(program[called])[-1])
     return _constant(i) or 0
@@ -204,7 +200,7 @@ def _added(program: dict[str, Computation], name: str, value: str) -> int:
 def _constants(program: dict[str, Computation], name: str) -> list[int]:
     """The whole numbers in a computation and in what it calls."""
     found = []
-    for i in program[name.lstrip("%")].values():
+    for i in program[name].values():
         if (value := _constant(i)) is not None:
             found.append(value)
         if called := i.attribute("calls") or i.attribute("to_apply"):
@@ -273,7 +269,7 @@ def _traffic(program: dict[str, Computation], computation: Computation, i: Instr
         return 2 * _hbm(operands[1])
     if i.op != "fusion":
         return sum(map(_hbm, operands)) + _hbm(i.type)
-    inside = program[i.attribute("calls").lstrip("%")]
+    inside = program[i.attribute("calls")]
     total, result = 0.0, _hbm(i.type)
     parameters = sorted((p for p in inside.values() if p.op == "parameter"), key=lambda p: int(p.inside))
     for parameter, kind in zip(parameters, operands, strict=False):

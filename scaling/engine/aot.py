@@ -8,7 +8,6 @@ import dataclasses
 import json
 import re
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,11 +45,10 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         "mesh": dict(built.mesh.shape),
         "coords": [list(getattr(d, "coords", ())) for d in built.mesh.devices.flat],
         "uncut": sharding.uncut(state.abstract(built).params, built.mesh),
-        "steps": _steps(built, request["examples"]),
+        "steps": _steps(built),
     }
     if request["what"] == "train":
         found["cost"] = build.cost(built)
-    since = time.monotonic()
     try:
         compiled = program.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as e:
@@ -62,14 +60,11 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     parts = {k: getattr(memory, f"{k}_size_in_bytes") for k in ("argument", "output", "alias", "temp")}
     peak = parts["argument"] + parts["output"] - parts["alias"] + parts["temp"]
     found |= {"fits": True, "needed_gib": (peak + memory.generated_code_size_in_bytes) / 2**30}
-    found |= {"memory": parts, "seconds": time.monotonic() - since}
-    return found | {"facts": dataclasses.asdict(hlo.read(compiled.as_text()))}
+    return found | {"memory": parts, "facts": dataclasses.asdict(hlo.read(compiled.as_text()))}
 
 
 def _devices(topology: str) -> list[Any]:
-    """The chips of a topology, in no order that matters; of "here" those of this machine."""
-    if topology == "here":
-        return list(jax.devices())
+    """The chips of a topology, in no order that matters."""
     # The two cores of a v4 chip are one device, as they are where it is rented.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
@@ -79,7 +74,7 @@ def _devices(topology: str) -> list[Any]:
         raise UserError(f"topology={topology!r}: {str(e).strip().splitlines()[0][:200]}") from None
 
 
-def _info(cfg: config.Config, examples: int | None, side: int | None = None) -> data.Info:
+def _info(cfg: config.Config, examples: int | None, side: int | None) -> data.Info:
     """What the data are like: read where they are at hand, and otherwise what the model is made for.
 
     `side` is that of the model's input, `examples` are an epoch's, where they are not those.
@@ -96,7 +91,7 @@ def _info(cfg: config.Config, examples: int | None, side: int | None = None) -> 
     return dataclasses.replace(info, train_examples=examples or info.train_examples)
 
 
-def _steps(built: build.Built, examples: int | None) -> int | None:
+def _steps(built: build.Built) -> int | None:
     """Of the whole run; None where its epochs are of data that are not here."""
     known = built.info.train_examples or "epoch" not in built.config.train.duration
     return built.steps if known else None

@@ -8,6 +8,7 @@ takes the defaults of the dataclasses that read it, so every key that exists can
 import ast
 import dataclasses
 import importlib.util
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,16 @@ class Mesh:
                 raise UserError(f"{name}={size}: must be at least 1, or -1 for the devices that remain")
         if list(sizes.values()).count(-1) > 1:
             raise UserError(f"data={self.data}: only one axis may be -1")
+
+    def over(self, devices: int) -> dict[str, int] | None:
+        """The size of each axis over so many devices; None where they do not multiply to them."""
+        sizes = dataclasses.asdict(self)
+        named = math.prod(size for size in sizes.values() if size != -1)
+        found = {axis: devices // named if size == -1 else size for axis, size in sizes.items()}
+        return found if math.prod(found.values()) == devices else None
+
+
+AXES = tuple(field.name for field in dataclasses.fields(Mesh))
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optax.tree_utils import tree_map_params
 
 from scaling.engine import config as configs
+from scaling.engine.config import AXES
 from scaling.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 SMALL = 64 * 1024  # bytes; an array below this is replicated
 
@@ -63,17 +63,14 @@ RULES: tuple[Rule, ...] = (
 def make_mesh(options: configs.Mesh, devices: Iterable[jax.Device] | None = None) -> jax.sharding.Mesh:
     """The (data, fsdp, tensor) mesh over all devices; one device is the 1 x 1 x 1 mesh."""
     found = list(devices) if devices is not None else jax.devices()
-    sizes = [options.data, options.fsdp, options.tensor]
-    named = math.prod(s for s in sizes if s != -1)
-    if -1 in sizes and len(found) % named == 0:
-        sizes[sizes.index(-1)] = len(found) // named
-    if math.prod(sizes) != len(found):
+    sizes = options.over(len(found))
+    if sizes is None:
         raise UserError(
             f"mesh.data={options.data}, mesh.fsdp={options.fsdp}, mesh.tensor={options.tensor}: "
             f"must multiply to the {len(found)} devices (one may be -1)"
         )
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.sharding.Mesh(arranged(tuple(sizes), found), AXES, axis_types=auto)
+    return jax.sharding.Mesh(arranged(tuple(sizes.values()), found), AXES, axis_types=auto)
 
 
 def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:

@@ -28,9 +28,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from scaling import hardware
+from scaling.engine.config import AXES
 from scaling.errors import UserError
-
-AXES = ("data", "fsdp", "tensor")
 
 
 @dataclass(frozen=True)

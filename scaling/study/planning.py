@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -35,43 +34,41 @@ def mesh_of(text: str) -> dict[str, int]:
     return sizes
 
 
-def with_mesh(request: Request, mesh: Mapping[str, int], **more: Any) -> Request:
-    """The request on another mesh, with `more` overrides such as model_remat="dots"."""
+def with_mesh(request: Request, mesh: Mapping[str, int], remat: str | None = None) -> Request:
+    """The request on another mesh, and with another remat policy where one is given."""
     added = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
-    added += [f"{key.replace('_', '.', 1)}={value}" for key, value in more.items()]
+    added += [f"model.remat={remat}"] if remat else []
     return dataclasses.replace(request, overrides=[*request.overrides, *added])
 
 
-def checked(request: Request) -> config.Config:
-    """The config of a request whose topology, mesh and batch agree; nothing is compiled yet."""
+def checked(request: Request) -> tuple[Request, config.Config]:
+    """The request, with its batch in the config where it trains, and that config; nothing is compiled yet.
+
+    Raises: UserError for a mesh that the slice has not, or that does not cut the batch.
+    """
     _, torus = hardware.tpu(request.topology)
-    cfg = config.load(request.config, request.overrides)
     if request.what == "train" and request.batch:
-        cfg = config.load(request.config, [*request.overrides, f"data.batch_size={request.batch}"])
-    sizes, chips = dataclasses.asdict(cfg.mesh), math.prod(torus)
-    named = math.prod(size for size in sizes.values() if size != -1)
-    left = chips // named if -1 in sizes.values() else 1
-    if named * left != chips:
-        shown = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        overrides = [*request.overrides, f"data.batch_size={request.batch}"]
+        request = dataclasses.replace(request, overrides=overrides)
+    cfg, chips = config.load(request.config, request.overrides), math.prod(torus)
+    sizes = cfg.mesh.over(chips)
+    if sizes is None:
+        shown = ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(cfg.mesh).items())
         raise UserError(f"mesh {shown}: must multiply to the {chips} chips of {request.topology}")
-    ways = math.prod(left if sizes[axis] == -1 else sizes[axis] for axis in ("data", "fsdp"))
-    batch = request.batch or cfg.data.batch_size
+    ways, batch = sizes["data"] * sizes["fsdp"], request.batch or cfg.data.batch_size
     if batch % ways:
         raise UserError(
             f"batch={batch}: must be a multiple of mesh data x fsdp = {ways}; give --global-batch"
         )
-    return cfg
+    return request, cfg
 
 
 def one(compiler: Compiler, request: Request) -> Plan:
     """The plan of a request; raises UserError for bad input, before anything long begins."""
-    cfg = checked(request)
-    batch = request.batch or cfg.data.batch_size
-    if request.what == "train" and request.batch:
-        overrides = [*request.overrides, f"data.batch_size={batch}"]
-        request = dataclasses.replace(request, overrides=overrides)
+    request, cfg = checked(request)
     made = plan(compiler, request)
-    made.batch, made.remat = batch, str(cfg.model.options.get("remat", "none"))
+    made.batch = request.batch or cfg.data.batch_size
+    made.remat = str(cfg.model.options.get("remat", "none"))
     return made
 
 
@@ -102,7 +99,7 @@ def search(compiler: Compiler, request: Request) -> list[Plan]:
         if size % (mesh["data"] * mesh["fsdp"]):
             continue
         for remat in REMAT:
-            asked = dataclasses.replace(with_mesh(request, mesh, model_remat=remat), batch=size)
+            asked = dataclasses.replace(with_mesh(request, mesh, remat), batch=size)
             tried.append(one(compiler, asked))
             if tried[-1].fits:
                 break
@@ -121,7 +118,7 @@ def _too_large(compiler: Compiler, request: Request, tried: Sequence[Plan], batc
     for larger in larger_slices(request.topology):
         chips = math.prod(hardware.tpu(larger)[1])
         mesh = {"data": 1, "fsdp": chips, "tensor": 1}
-        asked = with_mesh(request, mesh, model_remat="full")
+        asked = with_mesh(request, mesh, "full")
         asked = dataclasses.replace(asked, topology=larger, batch=batch)
         if batch % chips == 0 and one(compiler, asked).fits:
             return f"{said}; the smallest slice on which it fits is {larger}"
