@@ -26,6 +26,8 @@ from scaling.files import read_json
 from scaling.typed import typed
 
 if TYPE_CHECKING:
+    import jax
+
     from scaling.data.options import Data
 
 MANIFEST = "latents.json"
@@ -150,7 +152,8 @@ def _reader(path: Path) -> Any:
 class LatentSource:
     """A split of a folder: latents float32 [h, w, Z], times the scale, in the place of images.
 
-    Training sees a draw from the posterior of one of the views, each time another (`draw`). Evaluation
+    Training sees a draw from the posterior of one of the views, each time another (`draw`, and then, on the
+    devices, `finish`). Evaluation
     (`read`) sees a fixed draw for the image as it is: from what training draws from, so that losses compare
     (posterior means are another distribution), and the same in every evaluation.
 
@@ -178,22 +181,40 @@ class LatentSource:
 
     def read(self, indices: np.ndarray) -> Columns:
         """A fixed draw for each example: image float32 [N, h, w, Z], label int32 [N]."""
-        return self._draw(indices, 0, indices, 1)
+        found = self.records(indices)
+        images = np.empty((len(indices), *self.image_shape), np.float32)
+        # One at a time, in the processor's cache: half the time of the whole batch at once.
+        for image, moments, rng in zip(images, found["moments"], generators(0, indices), strict=True):
+            mean, log_variance = moments[0].astype(np.float32)  # [h, w, Z] each
+            rng.standard_normal(out=image, dtype=np.float32)
+            image *= np.exp(np.float32(0.5) * log_variance)
+            image += mean
+        images *= np.float32(self.latents.scale)
+        return {"image": images, "label": found["label"].astype(np.int32)}
 
     def draw(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
-        """The same, where view and draw are functions of the seed and the position in the stream."""
-        return self._draw(indices, seed, positions, self.latents.views)
+        """What `finish` draws from: image float16 [N, 2, h, w, Z], mean and log-variance, label int32 [N].
 
-    def _draw(self, indices: np.ndarray, seed: int, positions: np.ndarray, views: int) -> Columns:
-        view = np.zeros(len(indices), np.int64)
-        noise = np.empty((len(indices), *self.image_shape), np.float32)
-        for i, rng in enumerate(generators(seed, positions)):
-            view[i] = views == 2 and rng.random() < 0.5
-            rng.standard_normal(out=noise[i], dtype=np.float32)
-        found = self.records(indices)
-        moments = found["moments"][np.arange(len(indices)), view].astype(np.float32)  # [N, 2, h, w, Z]
-        latent = moments[:, 0] + np.exp(np.float32(0.5) * moments[:, 1]) * noise
-        return {"image": np.float32(self.latents.scale) * latent, "label": found["label"].astype(np.int32)}
+        Of two views one is chosen, by the seed and the position in the stream.
+        """
+        found, view = self.records(indices), np.zeros(len(indices), np.int64)
+        if self.latents.views == 2:
+            view[:] = [rng.random() < 0.5 for rng in generators(seed, positions)]
+        moments = found["moments"][np.arange(len(indices)), view]
+        return {"image": moments, "label": found["label"].astype(np.int32)}
+
+    def finish(self, batch: "dict[str, jax.Array]", key: "jax.Array") -> "dict[str, jax.Array]":
+        """A draw for each of the moments of `draw`, on the devices: image float32 [N, h, w, Z], label [N].
+
+        Host and transfers have half the work and a tenth of the time so.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        moments = batch["image"].astype(jnp.float32)
+        mean, log_variance = moments[:, 0], moments[:, 1]  # [N, h, w, Z]
+        noise = jax.random.normal(key, mean.shape)
+        return {**batch, "image": self.latents.scale * (mean + jnp.exp(0.5 * log_variance) * noise)}
 
     def records(self, indices: np.ndarray) -> np.ndarray:
         """The records [N] as they are stored."""

@@ -9,13 +9,14 @@ import contextlib
 import dataclasses
 import functools
 import math
+import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scaling.data.options import Data, image_shape, open_source, open_views
-from scaling.data.sources import Columns, Source, drawn
+from scaling.data.sources import Columns, Finished, Source, drawn
 from scaling.data.transforms import EPOCH, transform
 from scaling.errors import UserError
 
@@ -165,7 +166,28 @@ def train_batches(
     rows = local_rows(sharding, data.batch_size)
     read = functools.partial(train_rows, source=source, data=data, seed=seed, rows=rows)
     host = _read_ahead(read, start_step, 2**62, data, data.workers)
-    return _on_devices(host, rows, sharding, data.batch_size, data.prefetch)
+    batches = _on_devices(host, rows, sharding, data.batch_size, data.prefetch)
+    return _finished(batches, source, seed, start_step, sharding) if isinstance(source, Finished) else batches
+
+
+def _finished(
+    batches: Iterator[dict[str, "jax.Array"]],
+    source: Finished,
+    seed: int,
+    start: int,
+    sharding: "NamedSharding",
+) -> Iterator[dict[str, "jax.Array"]]:
+    """Of step s with the key of (seed, s): numbers shaped by the global batch, on any mesh the same."""
+    import jax
+
+    def finish(batch: dict[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
+        own = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"finish") & 0x7FFFFFFF)
+        return source.finish(batch, jax.random.fold_in(own, step))
+
+    compiled = jax.jit(finish, out_shardings=sharding)
+    with contextlib.closing(batches):  # type: ignore[type-var]
+        for step, batch in enumerate(batches, start):
+            yield compiled(batch, np.uint32(step))
 
 
 def eval_batches(

@@ -18,6 +18,8 @@ import numpy as np
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
+    import jax
+
     from scaling.data.options import Data
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's dataset-fashion-mnist puts its files
@@ -55,6 +57,15 @@ class Drawn(Source, Protocol):
 
     def draw(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
         """As `read`, where what is drawn is a function of the seed and the position in the stream."""
+        ...
+
+
+@runtime_checkable
+class Finished(Source, Protocol):
+    """A source whose training batches are completed on the devices, which are faster at it."""
+
+    def finish(self, batch: "dict[str, jax.Array]", key: "jax.Array") -> "dict[str, jax.Array]":
+        """The global batch as training sees it, of what was drawn; randomness is by `key`. For `jax.jit`."""
         ...
 
 

@@ -39,6 +39,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
             cfg, _devices(request["topology"]), _info(cfg, request["examples"], request["side"])
         )
         program, arguments = PROGRAMS[request["what"]](built, request["batch"] or cfg.data.batch_size)
+        cost = {"cost": build.cost(built)} if request["what"] == "train" else {}
     except UserError as e:
         return {"error": str(e)}
     found: dict[str, Any] = {
@@ -46,9 +47,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         "coords": [list(getattr(d, "coords", ())) for d in built.mesh.devices.flat],
         "uncut": sharding.uncut(state.abstract(built).params, built.mesh),
         "steps": _steps(built),
+        **cost,
     }
-    if request["what"] == "train":
-        found["cost"] = build.cost(built)
     try:
         compiled = program.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as e:

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.engine.sharding import ACTIVATIONS, path_of, spec
-from scaling.models import placement
+from scaling.models import placement, products
 
 R = TypeVar("R")
 
@@ -25,17 +25,20 @@ def whole(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
 def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
     """`fn`, for `jax.jit`: traced where the models' logical names mean this mesh.
 
-    Layers gather their weights from shards where the mesh has an fsdp axis.
+    Layers gather their weights from shards where the mesh has an fsdp axis; on CPUs, linear layers have
+    gradients of their own.
     """
 
     @functools.wraps(fn)
     def traced(*args: Any) -> R:
-        token = placement.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
+        weights = placement.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
+        rows = products.ROW_MAJOR.set(mesh.devices.flat[0].platform == "cpu")
         try:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
                 return fn(*args)
         finally:
-            placement.WEIGHTS.reset(token)
+            placement.WEIGHTS.reset(weights)
+            products.ROW_MAJOR.reset(rows)
 
     return traced
 

@@ -5,6 +5,8 @@ import dataclasses
 import math
 import signal
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -197,6 +199,7 @@ class _Loop:
         # Processes read the file at different times: only what the restored step knew counts.
         events = [e for e in read_events(folder.path) if e["event"] == "evaluate" and e["step"] <= start]
         self.evaluated = {(e["step"], e["evaluator"]) for e in events}
+        self.waited = 0.0  # seconds, for batches, since the last line of metrics
         self.last: dict[str, float] = {k: v for e in events for k, v in e["values"].items()}
 
     def run(self, current: state.State, start: int) -> None:
@@ -218,9 +221,15 @@ class _Loop:
                 self._save(current, step)
                 raise
             if step < total:
-                current, metrics = step_fn(current, next(batches), scalars)
+                current, metrics = step_fn(current, self._next(batches), scalars)
                 self._read(pending)  # of the step before: the device is already busy with this one
                 pending = (step + 1, metrics)
+
+    def _next(self, batches: Iterator[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+        start = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - start
+        return batch
 
     def _read(self, pending: Pending) -> None:
         """Fetches a step's metrics, stops the run if it diverged, and logs what is due."""
@@ -238,7 +247,8 @@ class _Loop:
         self.folder.step = step
         self.progress.update(step, values["loss"])
         if step % self.built.config.train.log_every == 0 or step == self.built.steps:
-            self._event("train", step, values)
+            self._event("train", step, values, input_wait=round(self.waited, 4))
+            self.waited = 0.0
 
     def _event(self, event: str, step: int, values: dict[str, float], **more: Any) -> None:
         self.folder.event(event, step, step * self.built.config.data.batch_size, values, **more)

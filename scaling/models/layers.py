@@ -16,6 +16,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models.placement import constrain, layer
+from scaling.models.products import dot_general
 from scaling.models.variants import side_lengths
 
 Remat = Literal["none", "full", "dots"]
@@ -34,7 +35,7 @@ Init = nn.initializers.Initializer
 
 xavier = nn.initializers.xavier_uniform()
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in)
-Dense = functools.partial(nn.Dense, kernel_init=xavier)
+Dense = functools.partial(nn.Dense, kernel_init=xavier, dot_general=dot_general)
 
 
 def uniform(bound: float) -> Init:
@@ -229,6 +230,7 @@ class Attention(nn.Module):
             (self.heads, self.head_width or width // self.heads),
             use_bias=self.qkv_bias,
             dtype=self.dtype,
+            dot_general=dot_general,
         )
         q = project(kernel_init=self.kernels.query, name="query")(x)  # [..., N, heads, d]
         k = project(kernel_init=self.kernels.key, name="key")(source)  # [..., M, heads, d]
@@ -244,6 +246,7 @@ class Attention(nn.Module):
             use_bias=self.out_bias,
             kernel_init=self.kernels.out,
             dtype=self.dtype,
+            dot_general=dot_general,
             name="out",
         )
         return out(x)  # [..., N, features]
@@ -265,7 +268,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
+        dense = functools.partial(Dense, use_bias=self.use_bias, dtype=self.dtype)
         enter = functools.partial(dense, self.hidden, kernel_init=self.kernels.up)
         activation, h = ACTIVATIONS[self.activation], enter(name="up")(x)  # [..., hidden]
         h = h * activation(enter(name="gate")(x)) if self.gated else activation(h)

@@ -133,20 +133,28 @@ def plan(compiler: Compiler, request: Request) -> Plan:
     return made
 
 
+def terms(facts: Mapping[str, Any], chip: hardware.Chip) -> dict[str, float]:
+    """Milliseconds that a program's `hlo.Facts` take on one chip, each by itself."""
+    return {
+        "products": 2e3 * facts["macs"] / chip.flops,
+        "cycles": 1e3 * facts["cycles"] / chip.clock if chip.clock else 0.0,
+        "memory": 1e3 * facts["hbm_bytes"] / chip.hbm_bytes,
+    }
+
+
+def total(terms: Mapping[str, float]) -> float:
+    """Milliseconds of a step, the network in series."""
+    return (terms["cycles"] or max(terms["products"], terms["memory"])) + terms["network"]
+
+
 def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequence[int], what: str) -> None:
     """Fills in what a program that compiled does, and how long it takes."""
     facts, memory = found["facts"], found["memory"]
     made.hbm_gib = {"arguments": memory["argument"] / 2**30, "temporaries": memory["temp"] / 2**30}
     made.tera_macs, made.hbm_gib_moved = facts["macs"] / 1e12, facts["hbm_bytes"] / 2**30
     made.collectives = collectives(facts["collectives"], found["mesh"], found["coords"], chip, torus)
-    terms = {
-        "products": 2e3 * facts["macs"] / chip.flops,
-        "cycles": 1e3 * facts["cycles"] / chip.clock if chip.clock else 0.0,
-        "memory": 1e3 * facts["hbm_bytes"] / chip.hbm_bytes,
-        "network": sum(row["ms"] for row in made.collectives),
-    }
-    made.milliseconds = terms
-    made.step_time_ms = (terms["cycles"] or max(terms["products"], terms["memory"])) + terms["network"]
+    made.milliseconds = terms(facts, chip) | {"network": sum(row["ms"] for row in made.collectives)}
+    made.step_time_ms = total(made.milliseconds)
     unseen = {name: times for name, times in facts["kernels"].items() if "tpu_custom_call" in name}
     if unseen:
         made.notes.append(f"{sum(unseen.values()):.0f} runs of kernels are in no term")

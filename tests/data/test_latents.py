@@ -34,8 +34,8 @@ def opened(folder: Path, split: str = "train") -> LatentSource:
     return source
 
 
-def sharding() -> NamedSharding:
-    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "fsdp"))
+def sharding(devices: int = 8) -> NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]).reshape(-1, 1), ("data", "fsdp"))
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
@@ -71,8 +71,8 @@ def test_shards_are_fixed_ranges_of_all_examples() -> None:
 def test_training_draws_from_the_posterior_of_either_view(tmp_path: Path) -> None:
     records = write_latents(tmp_path / "latents")["train"]
     source = opened(tmp_path / "latents")
-    positions = np.arange(4000)
-    drawn, labels = source.draw(np.full(4000, 17), seed=0, positions=positions).values()
+    before = source.draw(np.full(4000, 17), seed=0, positions=np.arange(4000))
+    drawn, labels = jax.device_get(source.finish(jax.device_put(before), jax.random.key(0))).values()
     assert drawn.shape == (4000, 4, 4, 3) and drawn.dtype == np.float32 and labels.dtype == np.int32
     assert (labels == records[17]["label"]).all()
     mean, logvar = np.moveaxis(records[17]["moments"].astype(np.float64), 1, 0)  # [2 views, 4, 4, 3] each
@@ -87,16 +87,26 @@ def test_training_draws_from_the_posterior_of_either_view(tmp_path: Path) -> Non
     assert len(np.unique(drawn[:, 0, 0, 0])) > 3900  # each time another
 
 
-def test_a_draw_is_a_function_of_seed_and_position(folder: Path) -> None:
+def test_the_view_is_a_function_of_seed_and_position(folder: Path) -> None:
     source = opened(folder)
-    indices, positions = np.array([3, 40, 3, 12]), np.array([7, 900, 8, 2**40])
+    indices = np.arange(40) % 7
+    positions = np.concatenate([np.arange(39), [2**40]])
     together, labels = source.draw(indices, 5, positions).values()
-    for i in range(4):
+    for i in range(40):
         alone, label = opened(folder).draw(indices[i : i + 1], 5, positions[i : i + 1]).values()
         np.testing.assert_array_equal(alone[0], together[i])
         assert label[0] == labels[i]
     assert not np.array_equal(source.draw(indices, 6, positions)["image"], together)
-    assert not np.array_equal(together[0], together[2])
+
+
+def test_batches_are_the_same_on_one_device_and_eight(folder: Path) -> None:
+    one, eight = (
+        [jax.device_get(b) for b in itertools.islice(train_batches(section(folder), 3, 0, place), 4)]
+        for place in (sharding(1), sharding(8))
+    )
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+    assert not np.array_equal(one[0]["image"], one[1]["image"])
 
 
 def test_evaluation_is_a_fixed_draw_of_the_image_as_it_is(tmp_path: Path) -> None:

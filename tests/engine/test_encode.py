@@ -74,7 +74,9 @@ def test_the_scale_is_that_of_all_training_moments(folder: Path, moments: Callab
     latents = read(folder)
     mean, logvar = map(np.asarray, moments(both))
     assert latents.scale == pytest.approx((mean.var() + np.exp(logvar).mean()) ** -0.5, rel=1e-3)
-    drawn = opened(folder, "train").draw(np.arange(1438), 0, np.arange(1438))["image"]
+    source = opened(folder, "train")
+    before = source.draw(np.arange(1438), 0, np.arange(1438))
+    drawn = np.asarray(source.finish(jax.device_put(before), jax.random.key(0))["image"])
     assert drawn.std() == pytest.approx(1, rel=0.01)
     assert (latents.name, latents.shape, latents.views) == ("digits", (4, 4, 3), 2)
     assert {name: split.examples for name, split in latents.splits.items()} == {"train": 1438, "test": 359}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scaling.engine import adopt, build, config, encode
@@ -109,6 +110,27 @@ def test_when_one_is_killed_the_other_ends_and_the_same_command_resumes(
     there = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     resumed = run(start, [*words, f"--config.train.duration={there + 2} steps"], processes=2, devices=2)
     assert "resumed at step" in resumed[0]
+
+
+@pytest.mark.slow
+def test_two_processes_sample_what_one_does(tmp_path: Path, tiny: Tiny, start: Callable[..., Any]) -> None:
+    """With the weights cut over both."""
+    words = ["train", f"--config={tiny['dit']}", "--config.train.duration=4 steps", *WIDE]
+    run(
+        start,
+        [*words, "--config.mesh.fsdp=-1", "--config.mesh.data=1", f"--workdir={tmp_path}"],
+        2,
+        devices=4,
+    )
+    images = []
+    for processes, devices in ((1, 8), (2, 4)):
+        out = tmp_path / f"{processes}.npz"
+        words = ["sample", f"--run={tmp_path}", f"--out={out.with_suffix('.png')}", f"--npz={out}"]
+        run(start, [*words, "--samples=24", "--batch-size=16", "--guidance=2"], processes, devices)
+        assert out.with_suffix(".png").stat().st_size > 500
+        images.append(np.load(out)["images"].astype(int))
+    assert images[0].shape == (24, 8, 8, 1) and np.ptp(images[0]) > 50
+    assert np.abs(images[0] - images[1]).max() <= 1  # of 255: sums in another order
 
 
 @pytest.mark.slow

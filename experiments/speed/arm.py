@@ -1,0 +1,42 @@
+"""One arm of `step.py`, a process of its own: says what it is, then takes as many steps as each line says.
+
+python arm.py CASE ARM BATCH DTYPE
+"""
+
+import json
+import sys
+import time
+
+from cases import CASES
+
+
+def main() -> None:
+    name, arm, batch, dtype = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    about: dict[str, float | None] = {}
+    if arm == "products":
+        import products
+
+        about["flops"], run = products.FLOPS, products.step(dtype)
+    elif arm.startswith("scaling"):
+        import ours
+
+        from scaling.engine import build
+
+        unrolled = ("model.unroll=True",) if arm.endswith("unrolled") else ()
+        made = ours.built(CASES[name], batch, dtype, *unrolled)
+        about, run = build.cost(made), ours.step(made)
+        about["flops"] = about["train_flops_per_step"]
+    else:
+        import pytorch
+
+        about["params"], run = pytorch.step(CASES[name].torch, batch, dtype, compiled="compile" in arm)
+    run(2)
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        run(int(line))
+        print((time.perf_counter() - start) / int(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

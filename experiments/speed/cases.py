@@ -1,0 +1,28 @@
+"""What is compared: a config of this package, and the same model in `pytorch.py`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+FLOW = ("objective.path='straight'", "objective.prediction='v'", "model.learn_sigma=False")
+CROSS_ENTROPY = ("objective.mixup=0.0", "optimizer.clip=None", "optimizer.warmup='0 steps'")
+LATENT, IMAGE = dict(side=32, channels=4), dict(side=224, channels=3)
+SMALL = dict(width=384, depth=12, heads=6)
+
+
+@dataclass(frozen=True)
+class Case:
+    config: str
+    overrides: tuple[str, ...]
+    torch: dict[str, Any]
+
+
+CASES = {
+    "DiT-S/2": Case("configs/dit.py:S/2", FLOW, dict(family="dit", patch=2, **SMALL, **LATENT)),
+    "DiT-S/4": Case("configs/dit.py:S/4", FLOW, dict(family="dit", patch=4, **SMALL, **LATENT)),
+    "ViT-S/16": Case(
+        "configs/vit.py:S/16", (*CROSS_ENTROPY, "model.pool='token'", "model.position_init='normal'",
+        "optimizer.rules=()"),
+        dict(family="vit", patch=16, **SMALL, **IMAGE),
+    ),
+    "ResNet-50": Case("configs/resnet.py:50", (), dict(family="resnet", **IMAGE)),
+}  # fmt: skip

@@ -1,0 +1,64 @@
+"""What the training loop costs besides its step: a table in Markdown.
+
+    python experiments/speed/loop.py
+
+A run on latents from array_record, whole (`scaling train`: reading, logging, saving), against its jitted step
+alone on a batch that is there already; in turns. On a CPU the readers take their time from the step's own.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import inputs
+import ours
+from cases import FLOW, Case
+from tqdm import tqdm
+
+from scaling.engine import config, train
+from scaling.engine.runfolder import read_events
+
+SIZES = ("model.depth=4", "model.width=192", "model.heads=3", "optimizer.ema=()")
+STEPS, EVERY, BATCH = 200, 50, 24
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    case = Case("configs/dit.py:S/4", (*FLOW, *SIZES), {})
+    run = ours.step(ours.built(case, BATCH, "float32"))
+    run(2)
+    alone, whole, waited = [], [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        section = inputs.written(folder / "latents", views=1)
+        words = [*case.overrides, "model.dtype='float32'", f"data.batch_size={BATCH}", "data.workers=0"]
+        words += [f"data.data_dir='{section.data_dir}'", f"train.duration='{STEPS} steps'"]
+        words += [f"train.log_every={EVERY}", f"checkpoint.every='{STEPS} steps'"]
+        whole_config = config.load_dict(case.config, words)
+        cfg = config.from_dict({**whole_config, "evaluate": {}})
+        for i in tqdm(range(args.rounds), desc="rounds", leave=False):
+            start = time.perf_counter()
+            run(STEPS - EVERY)
+            alone.append((time.perf_counter() - start) / (STEPS - EVERY))
+            train.run(cfg, folder / str(i))
+            lines = [e for e in read_events(folder / str(i)) if e["event"] == "train"]
+            whole.append((lines[-1]["wall"] - lines[0]["wall"]) / (STEPS - EVERY))
+            waited.append(sum(line["input_wait"] for line in lines[1:]) / (STEPS - EVERY))
+    print("| | ms a step, median (range) |\n| --- | --- |")
+    for name, found in (
+        ("jitted step alone", alone),
+        ("the loop", whole),
+        ("of it, waiting for data", waited),
+    ):
+        low, middle, high = (1e3 * each for each in (min(found), statistics.median(found), max(found)))
+        print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+    shares = [b / a - 1 for a, b in zip(alone, whole, strict=True)]
+    print(f"| the loop's share | {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}) |")
+
+
+if __name__ == "__main__":
+    main()

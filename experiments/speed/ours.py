@@ -1,0 +1,50 @@
+"""The training step of `scaling train`, with batches that are on the device already."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from cases import Case
+
+from scaling.engine import build, config, sharding, state
+
+
+def built(case: Case, batch: int, dtype: str, *more: str) -> build.Built:
+    run_of = (f"data.batch_size={batch}", f"model.dtype='{dtype}'", "train.duration='1000000 steps'")
+    cfg = config.load(case.config, [*case.overrides, *run_of, *more])
+    return build.build(cfg, info=build.made_for(cfg))
+
+
+def random_batch(made: build.Built) -> Any:
+    rng = np.random.default_rng(0)
+
+    def one(like: jax.ShapeDtypeStruct) -> np.ndarray:
+        if np.issubdtype(like.dtype, np.integer):
+            return rng.integers(0, 255 if like.dtype == np.uint8 else 1000, like.shape).astype(like.dtype)
+        return rng.standard_normal(like.shape).astype(like.dtype)
+
+    size = made.config.data.batch_size
+    found = {name: one(like) for name, like in made.batch(size).items()}
+    return jax.device_put(found, sharding.batch_sharding(made.mesh, size, "batch"))
+
+
+def step(made: build.Built) -> Callable[[int], float]:
+    """`run(steps) -> loss`."""
+    batch, advance, numbers = random_batch(made), state.make_step(made), state.scalars(made)
+    current = state.init(made)
+
+    def run(steps: int) -> float:
+        nonlocal current
+        for _ in range(steps):
+            current, metrics = advance(current, batch, numbers)
+        loss = float(metrics["loss"])
+        jax.block_until_ready(current)
+        return loss
+
+    return run
+
+
+def lowered(made: build.Built) -> Any:
+    """The step, ready to be compiled."""
+    return state.make_step(made).lower(state.abstract(made), random_batch(made), state.scalars(made))

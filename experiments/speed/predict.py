@@ -1,0 +1,75 @@
+"""Is the plan's model of a step's time right on the machine at hand? A table in Markdown.
+
+    python experiments/speed/predict.py                                       the CPU, float32, batch 8
+    python experiments/speed/predict.py --cases XL/2 --batch 256 --dtype bfloat16        a GPU
+
+The program is compiled, read as `scaling plan` reads a TPU's, and then run. A GPU's rates are those of
+`scaling.hardware`; a CPU's are measured here first: square products, and the sum of two large arrays.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import ours
+from cases import CASES
+from tqdm import tqdm
+
+from scaling import hardware, hlo
+from scaling.study import plan
+
+
+def fastest(run: Callable[[], jax.Array]) -> float:
+    """Seconds, the least of ten times."""
+    found = []
+    for _ in range(10):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def here() -> hardware.Chip:
+    """The device, as a plan knows it."""
+    kind = jax.devices()[0].device_kind
+    if kind in hardware.CHIPS:
+        return hardware.CHIPS[kind]
+    square, long = jax.numpy.ones((2048, 2048)), jax.numpy.ones(2**26)
+    times, plus = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + a)
+    flops, rate = 2 * 2048**3 / fastest(lambda: times(square)), 2 * long.nbytes / fastest(lambda: plus(long))
+    return hardware.Chip(kind, flops, 0.0, rate, 0.0, 0, source="measured here")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cases", nargs="*", default=[n for n in CASES if "XL" not in n], choices=CASES)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    args = parser.parse_args()
+    chip = here()
+    print(f"{chip.name}: {chip.flops / 1e9:,.0f} GFLOP/s, {chip.hbm_bytes / 1e9:.0f} GB/s ({chip.source})\n")
+    print(
+        "| model | products, ms | memory, ms | predicted, ms | measured, ms (range) | measured / predicted |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for name in tqdm(args.cases, leave=False):
+        made = ours.built(CASES[name], args.batch, args.dtype)
+        facts = hlo.read(ours.lowered(made).compile().as_text())
+        terms = plan.terms(dataclasses.asdict(facts), chip) | {"network": 0.0}
+        predicted, run, found = plan.total(terms), ours.step(made), []
+        run(2)
+        for _ in range(7):
+            start = time.perf_counter()
+            run(2)
+            found.append(500 * (time.perf_counter() - start))
+        middle = statistics.median(found)
+        shown = f"{terms['products']:.0f} | {terms['memory']:.0f} | {predicted:.0f}"
+        spread = f"{middle:.0f} ({min(found):.0f} to {max(found):.0f})"
+        print(f"| {name} | {shown} | {spread} | {middle / predicted:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

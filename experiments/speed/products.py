@@ -1,0 +1,36 @@
+"""What the machine multiplies at most: square matrices, in whichever of XLA and PyTorch is faster at it."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import torch
+
+SIZE = {"cpu": 2048, "gpu": 8192}[jax.default_backend()]
+FLOPS = 2.0 * SIZE**3
+
+
+def step(dtype: str) -> Callable[[int], float]:
+    """`run(steps)`: one product a step, the result of the last waited for."""
+    square = jax.numpy.ones((SIZE, SIZE), dtype)
+    times = jax.jit(lambda a: a @ a)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    theirs = torch.ones((SIZE, SIZE), dtype=getattr(torch, dtype), device=device)
+
+    def xla(steps: int) -> float:
+        for _ in range(steps):
+            out = times(square)
+        return float(out[0, 0])
+
+    def pytorch(steps: int) -> float:
+        for _ in range(steps):
+            out = theirs @ theirs
+        return float(out[0, 0])
+
+    def seconds(run: Callable[[int], float]) -> float:
+        run(2)
+        start = time.perf_counter()
+        run(10)
+        return time.perf_counter() - start
+
+    return min(xla, pytorch, key=seconds)

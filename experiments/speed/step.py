@@ -1,0 +1,124 @@
+"""Training steps of this package and of PyTorch, side by side: a table in Markdown on stdout.
+
+    python experiments/speed/step.py                        two CPU threads, float32, batch 8
+    python experiments/speed/step.py --cases XL/2 --batch 256 --dtype bfloat16 --threads 0     a GPU
+
+Each arm is a process that holds its model; they take turns, a few seconds each, and rest while others run.
+Needs the `parity` extra, for PyTorch, a C++ compiler, for torch.compile, and better tcmalloc, for both sides.
+"""
+
+import argparse
+import ctypes.util
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from cases import CASES
+from tqdm import tqdm
+
+HERE = Path(__file__).parent
+# What is fastest for a transformer on a CPU: layers unrolled, products by Eigen rather than by YNNPACK.
+EIGEN = "--xla_cpu_experimental_ynn_fusion_type="
+ARMS = ("scaling", "scaling, unrolled", "torch", "torch.compile")
+
+
+class Arm:
+    """A process that takes steps when told to."""
+
+    def __init__(self, name: str, arm: str, args: argparse.Namespace, allocator: str | None) -> None:
+        env = {**os.environ, "LD_PRELOAD": allocator or "", "PYTHONPATH": str(HERE.parents[1])}
+        if arm.endswith("unrolled"):
+            env["XLA_FLAGS"] = EIGEN
+        if args.threads:
+            env["OMP_NUM_THREADS"] = str(args.threads)
+        cores = sorted(os.sched_getaffinity(0))[: args.threads or None]
+        command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, str(HERE / "arm.py")]
+        command += [name, arm, str(args.batch), args.dtype]
+        self.process = subprocess.Popen(
+            command, env=env, cwd=HERE.parents[1], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.about = json.loads(self._line())
+        self.steps = max(1, round(args.seconds / self.seconds(1)))
+
+    def seconds(self, steps: int) -> float:
+        """Of one step, the mean of so many."""
+        assert self.process.stdin is not None
+        print(steps, file=self.process.stdin, flush=True)
+        return float(self._line())
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"an arm ended with {self.process.wait()}; what it said stands above")
+        return line
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def compare(name: str, args: argparse.Namespace, allocator: str | None) -> list[str]:
+    """The rows of one case."""
+    arms: dict[str, Arm] = {}
+    times: dict[str, list[float]] = {}
+    try:
+        for arm in tqdm(("products", *ARMS), desc=f"{name}: compiling", leave=False):
+            arms[arm] = Arm(name, arm, args, allocator)
+        sizes = {arm: each.about["params"] for arm, each in arms.items() if arm != "products"}
+        if len(set(sizes.values())) > 1:
+            raise SystemExit(f"{name}: the models differ: {sizes}")
+        for i in tqdm(range(args.rounds), desc=f"{name}: rounds", leave=False):
+            for arm, each in list(arms.items())[:: 1 if i % 2 else -1]:
+                times.setdefault(arm, []).append(each.seconds(each.steps))
+    finally:
+        for each in arms.values():
+            each.close()
+    peak = arms["products"].about["flops"] / statistics.median(times["products"])
+    flops, rows = arms["scaling"].about["flops"], []
+    ours = min(ARMS[:2], key=lambda arm: statistics.median(times[arm]))
+    for arm in ARMS:
+        share = flops / statistics.median(times[arm]) / peak
+        ratios = [a / b for a, b in zip(times[arm], times[ours], strict=True)]
+        faster = "" if arm in ARMS[:2] else spread(ratios, 1, "{:.2f}")
+        rows.append(f"| {name} | {arm} | {spread(times[arm], 1e3, '{:.0f}')} | {share:.2f} | {faster} |")
+    return [*rows, f"| {name} | products, {peak / 1e9:,.0f} GFLOP/s | {spread(times['products'], 1e3)} | | |"]
+
+
+def spread(values: list[float], unit: float, form: str = "{:.1f}") -> str:
+    """The median, and the least and most."""
+    low, middle, high = (
+        form.format(unit * each) for each in (min(values), statistics.median(values), max(values))
+    )
+    return f"{middle} ({low} to {high})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cases", nargs="*", default=[n for n in CASES if "XL" not in n], choices=CASES)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each arm; 0 for all")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one arm's turn, about")
+    args = parser.parse_args()
+    allocator = ctypes.util.find_library("tcmalloc_minimal")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "torch"))
+    print(f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {packages}, ", end="")
+    print(
+        f"{args.dtype}, batch {args.batch}, {args.threads or 'all'} threads, {allocator or 'no tcmalloc'}\n"
+    )
+    print("| model | arm | ms a step, median (range) | share of products' rate | ours faster, times |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
+    for name in args.cases:
+        print("\n".join(compare(name, args, allocator)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
