@@ -185,6 +185,8 @@ def _weights_verbs(verb: Verb) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    import jax
+
     from scaling.engine import config, processes, train
 
     cfg = config.load(options.config, overrides)
@@ -192,7 +194,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     try:
         train.run(cfg, options.workdir)
     except train.Interrupted as e:
-        print(f"interrupted by {e}: saved; the same command resumes", file=sys.stderr)
+        if jax.process_index() == 0:
+            print(f"interrupted by {e}: saved; the same command resumes", file=sys.stderr)
         return 128 + e.signum
     return 0
 

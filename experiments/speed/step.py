@@ -69,7 +69,7 @@ def compare(name: str, args: argparse.Namespace, allocator: str | None) -> list[
     arms: dict[str, Arm] = {}
     times: dict[str, list[float]] = {}
     try:
-        for arm in tqdm(("products", *ARMS), desc=f"{name}: compiling", leave=False):
+        for arm in tqdm(("products", *args.arms), desc=f"{name}: compiling", leave=False):
             arms[arm] = Arm(name, arm, args, allocator)
         sizes = {arm: each.about["params"] for arm, each in arms.items() if arm != "products"}
         if len(set(sizes.values())) > 1:
@@ -81,9 +81,9 @@ def compare(name: str, args: argparse.Namespace, allocator: str | None) -> list[
         for each in arms.values():
             each.close()
     peak = arms["products"].about["flops"] / statistics.median(times["products"])
-    flops, rows = arms["scaling"].about["flops"], []
-    ours = min(ARMS[:2], key=lambda arm: statistics.median(times[arm]))
-    for arm in ARMS:
+    ours = min((arm for arm in ARMS[:2] if arm in times), key=lambda arm: statistics.median(times[arm]))
+    flops, rows = arms[ours].about["flops"], []
+    for arm in args.arms:
         share = flops / statistics.median(times[arm]) / peak
         ratios = [a / b for a, b in zip(times[arm], times[ours], strict=True)]
         faster = "" if arm in ARMS[:2] else spread(ratios, 1, "{:.2f}")
@@ -102,6 +102,7 @@ def spread(values: list[float], unit: float, form: str = "{:.1f}") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=[n for n in CASES if "XL" not in n], choices=CASES)
+    parser.add_argument("--arms", nargs="*", default=ARMS, choices=ARMS, help="one of ours at least")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each arm; 0 for all")

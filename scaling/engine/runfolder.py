@@ -1,7 +1,8 @@
 """The run folder: what is in it, who may write it, and how it stays whole.
 
-`config.json`, `metrics.jsonl` (a line an event), `status.json`, `checkpoints/`, `samples/`. One writer
-at a time, by a lock that dies with its process. In a run of several processes only the first writes.
+`config.json`, `metrics.jsonl`, `status.json`, `checkpoints/`, `samples/`. A line of metrics is an event; one
+of training has the seconds that the loop waited for batches since the last one, `input_wait`. One writer at a
+time, by a lock that dies with its process. In a run of several processes only the first writes.
 """
 
 import contextlib

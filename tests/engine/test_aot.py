@@ -1,5 +1,6 @@
 """The TPU's own compiler, where it is installed (the extra tpu): what a step needs there."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,3 +63,9 @@ def test_what_does_not_fit_says_what_it_needs(compiler: plan.Compiler) -> None:
 def test_a_slice_that_no_host_has(compiler: plan.Compiler) -> None:
     with pytest.raises(UserError, match=r"topology='v5e:2x5': .*divisible"):
         planning.one(compiler, request(mesh="data=10", topology="v5e:2x5", batch=80))
+
+
+def test_what_only_the_loss_can_know_is_one_line(compiler: plan.Compiler) -> None:
+    asked = plan.Request(str(ROOT / "configs/clip.py:ViT-B/32"), "v5e:2x4", ["mesh.fsdp=8", "mesh.data=1"])
+    with pytest.raises(UserError, match=r"^chunk=4096: must divide the batch of 1024$"):
+        planning.one(compiler, dataclasses.replace(asked, batch=1024))

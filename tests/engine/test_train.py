@@ -60,6 +60,7 @@ def test_a_run_leaves_what_the_run_folder_promises(tmp_path: Path, tiny: Tiny) -
     }  # fmt: skip
     events = read_events(tmp_path / "run")
     assert [e["step"] for e in events if e["event"] == "train"] == list(range(1, 9))
+    assert all(0 <= e["input_wait"] <= e["wall"] for e in events if e["event"] == "train")
     assert [e["step"] for e in events if e["event"] == "evaluate"] == [4, 8]
     assert events[-1]["values"].keys() == {"val_loss", "val_top1", "val_top5"} == last.keys()
     assert list((tmp_path / "run/tensorboard").glob("events.out.tfevents.*"))
