@@ -75,14 +75,18 @@ def compilation(rounds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    tables = ("steps", "compilation")
+    parser.add_argument("--tables", nargs="*", default=tables, choices=tables)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of one turn, about")
     args = parser.parse_args()
-    print(f"| {' | '.join(AXES)} | GFLOPs | ms a step, median (range) | over what GFLOPs predict |")
-    print("| --- " * (len(AXES) + 3) + "|")
-    print("\n".join(steps(args.rounds, args.seconds)), flush=True)
-    print("\n| depth | seconds to compile, median (range) |\n| --- | --- |")
-    print("\n".join(compilation(args.rounds)))
+    if "steps" in args.tables:
+        print(f"| {' | '.join(AXES)} | GFLOPs | ms a step, median (range) | over what GFLOPs predict |")
+        print("| --- " * (len(AXES) + 3) + "|")
+        print("\n".join([*steps(args.rounds, args.seconds), ""]), flush=True)
+    if "compilation" in args.tables:
+        print("| depth | seconds to compile, median (range) |\n| --- | --- |")
+        print("\n".join(compilation(args.rounds)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ Dims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tup
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, dims: Dims, precision: Any = None) -> jax.Array:
-    """`lax.dot_general` of linear layers: the last axes of x [..., K] with the first of a kernel [K, ...]."""
+    """`lax.dot_general` of linear layers: the last axes of x [..., K] with the first of a kernel [K, ...].
+
+    `precision` is that of TPUs and GPUs: CPUs know but one.
+    """
     k = len(dims[0][0])
     if not ROW_MAJOR.get():
         return lax.dot_general(x, kernel, dims, precision)
