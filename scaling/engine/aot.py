@@ -35,9 +35,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         cfg = config.load(request["config"], request["overrides"])
-        built = build.build(
-            cfg, _devices(request["topology"]), _info(cfg, request["examples"], request["side"])
-        )
+        info, known = _info(cfg, request["examples"], request["side"])
+        built = build.build(cfg, _devices(request["topology"]), info)
         program, arguments = PROGRAMS[request["what"]](built, request["batch"] or cfg.data.batch_size)
         cost = {"cost": build.cost(built)} if request["what"] == "train" else {}
     except UserError as e:
@@ -46,7 +45,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         "mesh": dict(built.mesh.shape),
         "coords": [list(getattr(d, "coords", ())) for d in built.mesh.devices.flat],
         "uncut": sharding.uncut(state.abstract(built).params, built.mesh),
-        "steps": _steps(built),
+        "steps": built.steps if known else None,
         **cost,
     }
     try:
@@ -74,27 +73,25 @@ def _devices(topology: str) -> list[Any]:
         raise UserError(f"topology={topology!r}: {str(e).strip().splitlines()[0][:200]}") from None
 
 
-def _info(cfg: config.Config, examples: int | None, side: int | None) -> data.Info:
+def _info(cfg: config.Config, examples: int | None, side: int | None) -> tuple[data.Info, bool]:
     """What the data are like: read where they are at hand, and otherwise what the model is made for.
 
-    `side` is that of the model's input, `examples` are an epoch's, where they are not those.
+    `side` is that of the model's input, `examples` are an epoch's, where they are not those. And whether the
+    steps of the run are known: not where its epochs are of data that are not here.
     """
+    known = True
     try:
         info = data.info(cfg.data)
     except UserError:
         info = build.made_for(cfg)
         text = info.text and dataclasses.replace(info.text, mask=0)
-        info = dataclasses.replace(info, text=text, train_examples=0)
+        info = dataclasses.replace(info, text=text)  # an epoch is a step, for want of better
+        known = False
         if side is not None:
             shape = (*info.image_shape[:-3], side, side, info.image_shape[-1])
             info = dataclasses.replace(info, image_shape=shape)
-    return dataclasses.replace(info, train_examples=examples or info.train_examples)
-
-
-def _steps(built: build.Built) -> int | None:
-    """Of the whole run; None where its epochs are of data that are not here."""
-    known = built.info.train_examples or "epoch" not in built.config.train.duration
-    return built.steps if known else None
+    known = known or examples is not None or "epoch" not in cfg.train.duration
+    return dataclasses.replace(info, train_examples=examples or info.train_examples), known
 
 
 # What is compiled: a jitted function, and its arguments as shapes with their places.
