@@ -5,9 +5,9 @@ python arm.py CASE ARM BATCH DTYPE
 
 import json
 import sys
-import time
 
 from cases import CASES
+from timing import timed
 
 
 def main() -> None:
@@ -33,9 +33,7 @@ def main() -> None:
     run(2)
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
-        start = time.perf_counter()
-        run(int(line))
-        print((time.perf_counter() - start) / int(line), flush=True)
+        print(timed(run, int(line)), flush=True)
 
 
 if __name__ == "__main__":

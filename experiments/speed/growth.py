@@ -7,13 +7,12 @@ One size of DiT is varied along one axis at a time. Sizes take turns, some secon
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import ours
 from cases import FLOW, Case
+from timing import spread, timed
 from tqdm import tqdm
 
 from scaling.engine import build
@@ -22,9 +21,9 @@ BASE: dict[str, Any] = dict(depth=12, width=384, patch=4, batch=8)
 AXES = {"depth": (3, 6, 12, 24), "width": (192, 384, 768), "patch": (8, 4, 2), "batch": (4, 8, 16, 32)}
 
 
-def case(depth: int, width: int, patch: int, batch: int = 0) -> Case:
+def built(depth: int, width: int, patch: int, batch: int) -> build.Built:
     sizes = (f"model.depth={depth}", f"model.width={width}", f"model.heads={width // 64}")
-    return Case(f"configs/dit.py:S/{patch}", (*FLOW, *sizes), {})
+    return ours.built(Case(f"configs/dit.py:S/{patch}", (*FLOW, *sizes), {}), batch, "float32")
 
 
 def steps(rounds: int, seconds: float) -> list[str]:
@@ -32,7 +31,7 @@ def steps(rounds: int, seconds: float) -> list[str]:
     sizes = [BASE] + [{**BASE, axis: v} for axis, values in AXES.items() for v in values if v != BASE[axis]]
     runs, flops, times = [], [], [[] for _ in sizes]
     for size in tqdm(sizes, desc="compiling", leave=False):
-        made = ours.built(case(**size), size["batch"], "float32")
+        made = built(**size)
         runs.append(ours.step(made))
         flops.append(build.cost(made)["train_flops_per_step"] or 0.0)
         runs[-1](1)
@@ -44,17 +43,9 @@ def steps(rounds: int, seconds: float) -> list[str]:
     rows = []
     for size, found, middle, work in zip(sizes, times, middles, flops, strict=True):
         shown = " | ".join(str(size[axis]) for axis in AXES)
-        spread = f"{1e3 * middle:,.0f} ({1e3 * min(found):,.0f} to {1e3 * max(found):,.0f})"
         over = middle / work / (middles[0] / flops[0])
-        rows.append(f"| {shown} | {work / 1e9:,.0f} | {spread} | {over:.2f} |")
+        rows.append(f"| {shown} | {work / 1e9:,.0f} | {spread(found, 1e3)} | {over:.2f} |")
     return rows
-
-
-def timed(run: Callable[[int], float], count: int) -> float:
-    """Seconds of one step, the mean of so many."""
-    start = time.perf_counter()
-    run(count)
-    return (time.perf_counter() - start) / count
 
 
 def compilation(rounds: int) -> list[str]:
@@ -63,14 +54,9 @@ def compilation(rounds: int) -> list[str]:
     for _ in tqdm(range(rounds), desc="compilation", leave=False):
         for depth, found in times.items():
             jax.clear_caches()
-            lowered = ours.lowered(ours.built(case(depth, 384, 4), 8, "float32"))
-            start = time.perf_counter()
-            lowered.compile()
-            found.append(time.perf_counter() - start)
-    return [
-        f"| {depth} | {statistics.median(found):.1f} ({min(found):.1f} to {max(found):.1f}) |"
-        for depth, found in times.items()
-    ]
+            lowered = ours.lowered(built(**{**BASE, "depth": depth}))
+            found.append(timed(lambda _, lowered=lowered: lowered.compile(), 1))
+    return [f"| {depth} | {spread(found, form='{:.1f}')} |" for depth, found in times.items()]
 
 
 def main() -> None:

@@ -10,16 +10,15 @@ is drawn from on the device, which here may be the CPU that reads.
 import argparse
 import dataclasses
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
 import jax
 import numpy as np
+from timing import spread
 
 from scaling.data import Data, train_batches
 from scaling.data.latents import MANIFEST, Encoding, Latents, LatentSource, ShardWriter, Split
@@ -44,12 +43,6 @@ def written(folder: Path, views: int) -> Data:
                 writer.write(records[: count - start])
     write_json(folder / MANIFEST, dataclasses.asdict(Latents(**vars(encoding), scale=0.18)))
     return Data(name="latents", data_dir=str(folder), batch_size=BATCH)
-
-
-def spread(found: Iterable[float]) -> str:
-    """The median, and the least and most."""
-    rates = sorted(found)
-    return f"{statistics.median(rates):,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f})"
 
 
 def rate(data: Data, seconds: float, drawn: bool) -> float:

@@ -9,14 +9,13 @@ it would hide.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import inputs
 import ours
 from cases import FLOW, Case
+from timing import spread, timed
 from tqdm import tqdm
 
 from scaling.engine import config, train
@@ -43,24 +42,16 @@ def main() -> None:
         whole_config = config.load_dict(case.config, words)
         cfg = config.from_dict({**whole_config, "evaluate": {}})
         for i in tqdm(range(args.rounds), desc="rounds", leave=False):
-            start = time.perf_counter()
-            run(STEPS - EVERY)
-            alone.append((time.perf_counter() - start) / (STEPS - EVERY))
+            alone.append(timed(run, STEPS - EVERY))
             train.run(cfg, folder / str(i))
             lines = [e for e in read_events(folder / str(i)) if e["event"] == "train"]
             whole.append((lines[-1]["wall"] - lines[0]["wall"]) / (STEPS - EVERY))
             waited.append(sum(line["input_wait"] for line in lines[1:]) / (STEPS - EVERY))
     print("| | ms a step, median (range) |\n| --- | --- |")
-    for name, found in (
-        ("jitted step alone", alone),
-        ("the loop", whole),
-        ("of it, waiting for data", waited),
-    ):
-        low, middle, high = (1e3 * each for each in (min(found), statistics.median(found), max(found)))
-        print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
-    besides = sorted(b - a for a, b in zip(alone, whole, strict=True))
-    low, middle, high = 1e3 * besides[0], 1e3 * statistics.median(besides), 1e3 * besides[-1]
-    print(f"| the loop, besides the step | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+    besides = [b - a for a, b in zip(alone, whole, strict=True)]
+    named = {"jitted step alone": alone, "the loop": whole, "of it, waiting for data": waited}
+    for name, found in {**named, "the loop, besides the step": besides}.items():
+        print(f"| {name} | {spread(found, 1e3, '{:.2f}')} |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from cases import Case
 
-from scaling.engine import build, config, sharding, state
+from scaling.engine import aot, build, config, sharding, state
 
 
 def built(case: Case, batch: int, dtype: str, *more: str) -> build.Built:
@@ -47,4 +47,5 @@ def step(made: build.Built) -> Callable[[int], float]:
 
 def lowered(made: build.Built) -> Any:
     """The step, ready to be compiled."""
-    return state.make_step(made).lower(state.abstract(made), random_batch(made), state.scalars(made))
+    program, arguments = aot.PROGRAMS["train"](made, made.config.data.batch_size)
+    return program.lower(*arguments)

@@ -1,7 +1,7 @@
 """Is the plan's model of a step's time right on the machine at hand? A table in Markdown.
 
     python experiments/speed/predict.py                                       the CPU, float32, batch 8
-    python experiments/speed/predict.py --cases XL/2 --batch 256 --dtype bfloat16        a GPU
+    python experiments/speed/predict.py --cases DiT-XL/2 --batch 256 --dtype bfloat16    a GPU
 
 The program is compiled, read as `scaling plan` reads a TPU's, and then run. A GPU's rates are those of
 `scaling.hardware`; a CPU's are measured here first: square products, and the sum of two large arrays.
@@ -10,12 +10,12 @@ The program is compiled, read as `scaling plan` reads a TPU's, and then run. A G
 import argparse
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
 import ours
-from cases import CASES
+from cases import CASES, ON_A_CPU
+from timing import spread, timed
 from tqdm import tqdm
 
 from scaling import hardware, hlo
@@ -24,12 +24,7 @@ from scaling.study import plan
 
 def fastest(run: Callable[[], jax.Array]) -> float:
     """Seconds, the least of ten times."""
-    found = []
-    for _ in range(10):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        found.append(time.perf_counter() - start)
-    return min(found)
+    return min(timed(lambda _: jax.block_until_ready(run()), 1) for _ in range(10))
 
 
 def here() -> hardware.Chip:
@@ -45,7 +40,7 @@ def here() -> hardware.Chip:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cases", nargs="*", default=[n for n in CASES if "XL" not in n], choices=CASES)
+    parser.add_argument("--cases", nargs="*", default=ON_A_CPU, choices=CASES)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args()
@@ -59,16 +54,13 @@ def main() -> None:
         made = ours.built(CASES[name], args.batch, args.dtype)
         facts = hlo.read(ours.lowered(made).compile().as_text())
         terms = plan.terms(dataclasses.asdict(facts), chip) | {"network": 0.0}
-        predicted, run, found = plan.total(terms), ours.step(made), []
+        predicted, run = plan.total(terms), ours.step(made)
         run(2)
-        for _ in range(7):
-            start = time.perf_counter()
-            run(2)
-            found.append(500 * (time.perf_counter() - start))
-        middle = statistics.median(found)
+        found = [1e3 * timed(run, 2) for _ in range(7)]
         shown = f"{terms['products']:.0f} | {terms['memory']:.0f} | {predicted:.0f}"
-        spread = f"{middle:.0f} ({min(found):.0f} to {max(found):.0f})"
-        print(f"| {name} | {shown} | {spread} | {middle / predicted:.2f} |", flush=True)
+        print(
+            f"| {name} | {shown} | {spread(found)} | {statistics.median(found) / predicted:.2f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What the machine multiplies at most: square matrices, in whichever of XLA and PyTorch is faster at it."""
 
-import time
 from collections.abc import Callable
 
 import jax
 import torch
+from timing import timed
 
 SIZE = {"cpu": 2048, "gpu": 8192}[jax.default_backend()]
 FLOPS = 2.0 * SIZE**3
@@ -29,8 +29,6 @@ def step(dtype: str) -> Callable[[int], float]:
 
     def seconds(run: Callable[[int], float]) -> float:
         run(2)
-        start = time.perf_counter()
-        run(10)
-        return time.perf_counter() - start
+        return timed(run, 10)
 
     return min(xla, pytorch, key=seconds)

@@ -1,7 +1,8 @@
 """Training steps of this package and of PyTorch, side by side: a table in Markdown on stdout.
 
     python experiments/speed/step.py                        two CPU threads, float32, batch 8
-    python experiments/speed/step.py --cases XL/2 --batch 256 --dtype bfloat16 --threads 0     a GPU
+    python experiments/speed/step.py --cases DiT-XL/2 --batch 256 --dtype bfloat16 --threads 0 \\
+        --arms scaling torch torch.compile              a GPU
 
 Each arm is a process that holds its model; they take turns, a few seconds each, and rest while others run.
 Needs the `parity` extra, for PyTorch, a C++ compiler, for torch.compile, and better tcmalloc, for both sides.
@@ -19,7 +20,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from cases import CASES
+from cases import CASES, ON_A_CPU
+from timing import spread
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
@@ -87,21 +89,16 @@ def compare(name: str, args: argparse.Namespace, allocator: str | None) -> list[
         share = flops / statistics.median(times[arm]) / peak
         ratios = [a / b for a, b in zip(times[arm], times[ours], strict=True)]
         faster = "" if arm in ARMS[:2] else spread(ratios, 1, "{:.2f}")
-        rows.append(f"| {name} | {arm} | {spread(times[arm], 1e3, '{:.0f}')} | {share:.2f} | {faster} |")
-    return [*rows, f"| {name} | products, {peak / 1e9:,.0f} GFLOP/s | {spread(times['products'], 1e3)} | | |"]
-
-
-def spread(values: list[float], unit: float, form: str = "{:.1f}") -> str:
-    """The median, and the least and most."""
-    low, middle, high = (
-        form.format(unit * each) for each in (min(values), statistics.median(values), max(values))
-    )
-    return f"{middle} ({low} to {high})"
+        rows.append(f"| {name} | {arm} | {spread(times[arm], 1e3)} | {share:.2f} | {faster} |")
+    return [
+        *rows,
+        f"| {name} | products, {peak / 1e9:,.0f} GFLOP/s | {spread(times['products'], 1e3, '{:.1f}')} | | |",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cases", nargs="*", default=[n for n in CASES if "XL" not in n], choices=CASES)
+    parser.add_argument("--cases", nargs="*", default=ON_A_CPU, choices=CASES)
     parser.add_argument("--arms", nargs="*", default=ARMS, choices=ARMS, help="one of ours at least")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -180,9 +179,10 @@ def _finished(
     """Of step s with the key of (seed, s): numbers shaped by the global batch, on any mesh the same."""
     import jax
 
+    from scaling.randomness import stream
+
     def finish(batch: dict[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
-        own = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"finish") & 0x7FFFFFFF)
-        return source.finish(batch, jax.random.fold_in(own, step))
+        return source.finish(batch, jax.random.fold_in(stream(jax.random.key(seed), "finish"), step))
 
     compiled = jax.jit(finish, out_shardings=sharding)
     with contextlib.closing(batches):  # type: ignore[type-var]

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from scaling.engine import tracing
 from scaling.engine.build import Built
 from scaling.engine.evaluator import Pulse
-from scaling.objectives.base import Extras, stream
+from scaling.objectives.base import Extras
+from scaling.randomness import stream
 
 
 def averages(

@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.engine import optimizer, sharding, tracing
 from scaling.engine.build import Built, init_variables
-from scaling.objectives.base import Extras, stream
+from scaling.objectives.base import Extras
+from scaling.randomness import stream
 
 Step = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
 

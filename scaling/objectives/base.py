@@ -1,6 +1,5 @@
 """What an objective is: a loss with exact metrics, and nothing about devices, data or optimisers."""
 
-import zlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -40,11 +39,6 @@ class Objective(Protocol):
         ...
 
     def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss: ...
-
-
-def stream(rng: jax.Array, purpose: str) -> jax.Array:
-    """The key for one purpose: every draw is a function of (seed, step, what it is for)."""
-    return jax.random.fold_in(rng, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
 
 def scaled(image: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.metrics.accuracy import topk_hits
-from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, stream, summarise
+from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, summarise
+from scaling.randomness import stream
 
 HEADS = ("vqa", "nlvr2")  # of a model that reads texts too
 

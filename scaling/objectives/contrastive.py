@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from scaling.errors import UserError
 from scaling.models.clip import Embeddings
 from scaling.models.placement import constrain
-from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, stream, summarise
+from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, summarise
+from scaling.randomness import stream
 
 FAR = -1e9  # a logit that no sum of exponentials notices
 FORMS = ("softmax", "sigmoid")

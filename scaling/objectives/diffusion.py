@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from scaling import diffusion
 from scaling.errors import UserError
-from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, stream, summarise
+from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, summarise
+from scaling.randomness import stream
 
 
 @dataclass(frozen=True)

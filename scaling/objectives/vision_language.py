@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from scaling.errors import UserError
-from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, stream
+from scaling.objectives.base import Batch, Extras, Loss, Params, scaled
 from scaling.objectives.masking import corrupted, mean_colours, own_draw, picked, whole_words
 from scaling.objectives.negatives import draw_others, shared_words
+from scaling.randomness import stream
 
 TASKS = ("itm", "mlm", "mpp", "retrieval")  # as the model's heads are called
 

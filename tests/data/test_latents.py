@@ -106,7 +106,16 @@ def test_batches_are_the_same_on_one_device_and_eight(folder: Path) -> None:
     )
     for a, b in zip(one, eight, strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])
-    assert not np.array_equal(one[0]["image"], one[1]["image"])
+
+
+def test_a_draw_is_another_at_every_step_and_for_every_seed(tmp_path: Path) -> None:
+    """16 examples, so that each batch has them all."""
+    write_latents(tmp_path / "latents", train=16)
+    draws = []
+    for seed in (3, 4):
+        stream = train_batches(section(tmp_path / "latents"), seed, 0, sharding())
+        draws += [np.asarray(batch["image"]) for batch in itertools.islice(stream, 2)]
+    assert len(np.unique(draws)) > 0.99 * np.size(draws)
 
 
 def test_evaluation_is_a_fixed_draw_of_the_image_as_it_is(tmp_path: Path) -> None:
