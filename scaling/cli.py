@@ -130,16 +130,16 @@ def _study_verbs(verb: Verb) -> None:
     one.add_argument("workdir", type=Path, help="the study folder")
 
     one = verb(
-        "plan", _plan, "What a run or a study needs on TPUs that are not here, and what it costs there.",
+        "plan", _plan, "What a run or a study needs on TPUs or GPUs not here, and what it costs there.",
         "scaling plan --config=configs/dit.py:XL/2 --topology=v5e:8x8 --mesh=fsdp=64 --price=1.2\n\n"
-        "The real step is compiled by the TPU compiler (the extra tpu): memory and network are its own, the\n"
-        "time is a model's, each term shown. Where data are not here, the model says what they are like.\n"
+        "The real step is compiled by the chip's own compiler (extra tpu or cuda): memory and bytes are its\n"
+        "own, the time is a model's, each term shown. Data that are not here are as the model wants them.\n"
         + OVERRIDES,
     )  # fmt: skip
     what = one.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE[:VARIANT]", help="the run's config file")
     what.add_argument("--study", type=Path, help="a folder with study.py: every run of its sweep")
-    one.add_argument("--topology", required=True, help="of v4, v5e, v5p, v6e: such as v5e:4x4")
+    one.add_argument("--topology", required=True, help="v5e:4x4 (v4, v5p, v6e), h200:8 (a100, h100, b200)")
     one.add_argument("--global-batch", type=int, help="examples a step (default: the config's)")
     one.add_argument("--mesh", help="such as data=2,fsdp=8 (default: the config's)")
     one.add_argument("--search", action="store_true", help="try meshes, batches and remat; rank what fits")
@@ -270,7 +270,7 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     )  # fmt: skip
     if options.mesh:
         request = planning.with_mesh(request, planning.mesh_of(options.mesh))
-    with plan.Compiler() as compiler:
+    with plan.Compiler(options.topology) as compiler:
         if options.study:
             rows = planning.study(compiler, options.study, request)
         elif options.search:

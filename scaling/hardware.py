@@ -32,27 +32,34 @@ TPUS: dict[str, Chip] = {
     "v5p": Chip("TPU v5", 459e12, 95.74, 2765e9, 100e9, 6, 1.75e9, 4, f"{TPU_DOCS}/v5p"),
     "v6e": Chip("TPU v6 lite", 918e12, 31.25, 1640e9, 100e9, 4, 1.75e9, 16, f"{TPU_DOCS}/v6e"),
 }
-GPUS: tuple[Chip, ...] = (
-    Chip("NVIDIA A100-SXM4-80GB", 312e12, 79.3, 2039e9, 300e9, 1, source="nvidia.com, A100 datasheet"),
-    Chip("NVIDIA H100 80GB HBM3", 989.4e12, 79.6, 3350e9, 450e9, 1, source="nvidia.com, H100 datasheet"),
-    Chip("NVIDIA H200", 989.4e12, 139.8, 4800e9, 450e9, 1, source="nvidia.com, H200 datasheet"),
-    Chip("NVIDIA B200", 2250e12, 178.3, 7700e9, 900e9, 1, source="nvidia.com, HGX B200 datasheet"),
-)
-CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*TPUS.values(), *GPUS)}
+# Sources are the datasheets.
+GPUS: dict[str, Chip] = {
+    "a100": Chip("NVIDIA A100-SXM4-80GB", 312e12, 79.3, 2039e9, 300e9, 1, source="nvidia.com, A100"),
+    "h100": Chip("NVIDIA H100 80GB HBM3", 989.4e12, 79.6, 3350e9, 450e9, 1, source="nvidia.com, H100"),
+    "h200": Chip("NVIDIA H200", 989.4e12, 139.8, 4800e9, 450e9, 1, source="nvidia.com, H200"),
+    "b200": Chip("NVIDIA B200", 2250e12, 178.3, 7700e9, 900e9, 1, source="nvidia.com, HGX B200"),
+}
+NODE = 8  # GPUs that a switch joins
+CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*TPUS.values(), *GPUS.values())}
 
 
-def tpu(topology: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and the torus of "v5e:16x16".
+def slice_of(topology: str) -> tuple[Chip, tuple[int, ...]]:
+    """The chip and the torus of "v5e:16x16"; of "h200:8", GPUs of one node, (8,).
 
-    Raises: UserError for a name that is none of these, or sizes that are no torus of the chip's.
+    Raises: UserError for a name that is none of these, or sizes that are none of the chip's.
     """
     kind, _, sizes = topology.partition(":")
     shape = sizes.split("x")
-    if kind not in TPUS or not all(size.isdecimal() and int(size) > 0 for size in shape):
+    if kind not in {**TPUS, **GPUS} or not all(size.isdecimal() and int(size) > 0 for size in shape):
         raise UserError(
-            f"topology={topology!r}: must be of {', '.join(TPUS)}, with sizes, such as v5e:4x4 or v5p:2x2x4"
+            f"topology={topology!r}: must be of {', '.join(TPUS)}, with sizes, such as v5e:4x4 or v5p:2x2x4, "
+            f"or of {', '.join(GPUS)}, with a number, such as h200:8"
         )
-    chip = TPUS[kind]
-    if len(shape) != chip.links // 2:
-        raise UserError(f"topology={topology!r}: {kind} has {chip.links // 2} dimensions, not {len(shape)}")
+    chip = TPUS.get(kind) or GPUS[kind]
+    dimensions = max(1, chip.links // 2)
+    if len(shape) != dimensions:
+        said = "dimensions" if dimensions > 1 else "dimension"
+        raise UserError(f"topology={topology!r}: {kind} has {dimensions} {said}, not {len(shape)}")
+    if kind in GPUS and int(shape[0]) > NODE:
+        raise UserError(f"topology={topology!r}: one node, of at most {NODE}; what joins nodes is not known")
     return chip, tuple(map(int, shape))

@@ -17,6 +17,8 @@ _BITS = re.compile(r"^(?:pred|[a-z]+(\d+)\w*)$")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"}
 FREE |= {"after-all", "partition-id", "replica-id", "iota", "async-start", "async-update", "async-done"}
 
+_SCRATCH = re.compile(r"\b[su]8\[\d+\]")  # what a GPU's kernel is lent to work in
+
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _NAMED = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?")
@@ -39,6 +41,11 @@ class Instruction:
         found = re.search(rf"\b{name}=(?:\{{([^}}]*)\}}|([^\s,]+))", self.rest)
         return "" if found is None else (found[1] if found[1] is not None else found[2]).replace("%", "")
 
+    @property
+    def target(self) -> str:
+        """What a custom call calls; "" of others."""
+        return self.attribute("custom_call_target").strip('"')
+
 
 Computation = dict[str, Instruction]
 
@@ -60,7 +67,7 @@ class Facts:
     macs: float = 0.0  # of matrix products and convolutions
     hbm_bytes: float = 0.0  # read and written by what is not fused into something else
     cycles: float = 0.0  # the compiler's estimate; 0 where it makes none
-    kernels: dict[str, float] = field(default_factory=dict)  # custom calls, whose work is not seen: how often
+    kernels: dict[str, float] = field(default_factory=dict)  # custom calls: how often
     collectives: list[Collective] = field(default_factory=list)
 
 
@@ -76,8 +83,7 @@ def read(text: str) -> Facts:
                 facts.hbm_bytes += times * _traffic(program, computation, i)
                 facts.cycles += times * _cycles(i)
             if i.op == "custom-call":
-                target = i.attribute("custom_call_target").strip('"')
-                facts.kernels[target] = facts.kernels.get(target, 0) + times
+                facts.kernels[i.target] = facts.kernels.get(i.target, 0) + times
             kind = i.op.removesuffix("-start")
             if kind in COLLECTIVES:
                 # One that hides behind others stands in all of their fusions, some in loops, by its channel.
@@ -216,20 +222,37 @@ def _constant(i: Instruction) -> int | None:
 
 
 def macs(computation: Computation, i: Instruction) -> float:
-    """Multiply-adds of a matrix product or a convolution; of padding none."""
+    """Multiply-adds of a matrix product, a convolution or a GPU's attention; of padding none."""
+    if i.op != "dot" and i.op != "convolution" and not i.target.startswith(("__cublas", "__cudnn")):
+        return 0.0
+    left, right = (shape(computation[name].type) for name in i.operands[:2])
+    result = shape(i.type)
+    if i.op == "dot" or i.target.startswith("__cublas"):
+        return float(math.prod(result) * math.prod(left[d] for d in _contracted(i)))
+    if "fmha" in i.target:  # left is q [B, N, h, d], right is k; going back q k^T is computed again
+        return float(math.prod(left) * right[1] * (5 if "Backward" in i.target else 2))
+    if "convBackwardInput" in i.target:
+        left, result = result, left
+    if "convBackwardFilter" in i.target:
+        right, result = result, right
+    return _convolution(i, left, right, result)
+
+
+def _contracted(i: Instruction) -> list[int]:
+    """The axes of its left side that a product sums over."""
     if i.op == "dot":
-        left = shape(computation[i.operands[0]].type)
-        contracted = [int(d) for d in i.attribute("lhs_contracting_dims").split(",") if d]
-        return math.prod(shape(i.type)) * math.prod(left[d] for d in contracted)
-    return _convolution(computation, i) if i.op == "convolution" else 0.0
+        return [int(d) for d in i.attribute("lhs_contracting_dims").split(",") if d]
+    listed = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', i.rest)
+    return [int(d) for d in re.findall(r"\d+", listed[1])] if listed else []
 
 
-def _convolution(computation: Computation, i: Instruction) -> float:
-    image, kernel = (shape(computation[name].type) for name in i.operands[:2])
+def _convolution(
+    i: Instruction, image: tuple[int, ...], kernel: tuple[int, ...], result: tuple[int, ...]
+) -> float:
     labels = re.match(r"(\w+)_(\w+)->(\w+)", i.attribute("dim_labels"))
     assert labels is not None
     left, right, out = labels.groups()
-    result, window = shape(i.type), _window(i.attribute("window"))
+    window = _window(i.attribute("window"))
     total = kernel[right.index("i")] * result[out.index("b")] * result[out.index("f")]
     for d in (c for c in out if c.isdecimal()):
         k = kernel[right.index(d)]
@@ -268,7 +291,7 @@ def _traffic(program: dict[str, Computation], computation: Computation, i: Instr
     if i.op == "dynamic-update-slice":
         return 2 * _hbm(operands[1])
     if i.op != "fusion":
-        return sum(map(_hbm, operands)) + _hbm(i.type)
+        return sum(map(_hbm, operands)) + _hbm(_SCRATCH.sub("", i.type) if i.target else i.type)
     inside = program[i.attribute("calls")]
     total, result = 0.0, _hbm(i.type)
     parameters = sorted((p for p in inside.values() if p.op == "parameter"), key=lambda p: int(p.inside))

@@ -121,6 +121,53 @@ def test_what_the_tpus_compiler_writes() -> None:
     assert read.hbm_bytes == 4 * (8 * 16 + 8 * 16 + 16 * 16) + 2 * (4 * 8 * 16 + 2 * 3 * 4)
 
 
+# As XLA writes calls of cuBLAS and cuDNN: with memory to work in, which is not main memory's traffic.
+GPU = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x.1: bf16[8,16]) -> bf16[8,32] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %w = bf16[16,32]{1,0} parameter(1)
+  %image = bf16[2,8,8,4]{3,2,1,0} parameter(2)
+  %kernel = bf16[16,3,3,4]{3,2,1,0} parameter(3)
+  %dy = bf16[2,8,8,16]{3,2,1,0} parameter(4)
+  %q = bf16[2,10,3,64]{3,2,1,0} parameter(5)
+  %k = bf16[2,20,3,64]{3,2,1,0} parameter(6)
+  {line}
+}
+"""
+PRODUCT = """backend_config={"gemm_backend_config":{"dot_dimension_numbers":{
+"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}""".replace("\n", "")
+LABELS = "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f"
+ATTENTION = "(bf16[2,3,10,64]{3,2,1,0}, f32[2,3,10]{2,1,0}, u8[0]{0})"
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "operands", "rest", "macs", "moved"),
+    [
+        ("(bf16[8,32], s8[4096])", "cublas$lt$matmul", "%x, %w", PRODUCT, 8 * 16 * 32,
+         2 * (8 * 16 + 16 * 32 + 8 * 32)),
+        ("(bf16[2,8,8,16], u8[99])", "cudnn$convForward", "%image, %kernel", LABELS, 2 * 22 * 22 * 4 * 16,
+         2 * (2 * 64 * 4 + 16 * 9 * 4 + 2 * 64 * 16)),
+        ("(bf16[2,8,8,4], u8[99])", "cudnn$convBackwardInput", "%dy, %kernel", LABELS,
+         2 * 22 * 22 * 4 * 16, 2 * (2 * 64 * 4 + 16 * 9 * 4 + 2 * 64 * 16)),
+        ("(bf16[16,3,3,4], u8[99])", "cudnn$convBackwardFilter", "%image, %dy", LABELS,
+         2 * 22 * 22 * 4 * 16, 2 * (2 * 64 * 4 + 16 * 9 * 4 + 2 * 64 * 16)),
+        (ATTENTION, "cudnn$fmhaSoftmax", "%q, %k, %k", "", 2 * 2 * 3 * 10 * 20 * 64,
+         2 * 2 * 3 * 64 * (10 + 20 + 20 + 10) + 4 * 2 * 3 * 10),
+        (ATTENTION, "cudnn$fmhaSoftmaxBackward", "%q, %k, %k", "", 5 * 2 * 3 * 10 * 20 * 64,
+         2 * 2 * 3 * 64 * (10 + 20 + 20 + 10) + 4 * 2 * 3 * 10),
+        ("bf16[8,16]", "annotate", "%x", "", 0, 2 * 2 * 8 * 16),
+    ],
+)  # fmt: skip
+def test_what_the_gpus_compiler_writes(
+    kind: str, target: str, operands: str, rest: str, macs: int, moved: int
+) -> None:
+    name = target if target == "annotate" else f"__{target}"
+    line = f'ROOT %out = {kind} custom-call({operands}), custom_call_target="{name}", {rest}'
+    read = hlo.read(GPU.replace("{line}", line))
+    assert (read.macs, read.hbm_bytes, read.kernels) == (macs, moved, {name: 1})
+
+
 @pytest.mark.parametrize(
     ("text", "group"),
     [

@@ -23,3 +23,12 @@ plan vit.py:H/14 v5e:4x4 fsdp=16 512 $dots --examples=1281167
 plan clip.py:ViT-L/14 v5e:4x4 fsdp=16 4096 --config.model.remat=full --examples=400000000
 plan vivit.py:L/16x2 v5p:2x2x2 fsdp=8 16 --config.model.remat=full --examples=240000
 plan resnet.py:50 v5e:2x4 data=8 1024 --examples=1281167
+
+plan dit.py:XL/2 h200:1 data=1 256 $dots
+plan dit.py:XL/2 h200:8 fsdp=8 2048 $dots
+plan dit.py:XL/2 a100:8 fsdp=8 512 $dots
+plan dit.py:XL/2 h200:8 fsdp=8 1024 $dots --side=64 # 512 pixels
+plan vit.py:L/16 h200:1 data=1 512 $dots --examples=1281167
+plan vit.py:H/14 h200:8 fsdp=8 2048 $dots --examples=1281167
+plan clip.py:ViT-L/14 h200:8 fsdp=8 4096 $dots --examples=400000000
+plan resnet.py:50 h200:8 data=8 2048 --examples=1281167

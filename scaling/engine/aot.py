@@ -17,8 +17,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling import data, hlo
-from scaling.engine import averages, build, config, sharding, state, tracing
+from scaling import data, hardware, hlo
+from scaling.engine import averages, build, config, gpus, sharding, state, tracing
 from scaling.errors import UserError
 from scaling.objectives.base import Extras
 from scaling.sampling import make_sampler
@@ -43,7 +43,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"error": str(e)}
     found: dict[str, Any] = {
         "mesh": dict(built.mesh.shape),
-        "coords": [list(getattr(d, "coords", ())) for d in built.mesh.devices.flat],
+        "coords": [[d.id] if d.platform == "gpu" else list(d.coords) for d in built.mesh.devices.flat],
         "uncut": sharding.uncut(state.abstract(built).params, built.mesh),
         "steps": built.steps if known else None,
         **cost,
@@ -64,9 +64,12 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _devices(topology: str) -> list[Any]:
     """The chips of a topology, in no order that matters."""
+    kind, _, sizes = topology.partition(":")
     # The two cores of a v4 chip are one device, as they are where it is rented.
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
+        if kind in hardware.GPUS:
+            return gpus.devices(kind, int(sizes))
         there = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
         return list(there.devices)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as e:

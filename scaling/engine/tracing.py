@@ -10,7 +10,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.engine.sharding import ACTIVATIONS, path_of, spec
-from scaling.models import placement, products
+from scaling.models import attention, placement, products
 
 R = TypeVar("R")
 
@@ -26,19 +26,22 @@ def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
     """`fn`, for `jax.jit`: traced where the models' logical names mean this mesh.
 
     Layers gather their weights from shards where the mesh has an fsdp axis; on CPUs, linear layers have
-    gradients of their own.
+    gradients of their own; on GPUs, attention is a fused kernel where there is one for it.
     """
+    platform = mesh.devices.flat[0].platform
 
     @functools.wraps(fn)
     def traced(*args: Any) -> R:
         weights = placement.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
-        rows = products.ROW_MAJOR.set(mesh.devices.flat[0].platform == "cpu")
+        rows = products.ROW_MAJOR.set(platform == "cpu")
+        fused = attention.FUSED.set(platform == "gpu")
         try:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
                 return fn(*args)
         finally:
             placement.WEIGHTS.reset(weights)
             products.ROW_MAJOR.reset(rows)
+            attention.FUSED.reset(fused)
 
     return traced
 

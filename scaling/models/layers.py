@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.errors import UserError
+from scaling.models.attention import dot_product_attention, keeps_products
 from scaling.models.placement import constrain, layer
 from scaling.models.products import dot_general
 from scaling.models.variants import side_lengths
@@ -22,7 +23,7 @@ from scaling.models.variants import side_lengths
 Remat = Literal["none", "full", "dots"]
 REMAT: dict[str, Any] = {  # what the backward pass finds in memory; it recomputes the rest
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers, but not q k^T
+    "dots": keeps_products,
 }
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -171,28 +172,6 @@ def layer_norm(
         name=name,
     )
     return norm(x.astype(jnp.float32)).astype(x.dtype)
-
-
-def bias_of(mask: jax.Array) -> jax.Array:
-    """What to add to the logits of attention: 0 where `mask` is true, and otherwise float32's least."""
-    return jnp.where(mask, jnp.float32(0), jnp.finfo(jnp.float32).min)
-
-
-def dot_product_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, scale: float | None = None
-) -> jax.Array:
-    """softmax(scale q k^T + bias) v (Vaswani et al. 2017, equation 1), in each of h heads of width d.
-
-    q [B, N, h, d], k and v [B, M, h, d], bias float32 [B or 1, h or 1, N or 1, M] -> [B, N, h, d]. The scale
-    is 1 / sqrt(d) unless given. Plain products and a float32 softmax, so that it can be differentiated in
-    both modes, and counted.
-    """
-    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)  # [B, h, N, M]
-    if bias is not None:
-        logits = logits + bias
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)  # [B, N, h, d]
 
 
 class Attention(nn.Module):

@@ -16,6 +16,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.attention import dot_product_attention
 from scaling.models.layers import (
     XAVIER,
     Attention,
@@ -24,7 +25,6 @@ from scaling.models.layers import (
     Kernels,
     Mlp,
     Remat,
-    dot_product_attention,
     drop_rates,
     layer_norm,
     patch_grid,
@@ -123,7 +123,7 @@ def resize_relative_bias(table: jax.Array, old_window: int, new_window: int) -> 
 def attend_in_windows(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, scale: float | None
 ) -> jax.Array:
-    """`layers.dot_product_attention` in each window: q, k, v [B, n, N, heads, d], bias [n or 1, heads, N, N].
+    """`dot_product_attention` in each window: q, k, v [B, n, N, heads, d], bias [n or 1, heads, N, N].
 
     Returns [B, n, N, heads, d].
     """

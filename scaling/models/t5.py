@@ -16,7 +16,8 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
-from scaling.models.layers import Attention, Kernels, Mlp, Remat, bias_of, stack
+from scaling.models.attention import bias_of
+from scaling.models.layers import Attention, Kernels, Mlp, Remat, stack
 from scaling.models.placement import constrain
 
 normal = nn.initializers.normal

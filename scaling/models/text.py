@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.errors import UserError
-from scaling.models.layers import EncoderBlock, Kernels, Remat, bias_of, layer_norm, stack
+from scaling.models.attention import bias_of
+from scaling.models.layers import EncoderBlock, Kernels, Remat, layer_norm, stack
 from scaling.models.placement import constrain
 
 normal = nn.initializers.normal

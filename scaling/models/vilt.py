@@ -16,12 +16,12 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.attention import bias_of
 from scaling.models.layers import (
     ACTIVATIONS,
     Dense,
     EncoderBlock,
     Remat,
-    bias_of,
     drop_rates,
     layer_norm,
     patch_grid,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.attention import dot_product_attention
 from scaling.models.layers import (
     Attention,
     Dense,
@@ -22,7 +23,6 @@ from scaling.models.layers import (
     EncoderBlock,
     Mlp,
     Remat,
-    dot_product_attention,
     drop_rates,
     layer_norm,
     prepended,
@@ -112,7 +112,7 @@ def factorised_dot_product(
 ) -> jax.Array:
     """Half of the heads attend along time at their place, the other half within their frame (section 3.3).
 
-    `layers.dot_product_attention` of q, k, v [B, N, heads, d] -> [B, N, heads, d]; `frames` is t. The first
+    `dot_product_attention` of q, k, v [B, N, heads, d] -> [B, N, heads, d]; `frames` is t. The first
     half is time's, as in the authors' code; the paper leaves it open.
 
     Raises: UserError where `heads` is odd.

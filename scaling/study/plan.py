@@ -4,7 +4,8 @@ What is compiled is exact: memory, and what travels between chips. The time of a
 
 - products: multiply-adds at the chip's peak rate, which no program reaches;
 - cycles: the TPU compiler's own estimate for what runs on the chip, products at the rate that it expects of
-  them and main memory included. Custom kernels and stalls are not in it, nor is waiting for the host;
+  them and main memory included. Custom kernels and stalls are not in it, nor is waiting for the host. The
+  GPU's makes none;
 - memory: bytes read and written at the full rate of main memory; a share of it hides behind products;
 - network: each collective's bytes over the links of the torus that its group spans, both ways where they
   close to a ring. Latencies are left out, and so is what travels between slices.
@@ -71,12 +72,24 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
-class Compiler:
-    """The process that compiles for other machines; use as a context."""
+# XLA would try a GPU's kernels out on it; its own library's, cuBLAS's, need no trying.
+UNTRIED = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
 
-    def __init__(self) -> None:
-        if importlib.util.find_spec("libtpu") is None:
-            raise UserError("plan: needs libtpu, the TPU compiler; install the extra: pip install '.[tpu]'")
+
+class Compiler:
+    """The process that compiles for machines such as `topology`; use as a context.
+
+    Raises: UserError for one that does not exist, or whose compiler is not installed.
+    """
+
+    def __init__(self, topology: str) -> None:
+        gpu = hardware.slice_of(topology)[0] in hardware.GPUS.values()
+        module, extra = ("jax_cuda13_plugin", "cuda") if gpu else ("libtpu", "tpu")
+        if importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"plan: needs {module}, the compiler; install the extra: pip install '.[{extra}]'"
+            )
+        self.flags = UNTRIED if gpu else ""
         self.noise: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self.process: subprocess.Popen[str] | None = None
 
@@ -108,6 +121,7 @@ class Compiler:
     def _started(self) -> "subprocess.Popen[str]":
         env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
         env |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        env["XLA_FLAGS"] = self.flags
         command = [sys.executable, "-m", "scaling.engine.aot"]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=env, text=True, stdin=pipe, stdout=pipe, stderr=self.noise)
@@ -120,7 +134,7 @@ class Compiler:
 
 def plan(compiler: Compiler, request: Request) -> Plan:
     """Compiles, and works out the time; raises UserError for bad input."""
-    chip, torus = hardware.tpu(request.topology)
+    chip, torus = hardware.slice_of(request.topology)
     found = compiler.ask(dataclasses.asdict(request))
     made = Plan(
         request.topology, math.prod(torus), found["mesh"], False, found["needed_gib"], chip.hbm_gib,
@@ -128,6 +142,8 @@ def plan(compiler: Compiler, request: Request) -> Plan:
     )  # fmt: skip
     made.fits = found["fits"] and made.hbm_gib_needed <= chip.hbm_gib
     made.notes = list(found["uncut"])
+    if made.fits and chip in hardware.GPUS.values() and made.hbm_gib_needed > 0.75 * chip.hbm_gib:
+        made.notes.append("jax takes 0.75 of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more")
     if found["fits"]:
         _time(made, found, chip, torus, request.what)
     return made
@@ -155,6 +171,8 @@ def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequ
     made.collectives = collectives(facts["collectives"], found["mesh"], found["coords"], chip, torus)
     made.milliseconds = terms(facts, chip) | {"network": sum(row["ms"] for row in made.collectives)}
     made.step_time_ms = total(made.milliseconds)
+    if not made.milliseconds["cycles"]:
+        made.notes.append("no cycles from this compiler: the step is the least that peak rates allow")
     unseen = {name: times for name, times in facts["kernels"].items() if "tpu_custom_call" in name}
     if unseen:
         made.notes.append(f"{sum(unseen.values()):.0f} runs of kernels are in no term")
@@ -209,7 +227,8 @@ def seconds(
 ) -> float:
     """One collective on an array of `size` bytes, over the links that its group spans.
 
-    Along each dimension of the torus a chip sends both ways, twice as fast if the dimension closes to a ring.
+    Along each dimension of the torus a chip sends both ways, twice as fast if the dimension closes to a ring;
+    GPUs are joined by a switch.
     """
     chips, rate = len(group), 0.0
     if chips <= 1 or not size:
@@ -221,6 +240,6 @@ def seconds(
     share = (chips - 1) / chips
     if kind == "collective-permute":
         return size / chip.link_bytes
-    if kind == "all-to-all":
+    if kind == "all-to-all" and chip.wrap:
         return size * chips / 4 / rate
     return size * share * (2 if kind == "all-reduce" else 1) / rate

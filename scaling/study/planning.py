@@ -46,7 +46,7 @@ def checked(request: Request) -> tuple[Request, config.Config]:
 
     Raises: UserError for a mesh that the slice has not, or that does not cut the batch.
     """
-    _, torus = hardware.tpu(request.topology)
+    _, torus = hardware.slice_of(request.topology)
     if request.what == "train" and request.batch:
         overrides = [*request.overrides, f"data.batch_size={request.batch}"]
         request = dataclasses.replace(request, overrides=overrides)
@@ -91,7 +91,7 @@ def search(compiler: Compiler, request: Request) -> list[Plan]:
 
     Raises: UserError where nothing fits, with the smallest slice on which it would.
     """
-    _, torus = hardware.tpu(request.topology)
+    _, torus = hardware.slice_of(request.topology)
     batch = request.batch or config.load(request.config, request.overrides).data.batch_size
     tried: list[Plan] = []
     choices = list(itertools.product(meshes(math.prod(torus)), (batch, 2 * batch)))
@@ -116,7 +116,7 @@ def _too_large(compiler: Compiler, request: Request, tried: Sequence[Plan], batc
     lacks = best.hbm_gib_needed - best.hbm_gib_available
     said = f"topology={request.topology}: does not fit; at best {lacks:.1f} GiB a chip are lacking"
     for larger in larger_slices(request.topology):
-        chips = math.prod(hardware.tpu(larger)[1])
+        chips = math.prod(hardware.slice_of(larger)[1])
         mesh = {"data": 1, "fsdp": chips, "tensor": 1}
         asked = with_mesh(request, mesh, "full")
         asked = dataclasses.replace(asked, topology=larger, batch=batch)
@@ -126,9 +126,10 @@ def _too_large(compiler: Compiler, request: Request, tried: Sequence[Plan], batc
 
 
 def larger_slices(topology: str) -> Iterator[str]:
-    """The same chip's slices with twice the chips each, up to 256."""
-    kind, shape = topology.partition(":")[0], list(hardware.tpu(topology)[1])
-    while math.prod(shape) < 256:
+    """The same chip's slices with twice the chips each, up to 256; of GPUs, a node."""
+    kind, shape = topology.partition(":")[0], list(hardware.slice_of(topology)[1])
+    most = hardware.NODE if kind in hardware.GPUS else 256
+    while 2 * math.prod(shape) <= most:
         shape[shape.index(min(shape))] *= 2
         yield f"{kind}:{'x'.join(map(str, sorted(shape)))}"
 

@@ -18,7 +18,7 @@ WIDE = ["model.width=192", "model.heads=2"]
 
 @pytest.fixture(scope="module")
 def compiler() -> Iterator[plan.Compiler]:
-    with plan.Compiler() as made:
+    with plan.Compiler("v5e:2x4") as made:
         yield made
 
 

@@ -24,13 +24,17 @@ def test_the_table_of_chips() -> None:
         "TPU v4": 275, "TPU v5 lite": 197, "TPU v5": 459, "TPU v6 lite": 918,
     }  # fmt: skip
     assert all(chip.source for chip in hardware.CHIPS.values())
-    assert hardware.tpu("v5p:2x2x4") == (hardware.TPUS["v5p"], (2, 2, 4))
+    assert hardware.slice_of("v5p:2x2x4") == (hardware.TPUS["v5p"], (2, 2, 4))
+    assert hardware.slice_of("h200:8") == (hardware.CHIPS["NVIDIA H200"], (8,))
 
 
-@pytest.mark.parametrize("name", ["v9:4x4", "v5e", "v5e:4", "v5p:4x4", "v5e:0x4", "v5e:axb", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["v9:4x4", "v5e", "v5e:4", "v5p:4x4", "v5e:0x4", "v5e:axb", "", "h200", "h200:2x4", "h200:16"],
+)
 def test_a_topology_that_does_not_exist(name: str) -> None:
     with pytest.raises(UserError, match=r"^topology="):
-        hardware.tpu(name)
+        hardware.slice_of(name)
 
 
 def test_seconds_of_a_collective() -> None:
@@ -44,6 +48,9 @@ def test_seconds_of_a_collective() -> None:
     assert plan.seconds("all-gather", 1e9, range(4), COORDS, V5E, (16, 16)) == near(1e9 * 3 / 4 / 50e9)
     assert plan.seconds("collective-permute", 1e9, (0, 1), COORDS, V5E, (16, 16)) == near(1e9 / 50e9)
     assert plan.seconds("all-gather", 1e9, (3,), COORDS, V5E, (16, 16)) == 0
+    node = ([[i] for i in range(8)], hardware.GPUS["h200"], (8,))  # each sends to a switch at 450 GB/s
+    assert plan.seconds("all-gather", 1e9, range(8), *node) == near(1e9 * 7 / 8 / 450e9)
+    assert plan.seconds("all-to-all", 1e9, range(8), *node) == near(1e9 * 7 / 8 / 450e9)
 
 
 def test_collectives_are_summed_by_kind_and_axes() -> None:
@@ -163,7 +170,10 @@ def test_bad_input_ends_before_anything_is_compiled(fake: Fake, options: Any, sa
             planning.mesh_of(text)
 
 
-def test_without_the_compiler_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("topology", "extra"), [("v5e:2x4", "libtpu.*tpu"), ("h200:8", "jax_cuda13.*cuda")])
+def test_without_the_compiler_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, topology: str, extra: str
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"libtpu.*'\.\[tpu\]'"):
-        plan.Compiler()
+    with pytest.raises(UserError, match=rf"{extra}"):
+        plan.Compiler(topology)
