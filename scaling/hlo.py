@@ -15,6 +15,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _BITS = re.compile(r"^(?:pred|[a-z]+(\d+)\w*)$")
 # What moves no bytes of its own: names of other values, and loops and calls, whose bodies are walked.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"}
+SLICES = {"slice", "dynamic-slice"}
 FREE |= {"after-all", "partition-id", "replica-id", "iota", "async-start", "async-update", "async-done"}
 
 _SCRATCH = re.compile(r"\b[su]8\[\d+\]")  # what a GPU's kernel is lent to work in
@@ -286,7 +287,7 @@ def _traffic(program: dict[str, Computation], computation: Computation, i: Instr
     if i.op in FREE or i.op.endswith("-done"):
         return 0.0
     operands = [computation[name].type for name in i.operands if name in computation]
-    if i.op == "dynamic-slice":
+    if i.op in SLICES:
         return 2 * _hbm(i.type)
     if i.op == "dynamic-update-slice":
         return 2 * _hbm(operands[1])
@@ -297,7 +298,7 @@ def _traffic(program: dict[str, Computation], computation: Computation, i: Instr
     parameters = sorted((p for p in inside.values() if p.op == "parameter"), key=lambda p: int(p.inside))
     for parameter, kind in zip(parameters, operands, strict=False):
         users = [u for u in inside.values() if parameter.name in u.operands]
-        if users and all(u.op == "dynamic-slice" for u in users):  # a layer of a stack
+        if users and all(u.op in SLICES for u in users):  # a layer of a stack
             total += sum(_hbm(u.type) for u in users)
         elif users and all(_updates(u, parameter) for u in users):  # written in place
             written = sum(_hbm(inside[u.operands[1]].type) for u in users)

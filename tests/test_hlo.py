@@ -64,9 +64,10 @@ def test_collectives_by_kind_bytes_and_group() -> None:
     assert (reduce.bytes, reduce.group) == (4, (0, 4))
 
 
-def test_a_layer_of_a_stack_is_what_a_loop_reads() -> None:
+@pytest.mark.parametrize("unroll", [1, 32])
+def test_a_layer_of_a_stack_is_what_a_loop_reads(unroll: int) -> None:
     def fn(x: jax.Array, stack: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
+        return jax.lax.scan(lambda x, w: (x @ jnp.sin(w), None), x, stack, unroll=unroll)[0]
 
     read = facts(fn, array(8, 128), array(32, 128, 128))
     stack = 32 * 128 * 128 * 4

@@ -28,6 +28,7 @@ plan dit.py:XL/2 h200:1 data=1 256 $dots
 plan dit.py:XL/2 h200:8 fsdp=8 2048 $dots
 plan dit.py:XL/2 a100:8 fsdp=8 512 $dots
 plan dit.py:XL/2 h200:8 fsdp=8 1024 $dots --side=64 # 512 pixels
+plan dit.py:XL/2 h200:1 data=1 50 --what=sample
 plan vit.py:L/16 h200:1 data=1 512 $dots --examples=1281167
 plan vit.py:H/14 h200:8 fsdp=8 2048 $dots --examples=1281167
 plan clip.py:ViT-L/14 h200:8 fsdp=8 4096 $dots --examples=400000000

@@ -45,6 +45,21 @@ def step(made: build.Built) -> Callable[[int], float]:
     return run
 
 
+def sampler(made: build.Built) -> Callable[[int], float]:
+    """`run(calls)`: each samples a batch."""
+    program, (_, indices, labels) = aot.PROGRAMS["sample"](made, made.config.data.batch_size)
+    params = state.init(made).params
+    given = jax.device_put(np.arange(len(indices), dtype=np.int32), indices.sharding)
+    classes = jax.device_put(np.arange(len(labels), dtype=np.int32), labels.sharding)
+
+    def run(calls: int) -> float:
+        for _ in range(calls):
+            images = jax.block_until_ready(program(params, given, classes))
+        return float(images.mean())
+
+    return run
+
+
 def lowered(made: build.Built) -> Any:
     """The step, ready to be compiled."""
     program, arguments = aot.PROGRAMS["train"](made, made.config.data.batch_size)
