@@ -1,6 +1,7 @@
 """The `scaling` command: verbs, and nothing else. Heavy imports wait until a verb runs."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -201,8 +202,6 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
-    import json
-
     from scaling.engine import measure
 
     values = measure.evaluate(options.folder)
@@ -273,19 +272,23 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     with plan.Compiler(options.topology) as compiler:
         if options.study:
             rows = planning.study(compiler, options.study, request)
+            said = [planning.table(rows), planning.total(rows, options.price)]
         elif options.search:
-            found = planning.search(compiler, request)
-            rows = [(planning.described(made), made) for made in found]
+            rows = [(planning.described(made), made) for made in planning.search(compiler, request)]
+            said = [planning.table(rows)]
         else:
             print(f"compiling for {options.topology}: a large model takes minutes", file=sys.stderr)
             rows = [("", planning.one(compiler, request))]
-    print(planning.shown(rows, options.price, options.json, whole=not (options.study or options.search)))
+            said = [planning.text(rows[0][1], options.price)]
+    if options.json:
+        made = planning.as_json(rows)
+        print(json.dumps(made if options.study or options.search else made[0], indent=1))
+    else:
+        print("\n".join(said))
     return 0 if all(made.fits for _, made in rows) else 1
 
 
 def _models(options: argparse.Namespace, overrides: list[str]) -> None:
-    import json
-
     from scaling.models import table
 
     rows = table.rows(options.family)

@@ -297,19 +297,28 @@ def _traffic(program: dict[str, Computation], computation: Computation, i: Instr
     total, result = 0.0, _hbm(i.type)
     parameters = sorted((p for p in inside.values() if p.op == "parameter"), key=lambda p: int(p.inside))
     for parameter, kind in zip(parameters, operands, strict=False):
-        users = [u for u in inside.values() if parameter.name in u.operands]
-        if users and all(u.op in SLICES for u in users):  # a layer of a stack
-            total += sum(_hbm(u.type) for u in users)
-        elif users and all(_updates(u, parameter) for u in users):  # written in place
-            written = sum(_hbm(inside[u.operands[1]].type) for u in users)
+        users = list(_users(inside, parameter.name))
+        if users and all(u.op in SLICES for u, _ in users):  # a layer of a stack
+            total += sum(_hbm(u.type) for u, _ in users)
+        elif users and all(_updates(u, name) for u, name in users):  # written in place
+            written = sum(_hbm(inside[u.operands[1]].type) for u, _ in users)
             total, result = total + written, max(0.0, result - _hbm(kind))
         else:
             total += _hbm(kind)
     return total + result
 
 
-def _updates(user: Instruction, parameter: Instruction) -> bool:
-    return user.op == "dynamic-update-slice" and user.operands[0] == parameter.name
+def _users(computation: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
+    """What uses a value, by this name or as a bitcast of it, which is the same bytes; and that name."""
+    for i in computation.values():
+        if name in i.operands and i.op == "bitcast":
+            yield from _users(computation, i.name)
+        elif name in i.operands:
+            yield i, name
+
+
+def _updates(user: Instruction, name: str) -> bool:
+    return user.op == "dynamic-update-slice" and user.operands[0] == name
 
 
 # Collectives

@@ -74,6 +74,31 @@ def test_a_layer_of_a_stack_is_what_a_loop_reads(unroll: int) -> None:
     assert stack < read.hbm_bytes < 5 * stack  # each layer a few times, and not the stack at every layer
 
 
+STACK = """%writing (p.0: bf16[64,4], p.1: bf16[4], p.2: s32[]) -> bf16[64,4] {
+  %p.0 = bf16[64,4]{1,0} parameter(0)
+  %p.1 = bf16[4]{0} parameter(1)
+  %p.2 = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %same = bf16[64,1,4]{2,1,0} bitcast(%p.0)
+  %row = bf16[1,1,4]{2,1,0} bitcast(%p.1)
+  %new = bf16[64,1,4]{2,1,0} dynamic-update-slice(%same, %row, %p.2, %zero, %zero)
+  ROOT %out = bf16[64,4]{1,0} bitcast(%new)
+}
+
+ENTRY %main (a: bf16[64,4], b: bf16[4], c: s32[]) -> bf16[64,4] {
+  %a = bf16[64,4]{1,0} parameter(0)
+  %b = bf16[4]{0} parameter(1)
+  %c = s32[] parameter(2)
+  ROOT %written = bf16[64,4]{1,0} fusion(%a, %b, %c), kind=kLoop, calls=%writing
+}
+"""
+
+
+def test_a_layer_of_a_stack_is_what_is_written_into_it() -> None:
+    """Under another name, too: a row read and written, and its place."""
+    assert hlo.read(STACK).hbm_bytes == 2 * (2 * 4) + 4
+
+
 # As the TPU's compiler writes it: a loop that counts to 4 by twos, collectives in fusions, chip memory.
 TPU = """HloModule jit_step, is_scheduled=true
 

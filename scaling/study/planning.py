@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -163,12 +163,9 @@ def study(compiler: Compiler, folder: Path, request: Request) -> list[tuple[str,
 # Words
 
 
-def shown(rows: Sequence[tuple[str, Plan]], price: float | None, as_json: bool, whole: bool) -> str:
-    """Plans by name, for a person or (a list, or the one alone if `whole`) as JSON."""
-    if as_json:
-        made = [{"run": name, **dataclasses.asdict(each)} for name, each in rows]
-        return json.dumps(made[0] if whole else made, indent=1)
-    return text(rows[0][1], price) if whole else table(rows, price)
+def as_json(rows: Sequence[tuple[str, Plan]]) -> list[dict[str, Any]]:
+    """Plans by name."""
+    return [{"run": name, **dataclasses.asdict(each)} for name, each in rows]
 
 
 def described(made: Plan) -> str:
@@ -206,8 +203,8 @@ def text(made: Plan, price: float | None) -> str:
     return "\n".join([*lines, *(f"note      {note}" for note in made.notes)])
 
 
-def table(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:
-    """Plans, a line each, and their sum."""
+def table(rows: Sequence[tuple[str, Plan]]) -> str:
+    """Plans, a line each, and what there is to be said of them."""
     lines = [f"{'run':40} {'GiB':>6} {'fits':>4} {'ms':>9} {'MFU':>5} {'hours':>8} {'chip-hours':>11}"]
     for name, made in rows:
         mfu, hours = made.mfu or math.nan, made.hours if made.hours is not None else math.nan
@@ -215,9 +212,15 @@ def table(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:
             f"{name[:40]:40} {made.hbm_gib_needed:6.1f} {'yes' if made.fits else 'no':>4} "
             f"{made.step_time_ms:9.2f} {mfu:5.2f} {hours:8.2f} {hours * made.chips:11.1f}"
         )
+    return "\n".join([*lines, *dict.fromkeys(f"note: {note}" for _, made in rows for note in made.notes)])
+
+
+def total(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:
+    """What all runs of a study take."""
     known = [made for _, made in rows if made.chip_hours is not None]
     chip_hours, hours = (sum(getattr(made, k) for made in known) for k in ("chip_hours", "hours"))
     cost = "" if price is None else f", {price * chip_hours:,.0f} at {price} a chip-hour"
-    lines.append(f"{len(known)} of {len(rows)} runs: {chip_hours:,.1f} chip-hours{cost};")
-    lines.append(f"one after the other on this slice {hours / 24:,.2f} days (a model's estimate)")
-    return "\n".join(lines)
+    return (
+        f"{len(known)} of {len(rows)} runs: {chip_hours:,.1f} chip-hours{cost};\n"
+        f"one after the other on this slice {hours / 24:,.2f} days (a model's estimate)"
+    )
