@@ -68,28 +68,35 @@ class Facts:
     macs: float = 0.0  # of matrix products and convolutions
     hbm_bytes: float = 0.0  # read and written by what is not fused into something else
     cycles: float = 0.0  # the compiler's estimate; 0 where it makes none
+    seconds: float = 0.0  # one instruction after the other, at the rates of `read`, without collectives
     kernels: dict[str, float] = field(default_factory=dict)  # custom calls: how often
     collectives: list[Collective] = field(default_factory=list)
 
 
-def read(text: str) -> Facts:
-    """The facts of `compiled.as_text()`."""
+def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Facts:
+    """The facts of `compiled.as_text()`.
+
+    At so many floating-point operations and bytes a second, `seconds` has of each instruction whichever
+    takes longer.
+    """
     program, entry = _parse(text)
     facts = Facts()
     once: dict[str, Collective] = {}
     for computation, times, scheduled in _runs(program, entry):
         for i in computation.values():
             facts.macs += times * macs(computation, i)
-            if scheduled:
-                facts.hbm_bytes += times * _traffic(program, computation, i)
-                facts.cycles += times * _cycles(i)
             if i.op == "custom-call":
                 facts.kernels[i.target] = facts.kernels.get(i.target, 0) + times
             kind = i.op.removesuffix("-start")
+            moved = _traffic(program, computation, i) if scheduled else 0.0
+            facts.hbm_bytes += times * moved
             if kind in COLLECTIVES:
                 # One that hides behind others stands in all of their fusions, some in loops, by its channel.
                 channel, found = i.attribute("channel_id") or i.name, _collective(kind, computation, i, times)
                 once[channel] = min(found, once.get(channel, found), key=lambda each: each.count)
+            elif scheduled:
+                facts.cycles += times * _cycles(i)
+                facts.seconds += times * max(2 * _within(program, computation, i) / flops, moved / hbm_bytes)
     facts.collectives = list(once.values())
     return facts
 
@@ -237,6 +244,14 @@ def macs(computation: Computation, i: Instruction) -> float:
     if "convBackwardFilter" in i.target:
         right, result = result, right
     return _convolution(i, left, right, result)
+
+
+def _within(program: dict[str, Computation], computation: Computation, i: Instruction) -> float:
+    """Multiply-adds of an instruction, with what is fused into it."""
+    if i.op != "fusion":
+        return macs(computation, i)
+    inside = program[i.attribute("calls")]
+    return sum(_within(program, inside, each) for each in inside.values())
 
 
 def _contracted(i: Instruction) -> list[int]:

@@ -194,6 +194,16 @@ def test_what_the_gpus_compiler_writes(
     assert (read.macs, read.hbm_bytes, read.kernels) == (macs, moved, {name: 1})
 
 
+def test_an_instruction_takes_the_longer_of_its_products_and_its_bytes() -> None:
+    """Also products within a fusion, three times here; what it gathers is no part of it."""
+    line = f'ROOT %out = bf16[8,32] custom-call(%x, %w), custom_call_target="__cublas$gemm", {PRODUCT}'
+    text, work = GPU.replace("{line}", line), 2 * 8 * 16 * 32
+    moved = hlo.read(text).hbm_bytes
+    assert hlo.read(text, flops=work, hbm_bytes=moved / 0.5).seconds == 1
+    assert hlo.read(text, flops=work, hbm_bytes=moved / 3).seconds == 3
+    assert hlo.read(TPU, flops=2 * 8 * 16 * 16).seconds == 3
+
+
 @pytest.mark.parametrize(
     ("text", "group"),
     [

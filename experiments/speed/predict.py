@@ -46,13 +46,11 @@ def main() -> None:
     args = parser.parse_args()
     chip = here()
     print(f"{chip.name}: {chip.flops / 1e9:,.0f} GFLOP/s, {chip.hbm_bytes / 1e9:.0f} GB/s ({chip.source})\n")
-    print(
-        "| model | products, ms | memory, ms | predicted, ms | measured, ms (range) | measured / predicted |"
-    )
+    print("| model | products, ms | memory, ms | predicted, ms | measured, ms (range) | over predicted |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for name in tqdm(args.cases, leave=False):
         made = ours.built(CASES[name], args.batch, args.dtype)
-        facts = hlo.read(ours.lowered(made).compile().as_text())
+        facts = hlo.read(ours.lowered(made).compile().as_text(), chip.flops, chip.hbm_bytes)
         terms = plan.terms(dataclasses.asdict(facts), chip) | {"network": 0.0}
         predicted, run = plan.total(terms), ours.step(made)
         run(2)

@@ -59,7 +59,9 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     parts = {k: getattr(memory, f"{k}_size_in_bytes") for k in ("argument", "output", "alias", "temp")}
     peak = parts["argument"] + parts["output"] - parts["alias"] + parts["temp"]
     found |= {"fits": True, "needed_gib": (peak + memory.generated_code_size_in_bytes) / 2**30}
-    return found | {"memory": parts, "facts": dataclasses.asdict(hlo.read(compiled.as_text()))}
+    chip, _ = hardware.slice_of(request["topology"])
+    facts = hlo.read(compiled.as_text(), chip.flops, chip.hbm_bytes)
+    return found | {"memory": parts, "facts": dataclasses.asdict(facts)}
 
 
 def _devices(topology: str) -> list[Any]:

@@ -6,12 +6,13 @@ What is compiled is exact: memory, and what travels between chips. The time of a
 - cycles: the TPU compiler's own estimate for what runs on the chip, products at the rate that it expects of
   them and main memory included. Custom kernels and stalls are not in it, nor is waiting for the host. The
   GPU's makes none;
-- memory: bytes read and written at the full rate of main memory; a share of it hides behind products;
+- memory: bytes read and written at the full rate of main memory;
+- kernels: one after the other, each the longer of its products and its bytes at those rates;
 - network: each collective's bytes over the links of the torus that its group spans, both ways where they
   close to a ring. Latencies are left out, and so is what travels between slices.
 
-A step is taken as (cycles, or else the longer of products and memory) + network, one after the other; with
-all of the network hidden behind the chip it would be the longer of the two. MFU is the model's own operations
+A step is taken as (cycles, or else kernels) + network, one after the other; with all of the network hidden
+behind the chip it would be the longer of the two. MFU is the model's own operations
 (the loss's gradient without recomputation) over the peak of all chips in that time.
 """
 
@@ -153,14 +154,15 @@ def terms(facts: Mapping[str, Any], chip: hardware.Chip) -> dict[str, float]:
     """Milliseconds that a program's `hlo.Facts` take on one chip, each by itself."""
     return {
         "products": 2e3 * facts["macs"] / chip.flops,
-        "cycles": 1e3 * facts["cycles"] / chip.clock if chip.clock else 0.0,
         "memory": 1e3 * facts["hbm_bytes"] / chip.hbm_bytes,
+        "kernels": 1e3 * facts["seconds"],
+        "cycles": 1e3 * facts["cycles"] / chip.clock if chip.clock else 0.0,
     }
 
 
 def total(terms: Mapping[str, float]) -> float:
     """Milliseconds of a step, the network in series."""
-    return (terms["cycles"] or max(terms["products"], terms["memory"])) + terms["network"]
+    return (terms["cycles"] or terms["kernels"]) + terms["network"]
 
 
 def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequence[int], what: str) -> None:
@@ -172,7 +174,7 @@ def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequ
     made.milliseconds = terms(facts, chip) | {"network": sum(row["ms"] for row in made.collectives)}
     made.step_time_ms = total(made.milliseconds)
     if not made.milliseconds["cycles"]:
-        made.notes.append("no cycles from this compiler: the step is the least that peak rates allow")
+        made.notes.append("no cycles from this compiler: the step is what its kernels take at peak rates")
     unseen = {name: times for name, times in facts["kernels"].items() if "tpu_custom_call" in name}
     if unseen:
         made.notes.append(f"{sum(unseen.values()):.0f} runs of kernels are in no term")
