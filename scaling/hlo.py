@@ -81,7 +81,7 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
     """
     program, entry = _parse(text)
     facts = Facts()
-    once: dict[str, Collective] = {}
+    begun, hidden = set(), dict[str, Collective]()
     for computation, times, scheduled in _runs(program, entry):
         for i in computation.values():
             facts.macs += times * macs(computation, i)
@@ -91,13 +91,16 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
             moved = _traffic(program, computation, i) if scheduled else 0.0
             facts.hbm_bytes += times * moved
             if kind in COLLECTIVES:
-                # One that hides behind others stands in all of their fusions, some in loops, by its channel.
                 channel, found = i.attribute("channel_id") or i.name, _collective(kind, computation, i, times)
-                once[channel] = min(found, once.get(channel, found), key=lambda each: each.count)
+                if scheduled or _begins(computation):
+                    begun.add(channel)
+                    facts.collectives.append(found)
+                else:
+                    hidden[channel] = min(found, hidden.get(channel, found), key=lambda each: each.count)
             elif scheduled:
                 facts.cycles += times * _cycles(i)
                 facts.seconds += times * max(2 * _within(program, computation, i) / flops, moved / hbm_bytes)
-    facts.collectives = list(once.values())
+    facts.collectives += [found for channel, found in hidden.items() if channel not in begun]
     return facts
 
 
@@ -337,6 +340,14 @@ def _updates(user: Instruction, name: str) -> bool:
 
 
 # Collectives
+
+
+def _begins(computation: Computation) -> bool:
+    """Whether a fusion begins a collective. It goes on in others, behind their work, some of them in loops.
+
+    Its channel does not tell one from another: layers that are no loop share theirs.
+    """
+    return any(i.target == "AsyncCollectiveStart" for i in computation.values())
 
 
 def _collective(kind: str, computation: Computation, i: Instruction, times: float) -> Collective:

@@ -147,6 +147,38 @@ def test_what_the_tpus_compiler_writes() -> None:
     assert read.hbm_bytes == 4 * (8 * 16 + 8 * 16 + 16 * 16) + 2 * (4 * 8 * 16 + 2 * 3 * 4)
 
 
+# Two layers, unrolled, on one channel: each gathers its weights, which goes on behind other work.
+ASYNC = """%first (q.1: f32[8,16]) -> f32[16,16] {
+  %q.1 = f32[8,16]{1,0} parameter(0)
+  %w.1 = f32[16,16]{1,0} all-gather(%q.1), channel_id=7, replica_groups=[1,2]<=[2], dimensions={0}
+  ROOT %begun.1 = f32[16,16]{1,0} custom-call(%w.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%behind (q.2: f32[8,16]) -> f32[16,16] {
+  %q.2 = f32[8,16]{1,0} parameter(0)
+  %w.2 = f32[16,16]{1,0} all-gather(%q.2), channel_id=7, replica_groups=[1,2]<=[2], dimensions={0}
+  ROOT %other = f32[16,16]{1,0} add(%w.2, %w.2)
+}
+
+%second (q.3: f32[8,16]) -> f32[16,16] {
+  %q.3 = f32[8,16]{1,0} parameter(0)
+  %w.3 = f32[16,16]{1,0} all-gather(%q.3), channel_id=7, replica_groups=[1,2]<=[2], dimensions={0}
+  ROOT %begun.2 = f32[16,16]{1,0} custom-call(%w.3), custom_call_target="AsyncCollectiveStart"
+}
+
+ENTRY %main (a: f32[8,16]) -> f32[16,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %x = f32[16,16]{1,0} fusion(%a), kind=kCustom, calls=%first
+  %y = f32[16,16]{1,0} fusion(%a), kind=kCustom, calls=%behind
+  ROOT %z = f32[16,16]{1,0} fusion(%a), kind=kCustom, calls=%second
+}
+"""
+
+
+def test_a_collective_is_counted_where_it_begins() -> None:
+    assert hlo.read(ASYNC).collectives == 2 * [hlo.Collective("all-gather", 2 * 8 * 16 * 4, (0, 1), 1.0)]
+
+
 # As XLA writes calls of cuBLAS and cuDNN: with memory to work in, which is not main memory's traffic.
 GPU = """HloModule jit_step, is_scheduled=true
 
