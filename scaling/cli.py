@@ -272,10 +272,10 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     with plan.Compiler(options.topology) as compiler:
         if options.study:
             rows = planning.study(compiler, options.study, request)
-            said = [planning.table(rows), planning.total(rows, options.price)]
+            said = [planning.table(rows, options.price), planning.total(rows, options.price)]
         elif options.search:
             rows = [(planning.described(made), made) for made in planning.search(compiler, request)]
-            said = [planning.table(rows)]
+            said = [planning.table(rows, options.price)]
         else:
             print(f"compiling for {options.topology}: a large model takes minutes", file=sys.stderr)
             rows = [("", planning.one(compiler, request))]

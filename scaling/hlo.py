@@ -15,9 +15,10 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _BITS = re.compile(r"^(?:pred|[a-z]+(\d+)\w*)$")
 # What moves no bytes of its own: names of other values, and loops and calls, whose bodies are walked.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"}
-SLICES = {"slice", "dynamic-slice"}
 FREE |= {"after-all", "partition-id", "replica-id", "iota", "async-start", "async-update", "async-done"}
 
+SLICES = {"slice", "dynamic-slice"}
+PRODUCTS = ("__cublas$gemm", "__cublas$lt$matmul", "__cudnn$conv", "__cudnn$fmha")  # a GPU's libraries'
 _SCRATCH = re.compile(r"\b[su]8\[\d+\]")  # what a GPU's kernel is lent to work in
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
@@ -65,7 +66,7 @@ class Collective:
 class Facts:
     """Of one chip's program, all loops run through."""
 
-    macs: float = 0.0  # of matrix products and convolutions
+    macs: float = 0.0  # of matrix products, convolutions and a GPU's attention
     hbm_bytes: float = 0.0  # read and written by what is not fused into something else
     cycles: float = 0.0  # the compiler's estimate; 0 where it makes none
     seconds: float = 0.0  # one instruction after the other, at the rates of `read`, without collectives
@@ -233,8 +234,8 @@ def _constant(i: Instruction) -> int | None:
 
 
 def macs(computation: Computation, i: Instruction) -> float:
-    """Multiply-adds of a matrix product, a convolution or a GPU's attention; of padding none."""
-    if i.op != "dot" and i.op != "convolution" and not i.target.startswith(("__cublas", "__cudnn")):
+    """Multiply-adds of a matrix product, a convolution (of its padding none) or a GPU's attention."""
+    if i.op not in ("dot", "convolution") and not i.target.startswith(PRODUCTS):
         return 0.0
     left, right = (shape(computation[name].type) for name in i.operands[:2])
     result = shape(i.type)
@@ -316,7 +317,7 @@ def _traffic(program: dict[str, Computation], computation: Computation, i: Instr
     parameters = sorted((p for p in inside.values() if p.op == "parameter"), key=lambda p: int(p.inside))
     for parameter, kind in zip(parameters, operands, strict=False):
         users = list(_users(inside, parameter.name))
-        if users and all(u.op in SLICES for u, _ in users):  # a layer of a stack
+        if users and all(u.op in SLICES and u.operands[0] == name for u, name in users):  # a layer of a stack
             total += sum(_hbm(u.type) for u, _ in users)
         elif users and all(_updates(u, name) for u, name in users):  # written in place
             written = sum(_hbm(inside[u.operands[1]].type) for u, _ in users)

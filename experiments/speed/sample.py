@@ -20,7 +20,7 @@ def main() -> None:
     dits = [name for name in CASES if name.startswith("DiT")]
     parser.add_argument("--cases", nargs="*", default=["DiT-S/4"], choices=dits)
     parser.add_argument("--images", type=int, default=50, help="a call")
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=2, help="of the CPU; 0 for all")
     parser.add_argument("--rounds", type=int, default=3)

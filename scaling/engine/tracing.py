@@ -28,22 +28,28 @@ def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
     Layers gather their weights from shards where the mesh has an fsdp axis; on CPUs, linear layers have
     gradients of their own; on GPUs, attention is a fused kernel where there is one for it.
     """
-    platform = mesh.devices.flat[0].platform
+    device = mesh.devices.flat[0]
 
     @functools.wraps(fn)
     def traced(*args: Any) -> R:
         weights = placement.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
-        rows = products.ROW_MAJOR.set(platform == "cpu")
-        fused = attention.FUSED.set(platform == "gpu")
+        rows = products.ROW_MAJOR.set(device.platform == "cpu")
+        cudnn = attention.CUDNN.set(_has_fused_attention(device))
         try:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
                 return fn(*args)
         finally:
             placement.WEIGHTS.reset(weights)
             products.ROW_MAJOR.reset(rows)
-            attention.FUSED.reset(fused)
+            attention.CUDNN.reset(cudnn)
 
     return traced
+
+
+def _has_fused_attention(device: Any) -> bool:
+    """NVIDIA's from Ampere on."""
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return device.platform == "gpu" and major.isdecimal() and int(major) >= 8
 
 
 # Gathering weights. Left to itself the compiler may move activations in place of weights, which are smaller.

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Whether attention may be cuDNN's kernel, which never writes q k^T to memory. Set by who compiles; off for
-# forward-mode derivatives, which a kernel does not have, and for counting, which cannot look into it.
-FUSED: ContextVar[bool] = ContextVar("FUSED", default=False)
+# Whether attention may be cuDNN's kernel, which never writes q k^T to memory. Set by who compiles for a GPU;
+# models alone leave it off, as a kernel has no forward-mode derivative and cannot be counted.
+CUDNN: ContextVar[bool] = ContextVar("CUDNN", default=False)
 
 
 def bias_of(mask: jax.Array) -> jax.Array:
@@ -23,9 +23,9 @@ def dot_product_attention(
 
     q [B, N, h, d], k and v [B, M, h, d], bias float32 [B or 1, h or 1, N or 1, M] -> [B, N, h, d]. The scale
     is 1 / sqrt(d) unless given. Plain products and a float32 softmax, so that it can be differentiated in
-    both modes, and counted; but a fused kernel where `FUSED` allows one, there is no bias, and cuDNN has it.
+    both modes, and counted; but a fused kernel where `CUDNN` allows one, there is no bias, and cuDNN has it.
     """
-    if FUSED.get() and bias is None:
+    if CUDNN.get() and bias is None:
         try:
             return _fused(q, k, v, scale)
         except (NotImplementedError, RuntimeError):  # float32, a width of head it has not; no cuDNN
@@ -39,7 +39,7 @@ def dot_product_attention(
 
 
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, scale: float | None) -> jax.Array:
-    """By cuDNN. An odd number of tokens gets one more, which is masked: training needs an even one."""
+    """By cuDNN. An odd number of tokens gets one more, which is masked: jax has no gradient for odd ones."""
     lengths: dict[str, Any] = {}
     if q.shape[1] % 2 or k.shape[1] % 2:
         lengths = {

@@ -1,13 +1,15 @@
 """What a run needs on hardware that is not here, and what it costs: compiled there, timed by a stated model.
 
-What is compiled is exact: memory, and what travels between chips. The time of a step is a model:
+What is compiled is exact: memory, and what travels between chips; of GPUs nearly, whose products are cuBLAS's
+here and may be XLA's own where it can try them out. The time of a step is a model:
 
 - products: multiply-adds at the chip's peak rate, which no program reaches;
 - cycles: the TPU compiler's own estimate for what runs on the chip, products at the rate that it expects of
-  them and main memory included. Custom kernels and stalls are not in it, nor is waiting for the host. The
-  GPU's makes none;
+  them and main memory included. Custom kernels, collectives and stalls are not in it, nor is waiting for
+  the host. The GPU's makes none;
 - memory: bytes read and written at the full rate of main memory;
-- kernels: one after the other, each the longer of its products and its bytes at those rates;
+- kernels: one after the other, each the longer of its products and its bytes at those rates, collectives
+  left out;
 - network: each collective's bytes over the links of the torus that its group spans, both ways where they
   close to a ring. Latencies are left out, and so is what travels between slices.
 
@@ -177,7 +179,7 @@ def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequ
         made.notes.append("no cycles from this compiler: the step is what its kernels take at peak rates")
     unseen = {name: times for name, times in facts["kernels"].items() if "tpu_custom_call" in name}
     if unseen:
-        made.notes.append(f"{sum(unseen.values()):.0f} runs of kernels are in no term")
+        made.notes.append(f"{sum(unseen.values()):.0f} runs of kernels have products in no term")
     if what != "train":
         return
     flops = found["cost"]["train_flops_per_step"]

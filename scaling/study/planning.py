@@ -77,7 +77,7 @@ def one(compiler: Compiler, request: Request) -> Plan:
 
 def meshes(chips: int) -> Iterator[dict[str, int]]:
     """Factorisations worth trying: from all fsdp to none, alone and with 2 or 4 chips to a tensor."""
-    for tensor in (t for t in (1, 2, 4) if chips % t == 0 and t < chips):
+    for tensor in (1, *(t for t in (2, 4) if chips % t == 0 and t < chips)):
         rest = chips // tensor
         for fsdp in sorted({rest, math.gcd(rest, 32), math.gcd(rest, 8), 1}, reverse=True):
             if tensor == 1 or fsdp == rest:
@@ -170,8 +170,8 @@ def as_json(rows: Sequence[tuple[str, Plan]]) -> list[dict[str, Any]]:
 
 def described(made: Plan) -> str:
     """What a search varies."""
-    mesh = " ".join(f"{axis}={size}" for axis, size in made.mesh.items() if size > 1)
-    return f"{mesh} batch={made.batch} remat={made.remat}"
+    mesh = [f"{axis}={size}" for axis, size in made.mesh.items() if size > 1]
+    return " ".join([*mesh, f"batch={made.batch}", f"remat={made.remat}"])
 
 
 def text(made: Plan, price: float | None) -> str:
@@ -203,15 +203,17 @@ def text(made: Plan, price: float | None) -> str:
     return "\n".join([*lines, *(f"note      {note}" for note in made.notes)])
 
 
-def table(rows: Sequence[tuple[str, Plan]]) -> str:
+def table(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:
     """Plans, a line each, and what there is to be said of them."""
     lines = [f"{'run':40} {'GiB':>6} {'fits':>4} {'ms':>9} {'MFU':>5} {'hours':>8} {'chip-hours':>11}"]
+    lines[0] += "" if price is None else f" {'cost':>11}"
     for name, made in rows:
         mfu, hours = made.mfu or math.nan, made.hours if made.hours is not None else math.nan
         lines.append(
             f"{name[:40]:40} {made.hbm_gib_needed:6.1f} {'yes' if made.fits else 'no':>4} "
             f"{made.step_time_ms:9.2f} {mfu:5.2f} {hours:8.2f} {hours * made.chips:11.1f}"
         )
+        lines[-1] += "" if price is None else f" {price * hours * made.chips:11,.0f}"
     return "\n".join([*lines, *dict.fromkeys(f"note: {note}" for _, made in rows for note in made.notes)])
 
 

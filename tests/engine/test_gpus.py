@@ -16,7 +16,7 @@ BF16 = ["model.dtype='bfloat16'", "model.width=192", "model.heads=2"]
 compiles = pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="the extra cuda")
 
 
-def test_every_gpu_of_the_table_can_be_compiled_for() -> None:
+def test_every_gpu_of_the_table_has_a_target() -> None:
     assert set(gpus.TARGETS) == set(hardware.GPUS)
 
 

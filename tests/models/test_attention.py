@@ -22,7 +22,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     @functools.wraps(real)
     def answer(*args: jax.Array, implementation: str, **options: object) -> jax.Array:
         asked.append(implementation)
-        assert all(each.shape[1] % 2 == 0 for each in args)  # cuDNN has no gradient for odd ones
+        assert all(each.shape[1] % 2 == 0 for each in args)  # jax has no gradient for odd ones
         return real(*args, implementation="xla", **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("jax.nn.dot_product_attention", answer)
@@ -47,9 +47,9 @@ def test_the_kernel_is_asked_for_what_plain_products_give(
 
     plain = jax.value_and_grad(loss, argnums=(0, 1, 2))(*qkv)
     assert not fused
-    allowed = attention.FUSED.set(True)
+    allowed = attention.CUDNN.set(True)
     found = jax.value_and_grad(loss, argnums=(0, 1, 2))(*qkv)
-    attention.FUSED.reset(allowed)
+    attention.CUDNN.reset(allowed)
     assert fused == ["cudnn"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, plain)
 
@@ -58,19 +58,22 @@ def test_without_the_kernel_products_are_plain() -> None:
     """float32 is nothing that cuDNN has, be it installed or not."""
     q, k, v, _ = arrays(6, 6)
     plain = attention.dot_product_attention(q, k, v)
-    allowed = attention.FUSED.set(True)
+    allowed = attention.CUDNN.set(True)
     found = attention.dot_product_attention(q, k, v)
-    attention.FUSED.reset(allowed)
+    attention.CUDNN.reset(allowed)
     np.testing.assert_array_equal(found, plain)
 
 
-@pytest.mark.parametrize(("platform", "asked"), [("gpu", ["cudnn"]), ("cpu", []), ("tpu", [])])
+@pytest.mark.parametrize(
+    ("platform", "capability", "asked"),
+    [("gpu", "9.0", ["cudnn"]), ("gpu", "7.5", []), ("gpu", "gfx942", []), ("cpu", "", []), ("tpu", "", [])],
+)
 def test_it_is_asked_for_on_gpus_and_never_with_a_bias(
-    fused: list[str], platform: str, asked: list[str]
+    fused: list[str], platform: str, capability: str, asked: list[str]
 ) -> None:
     q, k, v, _ = arrays(6, 6)
     mesh = SimpleNamespace(
-        devices=np.array([SimpleNamespace(platform=platform)], object),
+        devices=np.array([SimpleNamespace(platform=platform, compute_capability=capability)], object),
         shape={"fsdp": 1},
         abstract_mesh=sharding.make_mesh(Mesh(), jax.devices()[:1]).abstract_mesh,
     )
@@ -78,4 +81,4 @@ def test_it_is_asked_for_on_gpus_and_never_with_a_bias(
     jax.eval_shape(traced, q, k, v)
     assert fused == asked
     jax.eval_shape(traced, q, k, v, jnp.zeros((1, 1, 6, 6)))
-    assert fused == asked and not attention.FUSED.get()
+    assert fused == asked and not attention.CUDNN.get()

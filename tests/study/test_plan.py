@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scaling import hardware
+from scaling import cli, hardware
 from scaling.errors import UserError
 from scaling.study import plan, planning
 
@@ -117,9 +117,6 @@ def test_time_money_and_utilisation(fake: Fake) -> None:
     assert made.step_time_ms == pytest.approx(1e3 * seconds)
     assert made.mfu == pytest.approx(1.0) and made.work_ratio == pytest.approx(1.0)
     assert made.chip_hours == pytest.approx(1000 * 16 * seconds / 3600)
-    words = json.loads(json.dumps(planning.as_json([("", made)])))[0]
-    keys = {"topology", "chips", "mesh", "fits", "hbm_gib_needed", "hbm_gib_available", "collectives"}
-    assert keys | {"step_time_ms", "mfu"} <= set(words)
     assert "16 chips" in planning.text(made, 1.2) and "at 1.2 a chip-hour" in planning.text(made, 1.2)
 
 
@@ -146,7 +143,7 @@ def test_a_study_is_compiled_once_for_runs_that_do_the_same(fake: Fake) -> None:
     asked = plan.Request("", "v5e:4x4", ["mesh.data=1", "mesh.fsdp=16", "data.batch_size=64"])
     rows = planning.study(fake, ROOT / "experiments/mnist_dit", asked)
     assert len(fake.asked) == len({name.split("_seed")[0] for name, _ in rows}) <= len(rows)
-    assert all(name[:40] in planning.table(rows) for name, _ in rows)
+    assert all(name[:40] in planning.table(rows, None) for name, _ in rows)
     total = sum(made.chip_hours or 0 for _, made in rows)
     assert f"{total:,.1f} chip-hours, {2 * total:,.0f} at 2.0 a chip-hour" in planning.total(rows, 2.0)
 
@@ -169,6 +166,30 @@ def test_bad_input_ends_before_anything_is_compiled(fake: Fake, options: Any, sa
     for text in ("data=2,model=3", "fsdp", "fsdp=0"):
         with pytest.raises(UserError, match=r"^mesh="):
             planning.mesh_of(text)
+
+
+KEYS = {"topology", "chips", "mesh", "fits", "hbm_gib_needed", "hbm_gib_available", "collectives"}
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["--config", TINY, "--mesh", "fsdp=16"], "at 3.0 a chip-hour"),
+        (["--config", TINY, "--search", "--topology", "v5e:1x1"], "\nbatch=64 remat=none"),
+        (["--study", str(ROOT / "experiments/mnist_dit"), "--mesh", "fsdp=16"], "one after the other"),
+    ],
+)
+def test_the_verb_prints_one_or_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], shown: str
+) -> None:
+    monkeypatch.setattr(plan, "Compiler", lambda topology: Fake(state_gib=1.0, example_gib=0.1))
+    verb = ["plan", "--topology", "v5e:4x4", "--global-batch", "64", "--price", "3", *options]
+    assert cli.main(verb) == 0
+    assert shown in capsys.readouterr().out
+    assert cli.main([*verb, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    one = found if "--mesh" in options and "--config" in options else found[0]
+    assert one.keys() >= KEYS | {"step_time_ms", "mfu"}
 
 
 @pytest.mark.parametrize(("topology", "extra"), [("v5e:2x4", "libtpu.*tpu"), ("h200:8", "jax_cuda13.*cuda")])
