@@ -120,13 +120,14 @@ def test_workers_share_the_cores(
     before = os.sched_getaffinity(0)
     if len(before) < 2:
         pytest.skip("one core cannot be split")
-    monkeypatch.setenv("FAKE_SECONDS", "0.15")
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
     root = tmp_path / "w"
     assert launch.sweep(study([0, 1]), root, workers=2) == 0
     first, second = (starts(root, f"runs/seed={s}")[0] for s in (0, 1))
+    ends = [json.loads((root / f"runs/seed={s}/status.json").read_text())["heartbeat"] for s in (0, 1)]
     assert not set(first["cores"]) & set(second["cores"])
     assert set(first["cores"]) | set(second["cores"]) == before
-    assert abs(first["time"] - second["time"]) < 0.6  # side by side: each takes that long alone
+    assert max(first["time"], second["time"]) < min(ends)  # side by side
     assert os.sched_getaffinity(0) == before
 
 
