@@ -82,7 +82,7 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
     """
     program, entry = _parse(text)
     facts = Facts()
-    begun, hidden = set(), dict[str, Collective]()
+    begun, hidden = set(), []
     for computation, times, scheduled in _runs(program, entry):
         for i in computation.values():
             facts.macs += times * macs(computation, i)
@@ -92,16 +92,18 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
             moved = _traffic(program, computation, i) if scheduled else 0.0
             facts.hbm_bytes += times * moved
             if kind in COLLECTIVES:
-                channel, found = i.attribute("channel_id") or i.name, _collective(kind, computation, i, times)
-                if scheduled or _begins(computation):
-                    begun.add(channel)
+                found = _collective(kind, computation, i, times)
+                if scheduled:
                     facts.collectives.append(found)
+                elif _begins(computation):
+                    facts.collectives.append(found)
+                    begun.add(i.attribute("channel_id"))
                 else:
-                    hidden[channel] = min(found, hidden.get(channel, found), key=lambda each: each.count)
+                    hidden.append((i.attribute("channel_id"), found))
             elif scheduled:
                 facts.cycles += times * _cycles(i)
                 facts.seconds += times * max(2 * _within(program, computation, i) / flops, moved / hbm_bytes)
-    facts.collectives += [found for channel, found in hidden.items() if channel not in begun]
+    facts.collectives += [found for channel, found in hidden if channel not in begun]
     return facts
 
 
@@ -344,9 +346,9 @@ def _updates(user: Instruction, name: str) -> bool:
 
 
 def _begins(computation: Computation) -> bool:
-    """Whether a fusion begins a collective. It goes on in others, behind their work, some of them in loops.
+    """Whether a fusion begins a collective, which then goes on in others, behind their work, on its channel.
 
-    Its channel does not tell one from another: layers that are no loop share theirs.
+    A channel does not tell one collective from another: layers that are no loop share theirs.
     """
     return any(i.target == "AsyncCollectiveStart" for i in computation.values())
 

@@ -143,8 +143,8 @@ def test_what_the_tpus_compiler_writes() -> None:
     assert read.macs == 3 * 8 * 16 * 16  # once outside, twice in the loop
     assert read.cycles == 2 * 700
     reduced = hlo.Collective("all-reduce", 8 * 16 * 4, (0, 1), 1.0)
-    gathered = hlo.Collective("all-gather", 2 * 8 * 16 * 4, (0, 2), 1.0)  # once a channel
-    assert read.collectives == [reduced, gathered]
+    gathered = [hlo.Collective("all-gather", 2 * 8 * 16 * 4, (0, 2), count) for count in (2.0, 1.0)]
+    assert read.collectives == [reduced, *gathered]  # in fusions that none goes on in
     # a.1 and its sum; a.1 and the start's two results; the loop reads x twice, and writes where it is no main
     # memory. Counting takes two sums of three numbers a time.
     assert read.hbm_bytes == 4 * (4 * 8 * 16 + 16 * 16) + 2 * (4 * 8 * 16 + 2 * 3 * 4)
