@@ -92,6 +92,7 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
             moved = _traffic(program, computation, i) if scheduled else 0.0
             facts.hbm_bytes += times * moved
             if kind in COLLECTIVES:
+                kind = kind if scheduled else _fused(kind, computation, i)
                 found = _collective(kind, computation, i, times)
                 if scheduled:
                     facts.collectives.append(found)
@@ -343,6 +344,12 @@ def _updates(user: Instruction, name: str) -> bool:
 
 
 # Collectives
+
+
+def _fused(kind: str, computation: Computation, i: Instruction) -> str:
+    """Its kind within a fusion: a sum of which a slice is taken is a reduce-scatter."""
+    users = {user.op for user in computation.values() if i.name in user.operands}
+    return "reduce-scatter" if kind == "all-reduce" and users == {"dynamic-slice"} else kind
 
 
 def _begins(computation: Computation) -> bool:

@@ -178,6 +178,24 @@ ENTRY %main (a: f32[8,16]) -> f32[16,16] {
 """
 
 
+SCATTER = """%all-reduce-scatter (q: f32[16,8]) -> f32[8,8] {
+  %q = f32[16,8]{1,0} parameter(0)
+  %sum = f32[16,8]{1,0} all-reduce(%q), channel_id=3, replica_groups={{0,1}}
+  %place = u32[] partition-id()
+  ROOT %mine = f32[8,8]{1,0} dynamic-slice(%sum, %place, %place), dynamic_slice_sizes={8,8}
+}
+
+ENTRY %main (a: f32[16,8]) -> f32[8,8] {
+  %a = f32[16,8]{1,0} parameter(0)
+  ROOT %x = f32[8,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_a_sum_and_its_slice_in_one_fusion_are_a_reduce_scatter() -> None:
+    assert hlo.read(SCATTER).collectives == [hlo.Collective("reduce-scatter", 16 * 8 * 4, (0, 1), 1.0)]
+
+
 def test_a_collective_is_counted_where_it_begins() -> None:
     assert hlo.read(ASYNC).collectives == 2 * [hlo.Collective("all-gather", 2 * 8 * 16 * 4, (0, 1), 1.0)]
 
