@@ -24,6 +24,11 @@ class Chip:
     wrap: int = 0  # a dimension of the torus that is a multiple of this is a ring, others are lines
     source: str = ""
 
+    @property
+    def switched(self) -> bool:
+        """Joined by a switch, as GPUs are, and not in a torus."""
+        return self.links == 1
+
 
 # By the name that a topology begins with. Clocks are those at which the matrix units give `flops`.
 TPUS: dict[str, Chip] = {

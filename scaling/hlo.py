@@ -85,11 +85,13 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
     begun, hidden = set(), []
     for computation, times, scheduled in _runs(program, entry):
         for i in computation.values():
-            facts.macs += times * macs(computation, i)
             if i.op == "custom-call":
                 facts.kernels[i.target] = facts.kernels.get(i.target, 0) + times
             kind = i.op.removesuffix("-start")
-            moved = _traffic(program, computation, i) if scheduled else 0.0
+            work, moved = 0.0, 0.0  # what is in a fusion is the fusion's
+            if scheduled:
+                work, moved = _within(program, computation, i), _traffic(program, computation, i)
+            facts.macs += times * work
             facts.hbm_bytes += times * moved
             if kind in COLLECTIVES:
                 kind = kind if scheduled else _fused(kind, computation, i)
@@ -103,7 +105,7 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
                     hidden.append((i.attribute("channel_id"), found))
             elif scheduled:
                 facts.cycles += times * _cycles(i)
-                facts.seconds += times * max(2 * _within(program, computation, i) / flops, moved / hbm_bytes)
+                facts.seconds += times * max(2 * work / flops, moved / hbm_bytes)
     facts.collectives += [found for channel, found in hidden if channel not in begun]
     return facts
 

@@ -126,11 +126,19 @@ TPU = """HloModule jit_step, is_scheduled=true
   ROOT %dot.1 = f32[8,16]{1,0:T(8,128)S(1)} convolution(%q.1, %w), dim_labels=bf_io->bf
 }
 
+%starting (q.2: f32[8,16]) -> (f32[8,16], f32[16,16]) {
+  %q.2 = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %w.2 = f32[16,16]{1,0} all-gather(%q.2), channel_id=7, replica_groups=mesh['a'=2,'b'=2] {'a'}
+  %begun = f32[16,16]{1,0} custom-call(%w.2), custom_call_target="AsyncCollectiveStart"
+  %dot.2 = f32[8,16]{1,0:T(8,128)S(1)} convolution(%q.2, %w.2), dim_labels=bf_io->bf
+  ROOT %both = (f32[8,16]{1,0:T(8,128)}, f32[16,16]{1,0:T(8,128)}) tuple(%dot.2, %begun)
+}
+
 ENTRY %main (a.1: f32[8,16]) -> f32[8,16] {
   %a.1 = f32[8,16]{1,0:T(8,128)} parameter(0)
   %zero = u32[]{:T(128)} constant(0)
   %sum = f32[8,16]{1,0} all-reduce(%a.1), replica_groups={{0,1}}, backend_config={"estimated_cycles":"9"}
-  %start = (f32[8,16]{1,0:T(8,128)}, f32[16,16]{1,0:T(8,128)}) fusion(%a.1), kind=kCustom, calls=%gathering
+  %start = (f32[8,16]{1,0:T(8,128)}, f32[16,16]{1,0:T(8,128)}) fusion(%a.1), kind=kCustom, calls=%starting
   %in = (u32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) tuple(%zero, %a.1)
   %loop = (u32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) while(%in), condition=%condition.1, body=%body.1
   ROOT %r = f32[8,16]{1,0:T(8,128)} get-tuple-element(%loop), index=1
@@ -143,8 +151,8 @@ def test_what_the_tpus_compiler_writes() -> None:
     assert read.macs == 3 * 8 * 16 * 16  # once outside, twice in the loop
     assert read.cycles == 2 * 700
     reduced = hlo.Collective("all-reduce", 8 * 16 * 4, (0, 1), 1.0)
-    gathered = [hlo.Collective("all-gather", 2 * 8 * 16 * 4, (0, 2), count) for count in (2.0, 1.0)]
-    assert read.collectives == [reduced, *gathered]  # in fusions that none goes on in
+    gathered = hlo.Collective("all-gather", 2 * 8 * 16 * 4, (0, 2), 1.0)  # where it begins, not in the loop
+    assert read.collectives == [reduced, gathered]
     # a.1 and its sum; a.1 and the start's two results; the loop reads x twice, and writes where it is no main
     # memory. Counting takes two sums of three numbers a time.
     assert read.hbm_bytes == 4 * (4 * 8 * 16 + 16 * 16) + 2 * (4 * 8 * 16 + 2 * 3 * 4)

@@ -53,8 +53,8 @@ def _fused(q: jax.Array, k: jax.Array, v: jax.Array, scale: float | None) -> jax
 
 
 def _even(x: jax.Array) -> jax.Array:
-    """x [B, N, ...] with a token of zeros at the end if N is odd."""
-    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), *((0, 0),) * (x.ndim - 2)))
+    """x [B, N, h, d] with a token of zeros at the end if N is odd."""
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
 
 
 def keeps_products(primitive: Any, *args: Any, **options: Any) -> bool:

@@ -86,7 +86,7 @@ class Compiler:
     """
 
     def __init__(self, topology: str) -> None:
-        gpu = hardware.slice_of(topology)[0] in hardware.GPUS.values()
+        gpu = hardware.slice_of(topology)[0].switched
         module, extra = ("jax_cuda13_plugin", "cuda") if gpu else ("libtpu", "tpu")
         if importlib.util.find_spec(module) is None:
             raise UserError(
@@ -145,7 +145,7 @@ def plan(compiler: Compiler, request: Request) -> Plan:
     )  # fmt: skip
     made.fits = found["fits"] and made.hbm_gib_needed <= chip.hbm_gib
     made.notes = list(found["uncut"])
-    if made.fits and chip in hardware.GPUS.values() and made.hbm_gib_needed > 0.75 * chip.hbm_gib:
+    if made.fits and chip.switched and made.hbm_gib_needed > 0.75 * chip.hbm_gib:
         made.notes.append("jax takes 0.75 of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more")
     if found["fits"]:
         _time(made, found, chip, torus, request.what)
@@ -244,6 +244,6 @@ def seconds(
     share = (chips - 1) / chips
     if kind == "collective-permute":
         return size / chip.link_bytes
-    if kind == "all-to-all" and chip.wrap:
+    if kind == "all-to-all" and not chip.switched:
         return size * chips / 4 / rate
     return size * share * (2 if kind == "all-reduce" else 1) / rate
