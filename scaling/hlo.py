@@ -11,45 +11,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scaling.program import Computation, Instruction, arrays, parse, runs, shape, size
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = re.compile(r"^(?:pred|[a-z]+(\d+)\w*)$")
 # What moves no bytes of its own: names of other values, and loops and calls, whose bodies are walked.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"}
 FREE |= {"after-all", "partition-id", "replica-id", "iota", "async-start", "async-update", "async-done"}
 
 SLICES = {"slice", "dynamic-slice"}
 PRODUCTS = ("__cublas$gemm", "__cublas$lt$matmul", "__cudnn$conv", "__cudnn$fmha")  # a GPU's libraries'
+TPU_KERNEL = "tpu_custom_call"
+# Of a TPU's attention: q k^T and p v; for keys' and values' gradients four products, for queries' three.
+SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
 _SCRATCH = re.compile(r"\b[su]8\[\d+\]")  # what a GPU's kernel is lent to work in
-
-_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_NAMED = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?")
-
-
-@dataclass(frozen=True)
-class Instruction:
-    name: str
-    type: str
-    op: str
-    inside: str  # between its parentheses
-    rest: str  # after them
-
-    @property
-    def operands(self) -> list[str]:
-        return re.findall(r"%([\w.\-]+)", self.inside)
-
-    def attribute(self, name: str) -> str:
-        """`name=...`, without braces and the sign of names; "" where there is none."""
-        found = re.search(rf"\b{name}=(?:\{{([^}}]*)\}}|([^\s,]+))", self.rest)
-        return "" if found is None else (found[1] if found[1] is not None else found[2]).replace("%", "")
-
-    @property
-    def target(self) -> str:
-        """What a custom call calls; "" of others."""
-        return self.attribute("custom_call_target").strip('"')
-
-
-Computation = dict[str, Instruction]
 
 
 @dataclass(frozen=True)
@@ -66,10 +40,11 @@ class Collective:
 class Facts:
     """Of one chip's program, all loops run through."""
 
-    macs: float = 0.0  # of matrix products, convolutions and a GPU's attention
+    macs: float = 0.0  # of matrix products, convolutions and kernels of attention
     hbm_bytes: float = 0.0  # read and written by what is not fused into something else
     cycles: float = 0.0  # the compiler's estimate; 0 where it makes none
     seconds: float = 0.0  # one instruction after the other, at the rates of `read`, without collectives
+    estimated: float = 0.0  # of `seconds`, those of a TPU's kernels, which are not in `cycles`
     kernels: dict[str, float] = field(default_factory=dict)  # custom calls: how often
     collectives: list[Collective] = field(default_factory=list)
 
@@ -80,10 +55,10 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
     At so many floating-point operations and bytes a second, `seconds` has of each instruction whichever
     takes longer.
     """
-    program, entry = _parse(text)
+    program, entry = parse(text)
     facts = Facts()
     begun, hidden = set(), []
-    for computation, times, scheduled in _runs(program, entry):
+    for computation, times, scheduled in runs(program, entry):
         for i in computation.values():
             if i.op == "custom-call":
                 facts.kernels[i.target] = facts.kernels.get(i.target, 0) + times
@@ -105,141 +80,20 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
                     hidden.append((i.attribute("channel_id"), found))
             elif scheduled:
                 facts.cycles += times * _cycles(i)
-                facts.seconds += times * max(2 * work / flops, moved / hbm_bytes)
+                seconds = times * max(2 * work / flops, moved / hbm_bytes)
+                facts.seconds += seconds
+                facts.estimated += seconds if i.target == TPU_KERNEL else 0.0
     facts.collectives += [found for channel, found in hidden if channel not in begun]
     return facts
-
-
-# The text
-
-
-def _parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Computations by name, and the entry's."""
-    program: dict[str, Computation] = {}
-    entry, current = "", None
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if current is None:
-            if header := _HEADER.match(line):
-                current = program[header[1]] = {}
-                entry = header[1] if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
-            current = None
-        elif head := _NAMED.match(line):
-            current[head[1]] = _instruction(head[1], line[head.end() :])
-    return program, entry
-
-
-def _instruction(name: str, text: str) -> Instruction:
-    end = _closed(text, 0) if text.startswith("(") else text.index(" ")
-    kind, text = text[:end], text[end:].lstrip()
-    start = text.index("(")
-    stop = _closed(text, start)
-    return Instruction(name, kind, text[:start], text[start + 1 : stop - 1], text[stop:])
-
-
-def _closed(text: str, start: int) -> int:
-    """The place after the parenthesis that closes the one at `start`."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if depth == 0:
-            return place + 1
-    return len(text)
-
-
-def arrays(kind: str) -> list[tuple[float, tuple[int, ...], str]]:
-    """(bytes of an element, shape, layout) of each array of a type, tuples flattened."""
-    found = []
-    for dtype, dims, layout in _ARRAY.findall(kind):
-        if bits := _BITS.match(dtype):
-            shape = tuple(int(n.lstrip("<=")) for n in dims.split(",") if n)
-            found.append((int(bits[1] or 8) / 8, shape, layout))
-    return found
-
-
-def shape(kind: str) -> tuple[int, ...]:
-    """Of the first array of a type."""
-    return arrays(kind)[0][1]
-
-
-def size(kind: str) -> float:
-    """Bytes of a type."""
-    return sum(each * math.prod(dims) for each, dims, _ in arrays(kind))
-
-
-def _hbm(kind: str) -> float:
-    """Bytes of a type that are in main memory, and not in one of the chip's own, such as S(1)."""
-    return sum(each * math.prod(dims) for each, dims, layout in arrays(kind) if "S(" not in layout)
-
-
-# Loops
-
-BODIES = {"while": "body", "fusion": "calls", "call": "to_apply", "async-start": "calls"}
-BODIES |= {"conditional": "branch_computations"}
-
-
-def _runs(program: dict[str, Computation], entry: str) -> Iterator[tuple[Computation, float, bool]]:
-    """(computation, how often it runs, whether by itself or as part of a fusion)."""
-    waiting = [(entry, 1.0, True)]
-    while waiting:
-        name, times, scheduled = waiting.pop()
-        computation = program[name]
-        yield computation, times, scheduled
-        for i in computation.values():
-            if i.op in BODIES:
-                often = times * trips(program, i) if i.op == "while" else times
-                bodies = i.attribute(BODIES[i.op]).split(", ")
-                waiting += [(body, often, scheduled and i.op != "fusion") for body in bodies if body]
-
-
-def trips(program: dict[str, Computation], loop: Instruction) -> int:
-    """How often a loop runs: as the compiler says, or the bound in its condition by the step in its body."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
-        return int(known[1])
-    condition, body = loop.attribute("condition"), loop.attribute("body")
-    bound = max(_constants(program, condition), default=1)
-    counter = next((i for i in program[condition].values() if i.op == "get-tuple-element"), None)
-    last = list(program[body].values())[-1]
-    if counter is None or last.op != "tuple":
-        return bound
-    after = last.operands[int(counter.attribute("index"))]
-    return max(1, -(-bound // max(1, _added(program, body, after))))
-
-
-def _added(program: dict[str, Computation], name: str, value: str) -> int:
-    """What the whole numbers on the way to `value` add to a counter that begins at 0."""
-    i = program[name][value]
-    if i.op == "add":
-        return sum(_added(program, name, operand) for operand in i.operands)
-    if i.op in ("copy", "bitcast", "convert"):
-        return _added(program, name, i.operands[0])
-    if i.op == "fusion":
-        called = i.attribute("calls")
-        given = sum(_added(program, name, operand) for operand in i.operands)
-        return given + _added(program, called, list(program[called])[-1])
-    return _constant(i) or 0
-
-
-def _constants(program: dict[str, Computation], name: str) -> list[int]:
-    """The whole numbers in a computation and in what it calls."""
-    found = []
-    for i in program[name].values():
-        if (value := _constant(i)) is not None:
-            found.append(value)
-        if called := i.attribute("calls") or i.attribute("to_apply"):
-            found += _constants(program, called)
-    return found
-
-
-def _constant(i: Instruction) -> int | None:
-    return int(i.inside) if i.op == "constant" and i.inside.isdecimal() else None
 
 
 # Work
 
 
 def macs(computation: Computation, i: Instruction) -> float:
-    """Multiply-adds of a matrix product, a convolution (of its padding none) or a GPU's attention."""
+    """Multiply-adds of a matrix product, a convolution (of its padding none) or a kernel of attention."""
+    if i.target == TPU_KERNEL:
+        return _splash(computation, i)
     if i.op not in ("dot", "convolution") and not i.target.startswith(PRODUCTS):
         return 0.0
     left, right = (shape(computation[name].type) for name in i.operands[:2])
@@ -253,6 +107,14 @@ def macs(computation: Computation, i: Instruction) -> float:
     if "convBackwardFilter" in i.target:
         right, result = result, right
     return _convolution(i, left, right, result)
+
+
+def _splash(computation: Computation, i: Instruction) -> float:
+    """Of a TPU's kernel that is attention's; of others, which are not known, 0."""
+    products = next((n for name, n in SPLASH.items() if i.name.startswith(name)), 0)
+    shapes = [shape(computation[name].type) for name in i.operands]
+    heads = [each for each in shapes if len(each) == 4]  # q [B, h, N, d], k [B, h, M, d], ...
+    return float(products * math.prod(heads[0]) * heads[1][2]) if products else 0.0
 
 
 def _within(program: dict[str, Computation], computation: Computation, i: Instruction) -> float:
@@ -304,6 +166,11 @@ def _pairs(image: int, kernel: int, result: int, window: dict[str, list[str]], d
 def _cycles(i: Instruction) -> float:
     found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
     return float(found[1]) if found else 0.0
+
+
+def _hbm(kind: str) -> float:
+    """Bytes of a type that are in main memory, and not in one of the chip's own, such as S(1)."""
+    return sum(each * math.prod(dims) for each, dims, layout in arrays(kind) if "S(" not in layout)
 
 
 def _traffic(program: dict[str, Computation], computation: Computation, i: Instruction) -> float:

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling import hlo
+from scaling import hlo, program
 
 MESH = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
@@ -255,6 +255,32 @@ def test_what_the_gpus_compiler_writes(
     assert (read.macs, read.hbm_bytes, read.kernels) == (macs, moved, {name: 1})
 
 
+KERNELS = """
+HloModule jit_step, is_scheduled=true
+
+ENTRY %main (q: bf16[2,3,10,64], k: bf16[2,3,20,64], mask: s8[1,1,1]) -> f32[3,10,64] {
+  %q = bf16[2,3,10,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,3,20,64]{3,2,1,0} parameter(1)
+  %mask = s8[1,1,1]{2,1,0} parameter(2)
+  %splash_mha_fwd_residuals.1 = f32[3,10,64]{2,1,0} custom-call(%mask, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256}"
+}}, metadata={op_name="jit(step)/attention"}
+  %splash_mha_dkv_no_residuals.1 = f32[3,10,64]{2,1,0} custom-call(%mask, %q, %k, %k), custom_call_target="tpu_custom_call"
+  %splash_mha_dq_no_residuals.1 = f32[3,10,64]{2,1,0} custom-call(%mask, %q, %k, %k), custom_call_target="tpu_custom_call"
+  ROOT %other.1 = f32[3,10,64]{2,1,0} custom-call(%mask), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
+
+def test_a_tpus_attention_has_no_cycles_but_products() -> None:
+    """Two forwards, four for keys and values, three for queries; the compiler's estimate has none of them."""
+    work = 9 * 2 * 3 * 10 * 20 * 64
+    read = hlo.read(KERNELS, flops=2 * work, hbm_bytes=1e9)
+    assert (read.macs, read.cycles, read.kernels) == (work, 0, {"tpu_custom_call": 4})
+    assert read.estimated == read.seconds == pytest.approx(1, rel=1e-3)
+    assert hlo.read(TPU, flops=1).estimated == 0
+
+
 def test_an_instruction_takes_the_longer_of_its_products_and_its_bytes() -> None:
     """Also products within a fusion, three times here; collectives are no part of it."""
     line = f'ROOT %out = bf16[8,32] custom-call(%x, %w), custom_call_target="__cublas$gemm", {PRODUCT}'
@@ -287,5 +313,5 @@ def test_groups_however_they_are_written(text: str, group: tuple[int, ...]) -> N
 
 
 def test_loops_without_a_word_on_their_length() -> None:
-    counted = Counter(times for _, times, _ in hlo._runs(*hlo._parse(TPU)))
+    counted = Counter(times for _, times, _ in program.runs(*program.parse(TPU)))
     assert counted == {1.0: 2, 2.0: 2}

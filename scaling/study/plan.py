@@ -5,17 +5,18 @@ here and may be XLA's own where it can try them out. The time of a step is a mod
 
 - products: multiply-adds at the chip's peak rate, which no program reaches;
 - cycles: the TPU compiler's own estimate for what runs on the chip, products at the rate that it expects of
-  them and main memory included. Custom kernels, collectives and stalls are not in it, nor is waiting for
-  the host. The GPU's makes none;
+  them and main memory included. Kernels of attention, collectives and stalls are not in it, nor is waiting
+  for the host. The GPU's makes none;
+- attention: those kernels of a TPU's, each the longer of its products and its bytes at peak rates;
 - memory: bytes read and written at the full rate of main memory;
-- kernels: one after the other, each the longer of its products and its bytes at those rates, collectives
-  left out;
+- kernels: all of a chip's, one after the other, each the longer of its products and its bytes at those
+  rates, collectives left out;
 - network: each collective's bytes over the links of the torus that its group spans, both ways where they
   close to a ring. Latencies are left out, and so is what travels between slices.
 
-A step is taken as (cycles, or else kernels) + network, one after the other; with all of the network hidden
-behind the chip it would be the longer of the two. MFU is the model's own operations
-(the loss's gradient without recomputation) over the peak of all chips in that time.
+A step is taken as (cycles + attention, or else kernels) + network, one after the other; with all of the
+network hidden behind the chip it would be the longer of the two. MFU is the model's own operations (the
+loss's gradient without recomputation) over the peak of all chips in that time.
 """
 
 import dataclasses
@@ -159,12 +160,14 @@ def terms(facts: Mapping[str, Any], chip: hardware.Chip) -> dict[str, float]:
         "memory": 1e3 * facts["hbm_bytes"] / chip.hbm_bytes,
         "kernels": 1e3 * facts["seconds"],
         "cycles": 1e3 * facts["cycles"] / chip.clock if chip.clock else 0.0,
+        "attention": 1e3 * facts["estimated"],
     }
 
 
 def total(terms: Mapping[str, float]) -> float:
     """Milliseconds of a step, the network in series."""
-    return (terms["cycles"] or terms["kernels"]) + terms["network"]
+    chip = terms["cycles"] + terms["attention"] if terms["cycles"] else terms["kernels"]
+    return chip + terms["network"]
 
 
 def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequence[int], what: str) -> None:
@@ -177,9 +180,8 @@ def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequ
     made.step_time_ms = total(made.milliseconds)
     if not made.milliseconds["cycles"]:
         made.notes.append("no cycles from this compiler: the step is what its kernels take at peak rates")
-    unseen = {name: times for name, times in facts["kernels"].items() if "tpu_custom_call" in name}
-    if unseen:
-        made.notes.append(f"{sum(unseen.values()):.0f} runs of kernels have products in no term")
+    if made.milliseconds["attention"]:
+        made.notes.append("no cycles for kernels of attention: they take what they would at peak rates")
     if what != "train":
         return
     flops = found["cost"]["train_flops_per_step"]

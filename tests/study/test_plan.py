@@ -93,7 +93,7 @@ class Fake(plan.Compiler):
             return found | {"fits": False}
         macs = (1 + (1 - saved) / 3) * 3e12 * batch / chips
         facts = dict(macs=macs, hbm_bytes=0.0, cycles=0.0, kernels={}, collectives=[])
-        facts["seconds"] = 2 * macs / V5E.flops
+        facts |= dict(seconds=2 * macs / V5E.flops, estimated=0.0)
         memory = dict(argument=2**30, temp=2**30)
         cost = {"train_flops_per_step": 6e12 * batch}
         return found | {"fits": True, "facts": facts, "memory": memory, "cost": cost}
@@ -107,6 +107,14 @@ def fake() -> Iterator[Fake]:
 
 def request(**options: Any) -> plan.Request:
     return plan.Request(TINY, "v5e:4x4", **options)
+
+
+def test_a_steps_terms() -> None:
+    """Kernels without cycles are added to the others' cycles; without any cycles, all kernels are counted."""
+    facts = dict(macs=197e9 / 2, hbm_bytes=0.0, seconds=5e-3, estimated=2e-3, cycles=3e-3 * V5E.clock)
+    terms = plan.terms(facts, V5E) | {"network": 0.25}
+    assert terms["products"] == pytest.approx(1) and plan.total(terms) == pytest.approx(3 + 2 + 0.25)
+    assert plan.total(plan.terms(facts | {"cycles": 0.0}, V5E) | {"network": 0.25}) == pytest.approx(5.25)
 
 
 def test_time_money_and_utilisation(fake: Fake) -> None:
