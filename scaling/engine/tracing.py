@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from scaling.engine import kernels
 from scaling.engine.sharding import ACTIVATIONS, path_of, spec
 from scaling.models import attention, placement, products
 
@@ -26,7 +27,7 @@ def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
     """`fn`, for `jax.jit`: traced where the models' logical names mean this mesh.
 
     Layers gather their weights from shards where the mesh has an fsdp axis; on CPUs, linear layers have
-    gradients of their own; on GPUs, attention is a fused kernel where there is one for it.
+    gradients of their own; on GPUs and TPUs, attention is a fused kernel where there is one for it.
     """
     device = mesh.devices.flat[0]
 
@@ -34,22 +35,16 @@ def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
     def traced(*args: Any) -> R:
         weights = placement.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
         rows = products.ROW_MAJOR.set(device.platform == "cpu")
-        cudnn = attention.CUDNN.set(_has_fused_attention(device))
+        fused = attention.FUSED.set(kernels.attention(device))
         try:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
                 return fn(*args)
         finally:
             placement.WEIGHTS.reset(weights)
             products.ROW_MAJOR.reset(rows)
-            attention.CUDNN.reset(cudnn)
+            attention.FUSED.reset(fused)
 
     return traced
-
-
-def _has_fused_attention(device: Any) -> bool:
-    """NVIDIA's from Ampere on."""
-    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
-    return device.platform == "gpu" and major.isdecimal() and int(major) >= 8
 
 
 # Gathering weights. Left to itself the compiler may move activations in place of weights, which are smaller.

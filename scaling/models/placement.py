@@ -4,7 +4,7 @@ The engine says it by context (`flax.linen.logical_axis_rules`, the abstract mes
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,20 +15,26 @@ from jax.sharding import PartitionSpec
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Names the axes of an activation for the sharding rules in force; without rules, nothing.
+    """Names the axes of an activation for the sharding rules in force; without rules, nothing."""
+    there = jax.sharding.get_abstract_mesh().shape
+    return jax.lax.with_sharding_constraint(x, spec(x.shape, *names)) if there else x
+
+
+def spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:
+    """Where the rules cut an activation of this shape whose axes have these names.
 
     A rule's mesh axes cut the first axis of that name which they divide; others stay whole (3 heads over 2).
     """
     sizes = jax.sharding.get_abstract_mesh().shape
-    cut: list[Any] = [None] * x.ndim
+    cut: list[Any] = [None] * len(shape)
     for name, axes in nn.get_logical_axis_rules():
         axes = (axes,) if isinstance(axes, str) else axes or ()
         ways = math.prod(sizes[axis] for axis in axes)
         taken = {axis for each in cut for axis in each or ()}
         for i in (i for i, given in enumerate(names) if given == name):
-            if axes and not taken & set(axes) and x.shape[i] % ways == 0:
+            if axes and not taken & set(axes) and shape[i] % ways == 0:
                 cut[i], taken = axes, taken | set(axes)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*cut)) if sizes else x
+    return PartitionSpec(*cut)
 
 
 # What is done with the weights of a layer before it uses them, `f(weights, depth, dtype)`: gathered, where

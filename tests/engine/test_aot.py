@@ -41,6 +41,19 @@ def test_a_step_on_every_kind_of_chip(compiler: plan.Compiler, topology: str, ch
     assert 0 < made.milliseconds["cycles"] <= made.step_time_ms and 0 < (made.mfu or 0) < 1
 
 
+def test_attention_of_many_tokens_is_a_kernel(compiler: plan.Compiler) -> None:
+    """Forwards and, in two, backwards, once a layer each: `dots` keeps what the kernel gave."""
+    overrides = ["model.remat='dots'", "model.depth=2"]
+    asked = plan.Request(str(ROOT / "configs/dit.py:S/2"), "v5e:2x4", overrides, batch=8, side=64)
+    asked = planning.with_mesh(asked, planning.mesh_of("fsdp=4,tensor=2"))
+    found = compiler.ask(vars(asked))
+    assert found["facts"]["kernels"]["tpu_custom_call"] == 2 * 3
+    made = planning.one(compiler, asked)
+    assert made.milliseconds["attention"] > 0 and any("attention" in note for note in made.notes)
+    few = compiler.ask(vars(dataclasses.replace(asked, side=62)))
+    assert "tpu_custom_call" not in few["facts"]["kernels"]
+
+
 def test_axes_of_a_mesh_are_told_apart(compiler: plan.Compiler) -> None:
     made = planning.one(compiler, request(mesh="data=2,fsdp=2,tensor=2", batch=64))
     assert made.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
