@@ -178,6 +178,8 @@ def test_there_and_back(tasks: Any, tmp_path: Path) -> None:
     save_file(again, tmp_path / "model.safetensors", metadata={"format": "pt"})
     opened, report = type(reference).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
+    for parameter in opened.parameters():  # where a file's bytes lie decides how a processor sums
+        parameter.data = parameter.data.clone()
     with torch.no_grad():
         torch.manual_seed(0)
         expected = reference(**theirs(inputs, torch.float32))[0]
