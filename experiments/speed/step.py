@@ -96,6 +96,14 @@ def compare(name: str, args: argparse.Namespace, allocator: str | None) -> list[
     ]
 
 
+def processor() -> str:
+    """Its name, where the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=ON_A_CPU, choices=CASES)
@@ -108,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     allocator = ctypes.util.find_library("tcmalloc_minimal")
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "torch"))
-    print(f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {packages}, ", end="")
+    print(f"{datetime.date.today()}, {processor()}, {packages}, ", end="")
     print(
         f"{args.dtype}, batch {args.batch}, {args.threads or 'all'} threads, {allocator or 'no tcmalloc'}\n"
     )

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.engine import kernels
 from scaling.engine.sharding import ACTIVATIONS, path_of, spec
-from scaling.models import attention, placement, products
+from scaling.models import attention, convolutions, placement, products
 
 R = TypeVar("R")
 
@@ -27,22 +28,22 @@ def on(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
     """`fn`, for `jax.jit`: traced where the models' logical names mean this mesh.
 
     Layers gather their weights from shards where the mesh has an fsdp axis; on CPUs, linear layers have
-    gradients of their own; on GPUs and TPUs, attention is a fused kernel where there is one for it.
+    gradients of their own and convolutional blocks no loop; on GPUs and TPUs, attention is a fused kernel
+    where there is one for it.
     """
     device = mesh.devices.flat[0]
 
+    def told(*args: Any) -> R:
+        placement.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
+        products.ROW_MAJOR.set(device.platform == "cpu")
+        convolutions.UNROLLED.set(device.platform == "cpu")
+        attention.FUSED.set(kernels.attention(device))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
+            return fn(*args)
+
     @functools.wraps(fn)
     def traced(*args: Any) -> R:
-        weights = placement.WEIGHTS.set(functools.partial(_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
-        rows = products.ROW_MAJOR.set(device.platform == "cpu")
-        fused = attention.FUSED.set(kernels.attention(device))
-        try:
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
-                return fn(*args)
-        finally:
-            placement.WEIGHTS.reset(weights)
-            products.ROW_MAJOR.reset(rows)
-            attention.FUSED.reset(fused)
+        return copy_context().run(told, *args)  # which forgets what was set
 
     return traced
 

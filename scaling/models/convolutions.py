@@ -5,6 +5,7 @@ float32.
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,12 @@ from scaling.models.placement import layer
 
 lecun = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()
+
+
+# Whether blocks are unrolled whatever their model says. XLA's CPU compiler brings convolutions into the form
+# that its fast code knows outside of loops alone: ResNet-50's step took 13 times as long in them. Set by who
+# compiles, as `products.ROW_MAJOR` is.
+UNROLLED: ContextVar[bool] = ContextVar("UNROLLED", default=False)
 
 
 def _is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -126,17 +133,18 @@ class Stage(nn.Module):
             return block(x, train), None  # type: ignore[operator]
 
         policy, first = POLICIES.get(self.remat), self.block(stride=self.stride, name="first")
+        unroll = self.unroll or UNROLLED.get()
         again = step if policy is None else nn.remat(step, policy=policy)
         x, _ = again(first, x)  # [B, H / stride, W / stride, F]
         if self.depth == 1:
             return x
         block = self.block(name="blocks")
         loop = nn.scan(
-            layer(step, block, self.depth - 1, policy, self.unroll),
+            layer(step, block, self.depth - 1, policy, unroll),
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
             check_constancy_invariants=False,  # nothing here could vary; checking it costs another trace
             length=self.depth - 1,
-            unroll=self.depth - 1 if self.unroll else 1,
+            unroll=self.depth - 1 if unroll else 1,
         )
         return loop(block, x)[0]  # [B, H / stride, W / stride, F]

@@ -18,6 +18,8 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 from scaling import flops
 from scaling.convert import rules
 from scaling.convert.huggingface import resnet as huggingface_resnet
+from scaling.engine import sharding, tracing
+from scaling.engine.config import Mesh
 from scaling.errors import UserError
 from scaling.models import resnet
 from scaling.models.convolutions import Stage
@@ -232,6 +234,15 @@ def test_every_form_of_the_depth_gives_the_same(form: dict[str, Any], scanned: A
     assert variables["batch_stats"]["blocks"]["norm1"]["var"].shape == (3, 6)
     for ours, theirs in zip(gradients(stage(**form), variables, x), expected, strict=True):
         assert largest_error(ours, theirs) < 1e-5
+
+
+def test_on_cpus_there_is_no_loop() -> None:
+    x = jnp.zeros((8, 7, 6, 5))
+    variables = random_variables(stage(), x, train=True)
+    forward = functools.partial(stage().apply, train=False)
+    on_cpu = tracing.on(sharding.make_mesh(Mesh(), jax.devices()[:1]), forward)
+    loops = [jax.jit(f).lower(variables, x).as_text().count("while") for f in (forward, on_cpu, forward)]
+    assert loops[0] and not loops[1] and loops[2]
 
 
 def test_remat_recomputes_the_blocks_and_dots_no_convolution() -> None:
