@@ -202,15 +202,20 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
-    from scaling.engine import measure
+    import jax
 
+    from scaling.engine import measure, processes
+
+    processes.join()
     values = measure.evaluate(options.folder)
-    print(json.dumps(values) if options.json else "\n".join(f"{k} {v:.6g}" for k, v in values.items()))
+    if jax.process_index() == 0:
+        print(json.dumps(values) if options.json else "\n".join(f"{k} {v:.6g}" for k, v in values.items()))
 
 
 def _sample(options: argparse.Namespace, overrides: list[str]) -> None:
-    from scaling.engine import measure
+    from scaling.engine import measure, processes
 
+    processes.join()
     chosen = {k: v for k in ("seed", "steps", "guidance") if (v := getattr(options, k)) is not None}
     measure.sample(options.folder, options.out, options.npz, options.samples, options.batch_size, chosen)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -19,7 +20,10 @@ from scaling.typed import typed
 
 
 def evaluate(folder: Path) -> dict[str, float]:
-    """Every evaluator of the run's config, on its newest whole checkpoint; nothing is written but grids."""
+    """Every evaluator of the run's config, on its newest whole checkpoint; nothing is written but grids.
+
+    The values are the same on every process.
+    """
     trained = features.restore(folder)
     values: dict[str, float] = {}
     for name, evaluator in trained.built.config.evaluate.items():
@@ -33,7 +37,7 @@ def sample(
 ) -> None:
     """Writes a grid of images, and with `npz` the arrays `images` uint8 [N, H, W, C] and `labels` int32 [N].
 
-    `options` override fields of the config's sampling section.
+    `options` override fields of the config's sampling section. Of several processes the first writes.
     """
     if samples < 1:
         raise UserError(f"samples={samples}: must be at least 1")
@@ -43,8 +47,10 @@ def sample(
     given = {**dataclasses.asdict(built.config.sampling), **options}
     chosen: Sampling = typed(Sampling, given, "sampling")
     batches = evaluators.generate(built, trained.weights, chosen, samples, batch_size)
-    count = -(-samples // batch_size)
-    made = [np.asarray(b) for b in tqdm(batches, total=count, unit="batch", desc="sampling", disable=None)]
+    count, quiet = -(-samples // batch_size), jax.process_index() > 0 or None  # None asks the terminal
+    made = [np.asarray(b) for b in tqdm(batches, total=count, unit="batch", desc="sampling", disable=quiet)]
+    if jax.process_index() > 0:
+        return
     images = np.concatenate(made)[:samples]
     write_grid(out, images)
     if npz is not None:

@@ -4,6 +4,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+from scaling.errors import UserError
+
 LOST_SECONDS = 30  # without a sign of life a process counts as lost: jax ends the others, and says so
 SAID = f"several processes: {LOST_SECONDS} s after one is lost the others end, and the same command resumes"
 
@@ -13,16 +15,29 @@ def join() -> None:
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them, or jax finds them: the tasks of a
     SLURM step, the hosts of a TPU slice.
+
+    Raises: UserError for an address without a port, or a count or place that is none.
     """
-    named = "JAX_COORDINATOR_ADDRESS" in os.environ
-    if not (named or _slurm_tasks() > 1 or _on_tpu()):
+    count = mine = None
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        if not address.rpartition(":")[2].isdecimal():
+            raise UserError(f"JAX_COORDINATOR_ADDRESS={address!r}: must be HOST:PORT")
+        count = _number("JAX_NUM_PROCESSES", 1, "how many they are")
+        mine = _number("JAX_PROCESS_ID", 0, "which this one is, from 0")
+        if mine >= count:
+            raise UserError(f"JAX_PROCESS_ID={mine}: must be less than JAX_NUM_PROCESSES={count}")
+    elif _slurm_tasks() == 1 and not _on_tpu():
         return
     import jax
 
-    count, mine = (
-        int(os.environ[name]) if named else None for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    )
     jax.distributed.initialize(num_processes=count, process_id=mine, heartbeat_timeout_seconds=LOST_SECONDS)
+
+
+def _number(name: str, least: int, words: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{name}={text!r}: must say {words}, as JAX_COORDINATOR_ADDRESS is given")
+    return int(text)
 
 
 def _slurm_tasks() -> int:

@@ -1,5 +1,6 @@
 """Real processes, joined by `jax.distributed` on this machine: the same run as in one."""
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from scaling.engine import adopt, build, config, encode
+from scaling.engine.processes import join
 from scaling.engine.runfolder import read_events
+from scaling.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 Tiny = dict[str, str]
@@ -29,10 +32,11 @@ def as_slurm(count: int) -> list[dict[str, str]]:
 
 
 def begun(start: Callable[..., Any], words: list[str], processes: int, devices: int) -> list[Any]:
-    """The command in that many processes of so many devices each."""
+    """The command in that many processes of so many devices each; each has its place for "MINE"."""
     there = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(processes)}
     env = [{**there, "JAX_PROCESS_ID": str(i)} if processes > 1 else {} for i in range(processes)]
-    return [start(*words, devices=devices, env=e) for e in env]
+    of = [[word.replace("MINE", str(i)) for word in words] for i in range(processes)]
+    return [start(*mine, devices=devices, env=e) for mine, e in zip(of, env, strict=True)]
 
 
 def run(start: Callable[..., Any], words: list[str], processes: int, devices: int) -> list[str]:
@@ -63,6 +67,10 @@ def test_two_processes_of_four_devices_are_one_process_of_one_device(
     said = run(start, [*two, "--config.train.duration=4 steps", "--config.mesh.fsdp=4"], 2, devices=4)
     assert "step 4/4" in said[0] and "step" not in said[1]  # who is first speaks, alone
     assert {e["step"] for e in read_events(tmp_path / "two")} == {1, 2, 3, 4}
+    shown = run(start, ["evaluate", f"--run={tmp_path / 'two'}", "--json"], 2, devices=4)
+    values = json.loads(shown[0].splitlines()[-1])
+    evaluated = {k: v for e in read_events(tmp_path / "two") for k, v in e["values"].items() if k in values}
+    assert len(evaluated) > 1 and values == pytest.approx(evaluated, rel=1e-4) and "{" not in shown[1]
     run(start, two, processes=1, devices=1)
     same_values(tmp_path / "one", tmp_path / "two")
 
@@ -114,23 +122,41 @@ def test_when_one_is_killed_the_other_ends_and_the_same_command_resumes(
 
 @pytest.mark.slow
 def test_two_processes_sample_what_one_does(tmp_path: Path, tiny: Tiny, start: Callable[..., Any]) -> None:
-    """With the weights cut over both."""
-    words = ["train", f"--config={tiny['dit']}", "--config.train.duration=4 steps", *WIDE]
-    run(
-        start,
-        [*words, "--config.mesh.fsdp=-1", "--config.mesh.data=1", f"--workdir={tmp_path}"],
-        2,
-        devices=4,
-    )
+    """With the weights cut over both, which neither could have alone."""
+    run_of, mesh = tmp_path / "run", ["--config.mesh.fsdp=8", "--config.mesh.data=1"]
+    words = ["train", f"--config={tiny['dit']}", "--config.train.duration=4 steps", *WIDE, *mesh]
+    run(start, [*words, f"--workdir={run_of}"], 2, devices=4)
     images = []
     for processes, devices in ((1, 8), (2, 4)):
-        out = tmp_path / f"{processes}.npz"
-        words = ["sample", f"--run={tmp_path}", f"--out={out.with_suffix('.png')}", f"--npz={out}"]
-        run(start, [*words, "--samples=24", "--batch-size=16", "--guidance=2"], processes, devices)
-        assert out.with_suffix(".png").stat().st_size > 500
-        images.append(np.load(out)["images"].astype(int))
+        words = ["sample", f"--run={run_of}", f"--out={tmp_path}/{processes}.MINE.png"]
+        words += [f"--npz={tmp_path}/{processes}.MINE.npz", "--samples=24", "--batch-size=16", "--guidance=2"]
+        run(start, words, processes, devices)
+        images.append(np.load(tmp_path / f"{processes}.0.npz")["images"].astype(int))
+    assert (tmp_path / "2.0.png").stat().st_size > 500 and not list(tmp_path.glob("2.1.*"))
     assert images[0].shape == (24, 8, 8, 1) and np.ptp(images[0]) > 50
     assert np.abs(images[0] - images[1]).max() <= 1  # of 255: sums in another order
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"ADDRESS": "here"}, r"^JAX_COORDINATOR_ADDRESS='here': must be HOST:PORT$"),
+        ({"ADDRESS": "here:1"}, r"^JAX_NUM_PROCESSES='': must say how many"),
+        ({"ADDRESS": "here:1", "NUM": "two"}, r"^JAX_NUM_PROCESSES='two': "),
+        ({"ADDRESS": "here:1", "NUM": "2"}, r"^JAX_PROCESS_ID='': must say which"),
+        ({"ADDRESS": "here:1", "NUM": "2", "ID": "2"}, r"^JAX_PROCESS_ID=2: must be less than"),
+    ],
+)
+def test_processes_that_are_named_badly(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], said: str
+) -> None:
+    names = {"ADDRESS": "JAX_COORDINATOR_ADDRESS", "NUM": "JAX_NUM_PROCESSES", "ID": "JAX_PROCESS_ID"}
+    for short, name in names.items():
+        monkeypatch.delenv(name, raising=False)
+        if short in given:
+            monkeypatch.setenv(name, given[short])
+    with pytest.raises(UserError, match=said):
+        join()
 
 
 @pytest.mark.slow
