@@ -272,12 +272,16 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
         options.config, options.topology, overrides, options.what, options.global_batch,
         options.examples, options.side,
     )  # fmt: skip
-    if options.mesh:
+    if options.price is not None and not options.price >= 0:
+        raise UserError(f"price={options.price}: must be at least 0")
+    if options.study and options.search:
+        raise UserError("search: is of one run; give --config in place of --study")
+    if options.mesh is not None:
         request = planning.with_mesh(request, planning.mesh_of(options.mesh))
     with plan.Compiler(options.topology) as compiler:
         if options.study:
             rows = planning.study(compiler, options.study, request)
-            said = [planning.table(rows, options.price), planning.total(rows, options.price)]
+            said = [planning.table(rows, options.price), planning.summed(rows, options.price)]
         elif options.search:
             rows = [(planning.described(made), made) for made in planning.search(compiler, request)]
             said = [planning.table(rows, options.price)]

@@ -3,6 +3,8 @@
 A share of these peaks is what "MFU" and a plan's step time mean. What a chip reaches is less.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaling.errors import UserError
@@ -21,7 +23,8 @@ class Chip:
     link_bytes: float  # over one link, in one direction
     links: int  # of a chip: two for each dimension of the torus; on GPUs those to the switch are one
     clock: float = 0.0  # cycles a second, for the compiler's cycle counts; 0 where it gives none
-    wrap: int = 0  # a dimension of the torus that is a multiple of this is a ring, others are lines
+    wrap: int = 0  # see `rings`
+    most: int = 0  # chips of a slice
     source: str = ""
 
     @property
@@ -29,13 +32,21 @@ class Chip:
         """Joined by a switch, as GPUs are, and not in a torus."""
         return self.links == 1
 
+    def rings(self, torus: Sequence[int]) -> list[bool]:
+        """Which dimensions of a slice close to a ring; others are lines.
+
+        Of v4 and v5p all do where all are multiples of 4 (`wrap`), of v5e and v6e those of 16.
+        """
+        closed = [self.wrap > 0 and side % self.wrap == 0 for side in torus]
+        return closed if self.links < 6 else [all(closed)] * len(closed)
+
 
 # By the name that a topology begins with. Clocks are those at which the matrix units give `flops`.
 TPUS: dict[str, Chip] = {
-    "v4": Chip("TPU v4", 275e12, 31.75, 1228e9, 50e9, 6, 1.05e9, 4, f"{TPU_DOCS}/v4"),
-    "v5e": Chip("TPU v5 lite", 197e12, 15.75, 819e9, 50e9, 4, 1.503e9, 16, f"{TPU_DOCS}/v5e"),
-    "v5p": Chip("TPU v5", 459e12, 95.74, 2765e9, 100e9, 6, 1.75e9, 4, f"{TPU_DOCS}/v5p"),
-    "v6e": Chip("TPU v6 lite", 918e12, 31.25, 1640e9, 100e9, 4, 1.75e9, 16, f"{TPU_DOCS}/v6e"),
+    "v4": Chip("TPU v4", 275e12, 31.75, 1228e9, 50e9, 6, 1.05e9, 4, 4096, f"{TPU_DOCS}/v4"),
+    "v5e": Chip("TPU v5 lite", 197e12, 15.75, 819e9, 50e9, 4, 1.503e9, 16, 256, f"{TPU_DOCS}/v5e"),
+    "v5p": Chip("TPU v5", 459e12, 95.74, 2765e9, 100e9, 6, 1.75e9, 4, 6144, f"{TPU_DOCS}/v5p"),
+    "v6e": Chip("TPU v6 lite", 918e12, 31.25, 1640e9, 100e9, 4, 1.75e9, 16, 256, f"{TPU_DOCS}/v6e"),
 }
 # Sources are the datasheets.
 GPUS: dict[str, Chip] = {
@@ -45,6 +56,7 @@ GPUS: dict[str, Chip] = {
     "b200": Chip("NVIDIA B200", 2250e12, 178.3, 7700e9, 900e9, 1, source="nvidia.com, HGX B200"),
 }
 NODE = 8  # GPUs that a switch joins
+FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # the slices of v5e and v6e
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*TPUS.values(), *GPUS.values())}
 
 
@@ -67,4 +79,15 @@ def slice_of(topology: str) -> tuple[Chip, tuple[int, ...]]:
         raise UserError(f"topology={topology!r}: {kind} has {dimensions} {said}, not {len(shape)}")
     if kind in GPUS and int(shape[0]) > NODE:
         raise UserError(f"topology={topology!r}: one node, of at most {NODE}; what joins nodes is not known")
-    return chip, tuple(map(int, shape))
+    torus = tuple(map(int, shape))
+    if dimensions == 2 and torus not in FLAT:
+        there = ", ".join("x".join(map(str, sides)) for sides in FLAT)
+        raise UserError(f"topology={topology!r}: {kind} has slices of {there}")
+    if dimensions == 3 and not (
+        all(n in (1, 2) or n % 4 == 0 for n in torus) and 4 <= math.prod(torus) <= chip.most
+    ):
+        raise UserError(
+            f"topology={topology!r}: {kind} has slices of 4 to {chip.most} chips, "
+            "with sides of 1, 2 or a multiple of 4"
+        )
+    return chip, torus

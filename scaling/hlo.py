@@ -44,7 +44,7 @@ class Facts:
     hbm_bytes: float = 0.0  # read and written by what is not fused into something else
     cycles: float = 0.0  # the compiler's estimate; 0 where it makes none
     seconds: float = 0.0  # one instruction after the other, at the rates of `read`, without collectives
-    estimated: float = 0.0  # of `seconds`, those of a TPU's kernels, which are not in `cycles`
+    attention: float = 0.0  # of `seconds`, those of a TPU's kernels of attention, which `cycles` leave out
     kernels: dict[str, float] = field(default_factory=dict)  # custom calls: how often
     collectives: list[Collective] = field(default_factory=list)
 
@@ -82,7 +82,7 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
                 facts.cycles += times * _cycles(i)
                 seconds = times * max(2 * work / flops, moved / hbm_bytes)
                 facts.seconds += seconds
-                facts.estimated += seconds if i.target == TPU_KERNEL else 0.0
+                facts.attention += seconds if i.target == TPU_KERNEL else 0.0
     facts.collectives += [found for channel, found in hidden if channel not in begun]
     return facts
 

@@ -10,7 +10,7 @@ import pytest
 from scaling import cli
 
 ROOT = Path(__file__).parents[1]
-VERBS = ["train", "evaluate", "sample", "encode", "sweep", "report", "models", "import", "export"]
+VERBS = ["train", "evaluate", "sample", "encode", "sweep", "report", "models", "import", "export", "plan"]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

@@ -277,8 +277,8 @@ def test_a_tpus_attention_has_no_cycles_but_products() -> None:
     work = 9 * 2 * 3 * 10 * 20 * 64
     read = hlo.read(KERNELS, flops=2 * work, hbm_bytes=1e9)
     assert (read.macs, read.cycles, read.kernels) == (work, 0, {"tpu_custom_call": 4})
-    assert read.estimated == read.seconds == pytest.approx(1, rel=1e-3)
-    assert hlo.read(TPU, flops=1).estimated == 0
+    assert read.attention == read.seconds == pytest.approx(1, rel=1e-3)
+    assert hlo.read(TPU, flops=1).attention == 0
 
 
 def test_an_instruction_takes_the_longer_of_its_products_and_its_bytes() -> None:

@@ -24,8 +24,8 @@ from scaling.objectives.base import Extras
 from scaling.sampling import make_sampler
 
 # "Used 23.05G of 15.75G hbm", or "HLO temporaries (65.02G) exceeds available HBM (15.75G)"
-FULL = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMG])\)?(?: of| exceeds)")
-GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0}
+FULL = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGTP])\)?(?: of| exceeds)")
+GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10, "P": 2.0**20}
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,11 +37,13 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         cfg = config.load(request["config"], request["overrides"])
         info, known = _info(cfg, request["examples"], request["side"])
         built = build.build(cfg, _devices(request["topology"]), info)
-        program, arguments = PROGRAMS[request["what"]](built, request["batch"] or cfg.data.batch_size)
+        batch = request["batch"] or cfg.data.batch_size
+        program, arguments = PROGRAMS[request["what"]](built, batch)
         cost = {"cost": build.cost(built)} if request["what"] == "train" else {}
     except UserError as e:
         return {"error": str(e)}
     found: dict[str, Any] = {
+        "batch": batch,
         "mesh": dict(built.mesh.shape),
         "coords": [[d.id] if d.platform == "gpu" else list(d.coords) for d in built.mesh.devices.flat],
         "uncut": sharding.uncut(state.abstract(built).params, built.mesh),
@@ -68,7 +70,9 @@ def _devices(topology: str) -> list[Any]:
     """The chips of a topology, in no order that matters."""
     kind, _, sizes = topology.partition(":")
     # The two cores of a v4 chip are one device, as they are where it is rented.
-    options = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    if sizes == "1x1":  # a part of a host, which has four chips otherwise
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         if kind in hardware.GPUS:
             return gpus.devices(kind, int(sizes))
@@ -81,22 +85,30 @@ def _devices(topology: str) -> list[Any]:
 def _info(cfg: config.Config, examples: int | None, side: int | None) -> tuple[data.Info, bool]:
     """What the data are like: read where they are at hand, and otherwise what the model is made for.
 
-    `side` is that of the model's input, `examples` are an epoch's, where they are not those. And whether the
-    steps of the run are known: not where its epochs are of data that are not here.
+    Then `side` is that of the model's input, and `examples` are an epoch's. And whether the steps of the run
+    are known: not where its epochs are of data that are not here.
+
+    Raises: UserError for either where the data are at hand.
     """
-    known = True
     try:
         info = data.info(cfg.data)
     except UserError:
-        info = build.made_for(cfg)
-        text = info.text and dataclasses.replace(info.text, mask=0)
-        info = dataclasses.replace(info, text=text)  # an epoch is a step, for want of better
-        known = False
-        if side is not None:
-            shape = (*info.image_shape[:-3], side, side, info.image_shape[-1])
-            info = dataclasses.replace(info, image_shape=shape)
-    known = known or examples is not None or "epoch" not in cfg.train.duration
-    return dataclasses.replace(info, train_examples=examples or info.train_examples), known
+        return _imagined(cfg, examples, side)
+    for name, value in (("examples", examples), ("side", side)):
+        if value is not None:
+            there = f"{info.train_examples} examples of {'x'.join(map(str, info.image_shape))}"
+            raise UserError(f"{name}={value}: the data are at hand, {there}; leave it out")
+    return info, True
+
+
+def _imagined(cfg: config.Config, examples: int | None, side: int | None) -> tuple[data.Info, bool]:
+    info = build.made_for(cfg)
+    text = info.text and dataclasses.replace(info.text, mask=0)
+    *frames, height, width, channels = info.image_shape
+    shape = (*frames, side or height, side or width, channels)
+    epoch = examples or info.train_examples  # an epoch is a step, for want of better
+    info = dataclasses.replace(info, text=text, image_shape=shape, train_examples=epoch)
+    return info, examples is not None or "epoch" not in cfg.train.duration
 
 
 # What is compiled: a jitted function, and its arguments as shapes with their places.

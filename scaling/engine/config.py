@@ -55,6 +55,13 @@ class Mesh:
         found = {axis: devices // named if size == -1 else size for axis, size in sizes.items()}
         return found if math.prod(found.values()) == devices else None
 
+    def elsewhere(self, devices: int) -> "Mesh":
+        """Of a run that is read back on so many devices: this mesh where it fits, else one that cuts weights
+        over all of them if this one cuts them.
+        """
+        cuts = self.fsdp != 1 or self.tensor != 1
+        return self if self.over(devices) else Mesh(1, -1) if cuts else Mesh()
+
 
 AXES = tuple(field.name for field in dataclasses.fields(Mesh))
 

@@ -1,5 +1,6 @@
 """Finished runs as tools: a classifier that the package trained, as the feature space of a distance."""
 
+import dataclasses
 import io
 import zlib
 from collections.abc import Iterator, Mapping
@@ -31,13 +32,17 @@ class Trained:
 
 
 def restore(folder: Path | str) -> Trained:
-    """The newest whole checkpoint of a run folder; raises UserError if there is none."""
+    """The newest whole checkpoint of a run folder, on the devices of this machine, however many it was
+    trained on; raises UserError if there is none.
+    """
     described = read_json(Path(folder) / "config.json")
     if described is None:
         raise UserError(
             f"run={folder}: no config.json there; give the folder of a run made by `scaling train`"
         )
-    built = build.build(config.from_dict(described["config"]), info=_info(described))
+    cfg = config.from_dict(described["config"])
+    cfg = dataclasses.replace(cfg, mesh=cfg.mesh.elsewhere(jax.device_count()))
+    built = build.build(cfg, info=_info(described))
     with Checkpoints(Path(folder) / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(state.abstract(built))
     if restored is None:

@@ -39,7 +39,10 @@ from scaling.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """What to plan: one program of a run, on one slice."""
+    """What to plan: one program of a run, on one slice.
+
+    Raises: UserError for a number below 1.
+    """
 
     config: str
     topology: str
@@ -48,6 +51,12 @@ class Request:
     batch: int | None = None  # global; None is the config's
     examples: int | None = None  # of an epoch, where the data are not here
     side: int | None = None  # of the model's input, likewise; None is what the variant is made for
+
+    def __post_init__(self) -> None:
+        given = {"global-batch": self.batch, "examples": self.examples, "side": self.side}
+        for name, value in given.items():
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
 
 
 @dataclass
@@ -60,6 +69,7 @@ class Plan:
     fits: bool
     hbm_gib_needed: float
     hbm_gib_available: float
+    what: str = "train"
     remat: str = "none"
     batch: int = 0
     hbm_gib: dict[str, float] = field(default_factory=dict)  # arguments, temporaries
@@ -67,7 +77,8 @@ class Plan:
     hbm_gib_moved: float = 0.0
     collectives: list[dict[str, Any]] = field(default_factory=list)
     milliseconds: dict[str, float] = field(default_factory=dict)  # the terms of the model
-    step_time_ms: float = 0.0
+    step_time_ms: float = 0.0  # of one call: a training step, a batch evaluated, or a batch sampled
+    examples_per_second: float | None = None  # of the whole slice
     mfu: float | None = None
     work_ratio: float | None = None  # products done over those of the model: more than 1 is recomputed
     steps: int | None = None
@@ -142,7 +153,7 @@ def plan(compiler: Compiler, request: Request) -> Plan:
     found = compiler.ask(dataclasses.asdict(request))
     made = Plan(
         request.topology, math.prod(torus), found["mesh"], False, found["needed_gib"], chip.hbm_gib,
-        steps=found["steps"],
+        what=request.what, batch=found["batch"], steps=found["steps"],
     )  # fmt: skip
     made.fits = found["fits"] and made.hbm_gib_needed <= chip.hbm_gib
     made.notes = list(found["uncut"])
@@ -160,7 +171,7 @@ def terms(facts: Mapping[str, Any], chip: hardware.Chip) -> dict[str, float]:
         "memory": 1e3 * facts["hbm_bytes"] / chip.hbm_bytes,
         "kernels": 1e3 * facts["seconds"],
         "cycles": 1e3 * facts["cycles"] / chip.clock if chip.clock else 0.0,
-        "attention": 1e3 * facts["estimated"],
+        "attention": 1e3 * facts["attention"],
     }
 
 
@@ -178,6 +189,7 @@ def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequ
     made.collectives = collectives(facts["collectives"], found["mesh"], found["coords"], chip, torus)
     made.milliseconds = terms(facts, chip) | {"network": sum(row["ms"] for row in made.collectives)}
     made.step_time_ms = total(made.milliseconds)
+    made.examples_per_second = 1e3 * made.batch / made.step_time_ms
     if not made.milliseconds["cycles"]:
         made.notes.append("no cycles from this compiler: the step is what its kernels take at peak rates")
     if made.milliseconds["attention"]:
@@ -239,13 +251,16 @@ def seconds(
     chips, rate = len(group), 0.0
     if chips <= 1 or not size:
         return 0.0
-    for d, length in enumerate(torus):
+    middle = 0.0  # seconds of an all-to-all: half of it crosses the middle of the longest dimension
+    for d, (length, closes) in enumerate(zip(torus, chip.rings(torus), strict=True)):
         spanned = len({tuple(coords[place])[d] for place in group})
-        ring = spanned == length and chip.wrap and length % chip.wrap == 0
-        rate += chip.link_bytes * ((2 if ring else 1) if spanned > 1 else 0)
+        if spanned > 1:
+            links = 2 if closes and spanned == length else 1
+            rate += chip.link_bytes * links
+            middle = max(middle, size * spanned / 4 / (chip.link_bytes * links))
     share = (chips - 1) / chips
     if kind == "collective-permute":
         return size / chip.link_bytes
     if kind == "all-to-all" and not chip.switched:
-        return size * chips / 4 / rate
+        return middle
     return size * share * (2 if kind == "all-reduce" else 1) / rate

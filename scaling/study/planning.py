@@ -25,13 +25,13 @@ def mesh_of(text: str) -> dict[str, int]:
 
     Raises: UserError for what is no such list.
     """
-    sizes = dict.fromkeys(AXES, 1)
+    sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in AXES or not size.isdecimal() or int(size) < 1:
+        if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
             raise UserError(f"mesh={text!r}: must be like data=2,fsdp=8,tensor=1 (axes {', '.join(AXES)})")
         sizes[axis] = int(size)
-    return sizes
+    return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
 def with_mesh(request: Request, mesh: Mapping[str, int], remat: str | None = None) -> Request:
@@ -46,15 +46,11 @@ def checked(request: Request) -> tuple[Request, config.Config]:
 
     Raises: UserError for a mesh that the slice has not, or that does not cut the batch.
     """
-    _, torus = hardware.slice_of(request.topology)
     if request.what == "train" and request.batch:
         overrides = [*request.overrides, f"data.batch_size={request.batch}"]
         request = dataclasses.replace(request, overrides=overrides)
-    cfg, chips = config.load(request.config, request.overrides), math.prod(torus)
-    sizes = cfg.mesh.over(chips)
-    if sizes is None:
-        shown = ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(cfg.mesh).items())
-        raise UserError(f"mesh {shown}: must multiply to the {chips} chips of {request.topology}")
+    cfg = config.load(request.config, request.overrides)
+    sizes = over_slice(cfg, request.topology)
     ways, batch = sizes["data"] * sizes["fsdp"], request.batch or cfg.data.batch_size
     if batch % ways:
         raise UserError(
@@ -63,11 +59,20 @@ def checked(request: Request) -> tuple[Request, config.Config]:
     return request, cfg
 
 
+def over_slice(cfg: config.Config, topology: str) -> dict[str, int]:
+    """The config's mesh on a slice; raises UserError where it does not multiply to the chips."""
+    chips = math.prod(hardware.slice_of(topology)[1])
+    sizes = cfg.mesh.over(chips)
+    if sizes is None:
+        shown = ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(cfg.mesh).items())
+        raise UserError(f"mesh {shown}: must multiply to the {chips} chips of {topology}")
+    return sizes
+
+
 def one(compiler: Compiler, request: Request) -> Plan:
     """The plan of a request; raises UserError for bad input, before anything long begins."""
     request, cfg = checked(request)
     made = plan(compiler, request)
-    made.batch = request.batch or cfg.data.batch_size
     made.remat = str(cfg.model.options.get("remat", "none"))
     return made
 
@@ -76,29 +81,30 @@ def one(compiler: Compiler, request: Request) -> Plan:
 
 
 def meshes(chips: int) -> Iterator[dict[str, int]]:
-    """Factorisations worth trying: from all fsdp to none, alone and with 2 or 4 chips to a tensor."""
-    for tensor in (1, *(t for t in (2, 4) if chips % t == 0 and t < chips)):
-        rest = chips // tensor
-        for fsdp in sorted({rest, math.gcd(rest, 32), math.gcd(rest, 8), 1}, reverse=True):
-            if tensor == 1 or fsdp == rest:
-                yield {"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor}
+    """Factorisations worth trying: fsdp from all chips to none, by halves from 32, or 2 or 4 to a tensor."""
+    for fsdp in sorted({chips, *(n for n in (32, 16, 8, 4, 2, 1) if chips % n == 0)}, reverse=True):
+        yield {"data": chips // fsdp, "fsdp": fsdp, "tensor": 1}
+    for tensor in (2, 4):
+        if chips % tensor == 0 and tensor < chips:
+            yield {"data": 1, "fsdp": chips // tensor, "tensor": tensor}
 
 
 def search(compiler: Compiler, request: Request) -> list[Plan]:
     """Plans that fit, the fastest per example first: over meshes, the batch and twice it, and remat.
 
-    Of each mesh and batch the policy that recomputes least and fits; if none does, what it lacks.
+    Of each mesh and batch the policy that recomputes least and fits; if none does, what it lacks. A mesh or
+    a policy among the overrides is the only one that is tried.
 
     Raises: UserError where nothing fits, with the smallest slice on which it would.
     """
-    _, torus = hardware.slice_of(request.topology)
-    batch = request.batch or config.load(request.config, request.overrides).data.batch_size
+    cfg = config.load(request.config, request.overrides)
+    batch, policies = request.batch or cfg.data.batch_size, _policies(request)
     tried: list[Plan] = []
-    choices = list(itertools.product(meshes(math.prod(torus)), (batch, 2 * batch)))
+    choices = list(itertools.product(_meshes(request), (batch, 2 * batch)))
     for mesh, size in tqdm(choices, desc="plans"):
         if size % (mesh["data"] * mesh["fsdp"]):
             continue
-        for remat in REMAT:
+        for remat in policies:
             asked = dataclasses.replace(with_mesh(request, mesh, remat), batch=size)
             tried.append(one(compiler, asked))
             if tried[-1].fits:
@@ -109,6 +115,18 @@ def search(compiler: Compiler, request: Request) -> list[Plan]:
     return fitting
 
 
+def _meshes(request: Request) -> list[dict[str, int]]:
+    """What a search tries: of the overrides', or all."""
+    if not any(each.startswith("mesh.") for each in request.overrides):
+        return list(meshes(math.prod(hardware.slice_of(request.topology)[1])))
+    return [over_slice(config.load(request.config, request.overrides), request.topology)]
+
+
+def _policies(request: Request) -> tuple[str | None, ...]:
+    """Of remat: None is the overrides'."""
+    return (None,) if any(each.startswith("model.remat=") for each in request.overrides) else REMAT
+
+
 def _too_large(compiler: Compiler, request: Request, tried: Sequence[Plan], batch: int) -> str:
     if not tried:
         return f"batch={batch}: no mesh of {request.topology} divides it; give another --global-batch"
@@ -116,22 +134,26 @@ def _too_large(compiler: Compiler, request: Request, tried: Sequence[Plan], batc
     lacks = best.hbm_gib_needed - best.hbm_gib_available
     said = f"topology={request.topology}: does not fit; at best {lacks:.1f} GiB a chip are lacking"
     for larger in larger_slices(request.topology):
-        chips = math.prod(hardware.slice_of(larger)[1])
-        mesh = {"data": 1, "fsdp": chips, "tensor": 1}
-        asked = with_mesh(request, mesh, "full")
-        asked = dataclasses.replace(asked, topology=larger, batch=batch)
-        if batch % chips == 0 and one(compiler, asked).fits:
-            return f"{said}; the smallest slice on which it fits is {larger}"
-    return f"{said}, and it fits on no larger slice with this batch"
+        for mesh in meshes(math.prod(hardware.slice_of(larger)[1])):
+            asked = dataclasses.replace(request, topology=larger, batch=batch)
+            asked = with_mesh(asked, mesh, _policies(request)[-1])
+            if batch % (mesh["data"] * mesh["fsdp"]) == 0 and one(compiler, asked).fits:
+                return f"{said}; the smallest slice on which it fits is {larger}"
+    return f"{said}, and it fits on no larger slice of up to 256 chips with this batch"
 
 
 def larger_slices(topology: str) -> Iterator[str]:
-    """The same chip's slices with twice the chips each, up to 256; of GPUs, a node."""
-    kind, shape = topology.partition(":")[0], list(hardware.slice_of(topology)[1])
-    most = hardware.NODE if kind in hardware.GPUS else 256
-    while 2 * math.prod(shape) <= most:
-        shape[shape.index(min(shape))] *= 2
-        yield f"{kind}:{'x'.join(map(str, sorted(shape)))}"
+    """The same chip's, each with about twice the chips, up to 256; of GPUs, up to a node."""
+    kind, (chip, torus) = topology.partition(":")[0], hardware.slice_of(topology)
+    if chip.switched:
+        yield from (f"{kind}:{count}" for count in (2, 4, hardware.NODE) if count > torus[0])
+    elif len(torus) == 2:
+        larger = (sides for sides in hardware.FLAT if math.prod(sides) > math.prod(torus))
+        yield from (f"{kind}:{width}x{height}" for width, height in larger)
+    while len(torus) == 3 and 2 * math.prod(torus) <= 256:
+        least, *rest = sorted(torus)
+        torus = tuple(sorted((2 * least, *rest)))
+        yield f"{kind}:{'x'.join(map(str, torus))}"
 
 
 # Studies
@@ -162,6 +184,11 @@ def study(compiler: Compiler, folder: Path, request: Request) -> list[tuple[str,
 
 # Words
 
+# What the step's time cannot know stands beside it.
+ESTIMATE = (
+    "a model's estimate, not measured; latencies, waits for the host and traffic between slices are not in it"
+)
+
 
 def as_json(rows: Sequence[tuple[str, Plan]]) -> list[dict[str, Any]]:
     """Plans by name."""
@@ -177,13 +204,17 @@ def described(made: Plan) -> str:
 def text(made: Plan, price: float | None) -> str:
     """A plan as lines to read."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in made.mesh.items())
-    lines = [f"{made.topology}: {made.chips} chips, {mesh}, batch {made.batch}, remat {made.remat}"]
+    lines = [
+        f"{made.topology}: {made.chips} chip{'s' * (made.chips > 1)}, {mesh}, batch {made.batch}, remat {made.remat}"
+    ]
     room = f"{made.hbm_gib_needed:.2f} of {made.hbm_gib_available} GiB a chip"
     if not made.fits:
         lacks = made.hbm_gib_needed - made.hbm_gib_available
-        return "\n".join([*lines, f"memory    {room}: does not fit, {lacks:.2f} GiB are lacking"])
+        lines.append(f"memory    {room}: does not fit, {lacks:.2f} GiB are lacking")
+        hint = "--search tries meshes, and says on which slice it fits"
+        return "\n".join([*lines, f"note      {hint}"])
     parts = ", ".join(f"{name} {size:.2f}" for name, size in made.hbm_gib.items())
-    lines.append(f"memory    {room} ({parts})")
+    lines.append(f"memory    {room} ({parts}), {made.hbm_gib_moved:,.1f} GiB read and written")
     ratio = "" if made.work_ratio is None else f", {made.work_ratio:.2f} times the model's own"
     lines.append(f"products  {made.tera_macs:.3f} tera multiply-adds a chip and step{ratio}")
     for row in made.collectives:
@@ -194,7 +225,13 @@ def text(made: Plan, price: float | None) -> str:
     terms = ", ".join(f"{name} {ms:.2f}" for name, ms in made.milliseconds.items())
     lines.append(f"time, ms  {terms}")
     mfu = "" if made.mfu is None else f", MFU {made.mfu:.2f}"
-    lines.append(f"step      {made.step_time_ms:.2f} ms (a model's estimate, not measured){mfu}")
+    lines.append(
+        f"step      {made.step_time_ms:.2f} ms, {made.examples_per_second:,.1f} examples a second{mfu}"
+    )
+    lines.append(f"          {ESTIMATE}")
+    if made.what != "train" and price is not None:
+        million = price * made.chips * 1e6 / (3600 * (made.examples_per_second or math.nan))
+        lines.append(f"cost      {million:,.2f} a million examples at {price} a chip-hour")
     if made.chip_hours is not None:
         cost = "" if price is None else f", {price * made.chip_hours:,.0f} at {price} a chip-hour"
         lines.append(
@@ -217,12 +254,13 @@ def table(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:
     return "\n".join([*lines, *dict.fromkeys(f"note: {note}" for _, made in rows for note in made.notes)])
 
 
-def total(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:
-    """What all runs of a study take."""
-    known = [made for _, made in rows if made.chip_hours is not None]
+def summed(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:
+    """What all runs of a study take that fit."""
+    known = [made for _, made in rows if made.fits and made.chip_hours is not None]
     chip_hours, hours = (sum(getattr(made, k) for made in known) for k in ("chip_hours", "hours"))
     cost = "" if price is None else f", {price * chip_hours:,.0f} at {price} a chip-hour"
     return (
         f"{len(known)} of {len(rows)} runs: {chip_hours:,.1f} chip-hours{cost};\n"
-        f"one after the other on this slice {hours / 24:,.2f} days (a model's estimate)"
+        f"one after the other on this slice {hours / 24:,.2f} days, training alone;\n"
+        f"{ESTIMATE}"
     )

@@ -158,3 +158,14 @@ def test_slices_are_apart_along_data_alone() -> None:
         assert {len(set(column)) for column in slices[:, 0, :1].T} == {2}
     with pytest.raises(UserError, match=r"mesh\.data=1: must be a multiple of the 2 slices"):
         sharding.arranged((1, 8, 1), chips)
+
+
+def test_a_mesh_elsewhere() -> None:
+    """A run is read back on any number of devices: in shards where it was trained in shards."""
+    for mesh, devices, expected in (
+        (config.Mesh(2, 4), 8, (2, 4, 1)),
+        (config.Mesh(2, 4), 1, (1, 1, 1)),
+        (config.Mesh(2, 1, 4), 6, (1, 6, 1)),
+        (config.Mesh(8), 3, (3, 1, 1)),
+    ):
+        assert mesh.elsewhere(devices).over(devices) == dict(zip(sharding.AXES, expected, strict=True))

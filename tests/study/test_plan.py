@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from scaling import cli, hardware
+from scaling.engine import aot
 from scaling.errors import UserError
 from scaling.study import plan, planning
 
@@ -30,7 +31,24 @@ def test_the_table_of_chips() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["v9:4x4", "v5e", "v5e:4", "v5p:4x4", "v5e:0x4", "v5e:axb", "", "h200", "h200:2x4", "h200:16"],
+    [
+        "v9:4x4",
+        "v5e",
+        "v5e:4",
+        "v5p:4x4",
+        "v5e:0x4",
+        "v5e:axb",
+        "",
+        "h200",
+        "h200:2x4",
+        "h200:16",
+        "v5e:3x7",
+        "v5e:4x2",
+        "v5e:64x64",
+        "v5p:2x2x3",
+        "v5p:1x1x1",
+        "v4:16x16x32",
+    ],
 )
 def test_a_topology_that_does_not_exist(name: str) -> None:
     with pytest.raises(UserError, match=r"^topology="):
@@ -48,9 +66,22 @@ def test_seconds_of_a_collective() -> None:
     assert plan.seconds("all-gather", 1e9, range(4), COORDS, V5E, (16, 16)) == near(1e9 * 3 / 4 / 50e9)
     assert plan.seconds("collective-permute", 1e9, (0, 1), COORDS, V5E, (16, 16)) == near(1e9 / 50e9)
     assert plan.seconds("all-gather", 1e9, (3,), COORDS, V5E, (16, 16)) == 0
+    # Half of what 256 chips hold crosses the middle of the torus, half of it each way, over two links a row.
+    assert plan.seconds("all-to-all", 1e9, whole, COORDS, V5E, (16, 16)) == near(256e9 / 4 / (32 * 50e9))
     node = ([[i] for i in range(8)], hardware.GPUS["h200"], (8,))  # each sends to a switch at 450 GB/s
     assert plan.seconds("all-gather", 1e9, range(8), *node) == near(1e9 * 7 / 8 / 450e9)
     assert plan.seconds("all-to-all", 1e9, range(8), *node) == near(1e9 * 7 / 8 / 450e9)
+
+
+def test_which_dimensions_are_rings() -> None:
+    """cloud.google.com/tpu/docs: of v4 and v5p cubes of 4 and more, of v5e and v6e a pod's side."""
+    v5p = hardware.TPUS["v5p"]
+    assert v5p.rings((4, 4, 8)) == [True] * 3 and v5p.rings((2, 2, 4)) == [False] * 3
+    assert V5E.rings((8, 16)) == [False, True] and V5E.rings((8, 8)) == [False] * 2
+    coords = [[x, y, z] for x in range(2) for y in range(2) for z in range(4)]
+    assert plan.seconds("all-gather", 1e9, range(16), coords, v5p, (2, 2, 4)) == pytest.approx(
+        1e9 * 15 / 16 / 300e9
+    )
 
 
 def test_collectives_are_summed_by_kind_and_axes() -> None:
@@ -88,12 +119,19 @@ class Fake(plan.Compiler):
         need = self.state_gib / mesh["fsdp"] + self.example_gib * saved * batch / (
             mesh["data"] * mesh["fsdp"]
         )
-        found = {"mesh": mesh, "coords": COORDS[:chips], "uncut": [], "steps": 1000, "needed_gib": need}
+        found = {
+            "mesh": mesh,
+            "coords": COORDS[:chips],
+            "uncut": [],
+            "batch": batch,
+            "steps": 1000,
+            "needed_gib": need,
+        }
         if need > V5E.hbm_gib:
             return found | {"fits": False}
         macs = (1 + (1 - saved) / 3) * 3e12 * batch / chips
         facts = dict(macs=macs, hbm_bytes=0.0, cycles=0.0, kernels={}, collectives=[])
-        facts |= dict(seconds=2 * macs / V5E.flops, estimated=0.0)
+        facts |= dict(seconds=2 * macs / V5E.flops, attention=0.0)
         memory = dict(argument=2**30, temp=2**30)
         cost = {"train_flops_per_step": 6e12 * batch}
         return found | {"fits": True, "facts": facts, "memory": memory, "cost": cost}
@@ -111,7 +149,7 @@ def request(**options: Any) -> plan.Request:
 
 def test_a_steps_terms() -> None:
     """Kernels without cycles are added to the others' cycles; without any cycles, all kernels are counted."""
-    facts = dict(macs=197e9 / 2, hbm_bytes=0.0, seconds=5e-3, estimated=2e-3, cycles=3e-3 * V5E.clock)
+    facts = dict(macs=197e9 / 2, hbm_bytes=0.0, seconds=5e-3, attention=2e-3, cycles=3e-3 * V5E.clock)
     terms = plan.terms(facts, V5E) | {"network": 0.25}
     assert terms["products"] == pytest.approx(1) and plan.total(terms) == pytest.approx(3 + 2 + 0.25)
     assert plan.total(plan.terms(facts | {"cycles": 0.0}, V5E) | {"network": 0.25}) == pytest.approx(5.25)
@@ -137,6 +175,28 @@ def test_a_search_ranks_what_fits_with_the_least_remat(fake: Fake) -> None:
     assert all(made.mesh["fsdp"] > 1 for made in found)  # 20 GiB of state fit on no chip
 
 
+def test_a_search_keeps_what_is_given(fake: Fake) -> None:
+    asked = request(batch=256, overrides=["mesh.fsdp=4", "model.remat=full"])
+    for made in planning.search(fake, asked):
+        assert made.mesh == {"data": 4, "fsdp": 4, "tensor": 1} and made.remat == "full"
+    with pytest.raises(UserError, match=r"^mesh data=-1, fsdp=3, tensor=1: must multiply to the 16 chips"):
+        planning.search(fake, request(batch=256, overrides=["mesh.fsdp=3"]))
+    free = {tuple(made.mesh.values()) for made in planning.search(fake, request(batch=256))}
+    assert free >= {(1, 16, 1), (2, 8, 1), (4, 4, 1), (1, 8, 2)}
+
+
+@pytest.mark.parametrize(
+    ("topology", "larger"),
+    [
+        ("v5e:4x8", ["v5e:8x8", "v5e:8x16", "v5e:16x16"]),
+        ("v5p:2x2x1", ["v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8", "v5p:4x8x8"]),
+        ("h200:3", ["h200:4", "h200:8"]),
+    ],
+)
+def test_larger_slices(topology: str, larger: list[str]) -> None:
+    assert list(planning.larger_slices(topology)) == larger
+
+
 def test_what_fits_on_no_mesh_says_by_how_much_and_where_it_would() -> None:
     with Fake(state_gib=400.0) as compiler, pytest.raises(UserError) as error:
         planning.search(compiler, request(batch=256))
@@ -153,7 +213,7 @@ def test_a_study_is_compiled_once_for_runs_that_do_the_same(fake: Fake) -> None:
     assert len(fake.asked) == len({name.split("_seed")[0] for name, _ in rows}) <= len(rows)
     assert all(name[:40] in planning.table(rows, None) for name, _ in rows)
     total = sum(made.chip_hours or 0 for _, made in rows)
-    assert f"{total:,.1f} chip-hours, {2 * total:,.0f} at 2.0 a chip-hour" in planning.total(rows, 2.0)
+    assert f"{total:,.1f} chip-hours, {2 * total:,.0f} at 2.0 a chip-hour" in planning.summed(rows, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +231,7 @@ def test_bad_input_ends_before_anything_is_compiled(fake: Fake, options: Any, sa
     with pytest.raises(UserError, match=said):
         planning.one(fake, dataclasses.replace(request(), **options))
     assert fake.asked == []
-    for text in ("data=2,model=3", "fsdp", "fsdp=0"):
+    for text in ("data=2,model=3", "fsdp", "fsdp=0", "", "fsdp=8,fsdp=4"):
         with pytest.raises(UserError, match=r"^mesh="):
             planning.mesh_of(text)
 
@@ -210,3 +270,56 @@ def test_without_the_compiler_the_extra_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=said):
         plan.Compiler(topology)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--global-batch=-8"], "global-batch=-8: must be at least 1"),
+        (["--global-batch=0", "--what=evaluate"], "global-batch=0: must be at least 1"),
+        (["--side=-4"], "side=-4: must be at least 1"),
+        (["--examples=0"], "examples=0: must be at least 1"),
+        (["--price=-3"], "price=-3.0: must be at least 0"),
+        (["--mesh="], "mesh='': must be like data=2"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    monkeypatch.setattr(plan, "Compiler", lambda topology: Fake())
+    assert cli.main(["plan", "--topology=v5e:4x4", f"--config={TINY}", *options]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    study = ["plan", "--topology=v5e:4x4", f"--study={ROOT / 'experiments/mnist_dit'}", "--search"]
+    assert cli.main(study) == 2 and capsys.readouterr().err.startswith("error: search: is of one run")
+
+
+def test_sampling_has_a_rate_and_a_price(fake: Fake) -> None:
+    asked = planning.with_mesh(request(batch=64), {"data": 1, "fsdp": 16, "tensor": 1})
+    made = dataclasses.replace(planning.one(fake, asked), what="sample", chip_hours=None)
+    assert made.examples_per_second == pytest.approx(64e3 / made.step_time_ms)
+    hours = 1e6 / made.examples_per_second / 3600 * 16
+    assert f"{2 * hours:,.2f} a million examples at 2.0 a chip-hour" in planning.text(made, 2.0)
+
+
+def test_a_study_sums_what_fits(fake: Fake) -> None:
+    made = planning.one(fake, planning.with_mesh(request(batch=64), {"data": 1, "fsdp": 16, "tensor": 1}))
+    rows = [("a", made), ("b", dataclasses.replace(made, fits=False))]
+    assert planning.summed(rows, None).startswith(f"1 of 2 runs: {made.chip_hours:,.1f} chip-hours;")
+
+
+def test_data_at_hand_are_taken_as_they_are() -> None:
+    for option in ("examples", "side"):
+        asked = dataclasses.asdict(request(**{option: 64}))
+        assert aot.answer(asked) == {
+            "error": f"{option}=64: the data are at hand, 1438 examples of 8x8x1; leave it out"
+        }
+
+
+def test_memory_that_no_chip_has() -> None:
+    """What the compiler says where a program is very large."""
+    for text, gib in (
+        ("Used 23.05G of 15.75G hbm", 23.05),
+        ("HLO temporaries (4.37T) exceeds available HBM (15.75G)", 4.37 * 1024),
+    ):
+        found = aot.FULL.search(text)
+        assert found is not None and float(found[1]) * aot.GIB[found[2]] == pytest.approx(gib)
