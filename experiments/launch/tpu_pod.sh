@@ -8,18 +8,32 @@
 set -euo pipefail
 name=$1 zone=$2 slice=$3
 shift 3
-tpus=(gcloud compute tpus)
+case $slice in
+  v4-*) runtime=tpu-ubuntu2204-base ;;
+  v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+  v5p-*) runtime=v2-alpha-tpuv5 ;;
+  v6e-*) runtime=v2-alpha-tpuv6e ;;
+  *) echo "error: $slice: must be v4-N, v5litepod-N, v5p-N or v6e-N" >&2 && exit 2 ;;
+esac
+queued() { gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"; }
+tpu() { gcloud compute tpus tpu-vm "$@" --zone="$zone" --worker=all; }
 
-"${tpus[@]}" queued-resources describe "$name" --zone="$zone" >/dev/null 2>&1 ||
-  "${tpus[@]}" queued-resources create "$name" --node-id="$name" --zone="$zone" --accelerator-type="$slice" \
-    --runtime-version=v2-alpha-tpuv5-lite
-until [ "$("${tpus[@]}" queued-resources describe "$name" --zone="$zone" --format='value(state.state)')" = ACTIVE ]; do
-  sleep 30
+until [ "${state:-}" = ACTIVE ]; do
+  state=$(queued describe --format='value(state.state)' 2>/dev/null || echo NONE)
+  case $state in
+    NONE) queued create --node-id="$name" --accelerator-type="$slice" --runtime-version="$runtime" ;;
+    SUSPENDED) queued delete --force --quiet ;; # taken back: asked for again
+    FAILED) queued describe >&2 && exit 1 ;;    # which says why
+    ACTIVE) ;;
+    *) sleep 30 ;;
+  esac
 done
 
 git ls-files -z | tar --null --create --gzip --file=/tmp/scaling.tar.gz --files-from=-
-"${tpus[@]}" tpu-vm scp /tmp/scaling.tar.gz "$name:scaling.tar.gz" --zone="$zone" --worker=all
-"${tpus[@]}" tpu-vm ssh "$name" --zone="$zone" --worker=all --command="
-  mkdir -p scaling && tar --extract --gzip --file=scaling.tar.gz --directory=scaling && cd scaling &&
-  { test -d .venv || { python3 -m venv .venv && .venv/bin/pip install --quiet -c constraints.txt '.[tpu]'; }; } &&
+tpu scp /tmp/scaling.tar.gz "$name:scaling.tar.gz"
+tpu ssh "$name" --command="
+  set -e; mkdir -p scaling; tar --extract --gzip --file=scaling.tar.gz --directory=scaling; cd scaling
+  python3 -m pip install --quiet --user uv # for a Python of 3.11 or later
+  test -d .venv || ~/.local/bin/uv venv --quiet --python=3.12
+  ~/.local/bin/uv pip install --quiet --constraints=constraints.txt --editable='.[tpu]'
   .venv/bin/scaling train $(printf '%q ' "$@")"

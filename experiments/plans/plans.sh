@@ -5,7 +5,7 @@
 set -uo pipefail
 plan() {
   .venv/bin/scaling plan --config="configs/$1" --topology="$2" --mesh="$3" --global-batch="$4" --json "${@:5}" |
-    python3 -c "import json, sys; print(json.dumps({'config': '$1'} | json.load(sys.stdin)))"
+    python3 -c "import json, sys; print(json.dumps({'config': '$1', 'options': '${*:5}'} | json.load(sys.stdin)))"
 }
 dots=--config.model.remat=dots unrolled=--config.model.unroll=True
 
@@ -18,6 +18,8 @@ plan dit.py:XL/2 v5p:2x2x4 fsdp=16 256 $dots
 plan dit.py:XL/2 v6e:4x4 fsdp=16 256 $dots
 plan dit.py:XL/2 v5e:16x16 data=8,fsdp=32 4096 $dots
 plan dit.py:XL/2 v5e:16x16 data=8,fsdp=32 4096 $dots $unrolled
+plan dit.py:XL/2 v5e:16x16 data=8,fsdp=32 8192 $dots $unrolled
+plan dit.py:XL/2 v5p:4x8x8 data=4,fsdp=64 8192 $dots $unrolled
 plan dit.py:XL/2 v5p:2x2x4 fsdp=16 256 $dots --side=64 # 512 pixels
 plan dit.py:S/2 v5e:4x4 fsdp=16 256 $dots --side=64
 plan vit.py:H/14 v5e:4x4 fsdp=16 512 $dots --examples=1281167

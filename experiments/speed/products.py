@@ -6,7 +6,7 @@ import jax
 import torch
 from timing import timed
 
-SIZE = {"cpu": 2048, "gpu": 8192}[jax.default_backend()]
+SIZE = 2048 if jax.default_backend() == "cpu" else 8192
 FLOPS = 2.0 * SIZE**3
 
 

@@ -49,10 +49,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], data.Info]] = {
 }
 
 
-def built_on(family: str, mesh: str) -> build.Built:
-    """One SGD step's worth of the family; "" is one device."""
+SGD = dict(name="sgd", learning_rate=1.0, b1=0.0)
+
+
+def built_on(family: str, mesh: str, update: dict[str, Any] = SGD) -> build.Built:
+    """One step's worth of the family; "" is one device."""
     source, sizes, made_up = FAMILIES[family]
-    update = dict(name="sgd", learning_rate=1.0, b1=0.0, schedule="constant", warmup="0 steps")
+    update = update | dict(schedule="constant", warmup="0 steps")
     chosen = {f"model.{key}": value for key, value in sizes.items()}
     chosen |= {f"optimizer.{key}": value for key, value in update.items()}
     chosen |= {"optimizer.weight_decay": 0.0, "optimizer.clip": None, "optimizer.ema": (0.5,)}
@@ -123,10 +126,11 @@ def test_any_mesh_gives_one_devices_numbers(family: str, mesh: str, single: dict
 @pytest.mark.parametrize("mesh", MESHES[1:])
 def test_no_device_ever_holds_a_whole_array(mesh: str, tmp_path: Path) -> None:
     """Of what is cut, a device has its shard: when it is made, in a step, and when it is restored."""
-    built = built_on("dit", mesh)
+    built = built_on("dit", mesh, dict(name="adamw"))
     like = state.abstract(built)
     cut = [s for s in jax.tree.leaves(like) if any(s.sharding.spec)]
-    assert len(cut) > 20  # kernels, and the averages and moments of each
+    kernels = [s for s in jax.tree.leaves(like.params) if any(s.sharding.spec)]
+    assert len(cut) == 4 * len(kernels) > 20  # and the average and two moments of each
     whole = {",".join(map(str, s.shape)) for s in cut}
     made = state.initialiser(built).lower(state.scalars(built)["seed"]).compile().as_text()
     assert not whole & set(re.findall(r"\[([\d,]+)\]", made))
@@ -147,10 +151,16 @@ def test_no_device_ever_holds_a_whole_array(mesh: str, tmp_path: Path) -> None:
             assert all(s.data.size * ways == x.size for s in x.addressable_shards)
 
 
-@pytest.mark.parametrize("mesh", ["fsdp=8", ALL])
-def test_samples_are_one_devices(mesh: str) -> None:
+DRAWN = [("dit", "fsdp=8"), ("dit", ALL)]
+OTHERS = [(family, mesh) for family in ("dit", "unet") for mesh in MESHES if (family, mesh) not in DRAWN]
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh"), [*DRAWN, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)]
+)
+def test_samples_are_one_devices(family: str, mesh: str) -> None:
     def images(mesh: str) -> Any:
-        built = built_on("dit", mesh)
+        built = built_on(family, mesh)
         sampler = make_sampler(Sampling(integrator="euler", steps=2), built.task, built.image_shape)
         draw = tracing.whole(built.mesh, sampler)
         return np.asarray(draw(started(built).params, jnp.arange(8), jnp.arange(8) % 10))
