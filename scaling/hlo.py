@@ -56,34 +56,21 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
     takes longer.
     """
     program, entry = parse(text)
-    facts = Facts()
-    begun, hidden = set(), []
+    facts = Facts(collectives=_collectives(program, entry))
     for computation, times, scheduled in runs(program, entry):
         for i in computation.values():
             if i.op == "custom-call":
                 facts.kernels[i.target] = facts.kernels.get(i.target, 0) + times
-            kind = i.op.removesuffix("-start")
-            work, moved = 0.0, 0.0  # what is in a fusion is the fusion's
-            if scheduled:
-                work, moved = _within(program, computation, i), _traffic(program, computation, i)
+            if not scheduled:  # what is in a fusion is the fusion's
+                continue
+            work, moved = _within(program, computation, i), _traffic(program, computation, i)
             facts.macs += times * work
             facts.hbm_bytes += times * moved
-            if kind in COLLECTIVES:
-                kind = kind if scheduled else _fused(kind, computation, i)
-                found = _collective(kind, computation, i, times)
-                if scheduled:
-                    facts.collectives.append(found)
-                elif _begins(computation):
-                    facts.collectives.append(found)
-                    begun.add(i.attribute("channel_id"))
-                else:
-                    hidden.append((i.attribute("channel_id"), found))
-            elif scheduled:
-                facts.cycles += times * _cycles(i)
+            if _kind(i) not in COLLECTIVES:
                 seconds = times * max(2 * work / flops, moved / hbm_bytes)
                 facts.seconds += seconds
                 facts.attention += seconds if i.target == TPU_KERNEL else 0.0
-    facts.collectives += [found for channel, found in hidden if channel not in begun]
+                facts.cycles += times * _cycles(i)
     return facts
 
 
@@ -215,10 +202,30 @@ def _updates(user: Instruction, name: str) -> bool:
 # Collectives
 
 
-def _fused(kind: str, computation: Computation, i: Instruction) -> str:
+def _collectives(program: dict[str, Computation], entry: str) -> list[Collective]:
+    """Each once: what a fusion begins goes on in others, on the same channel."""
+    found, begun, hidden = [], set(), []
+    for computation, times, scheduled in runs(program, entry):
+        for i in (each for each in computation.values() if _kind(each) in COLLECTIVES):
+            one = _collective(_kind(i) if scheduled else _fused(computation, i), computation, i, times)
+            if scheduled:
+                found.append(one)
+            elif _begins(computation):
+                found.append(one)
+                begun.add(i.attribute("channel_id"))
+            else:
+                hidden.append((i.attribute("channel_id"), one))
+    return found + [one for channel, one in hidden if channel not in begun]
+
+
+def _kind(i: Instruction) -> str:
+    return i.op.removesuffix("-start")
+
+
+def _fused(computation: Computation, i: Instruction) -> str:
     """Its kind within a fusion: a sum of which a slice is taken is a reduce-scatter."""
     users = {user.op for user in computation.values() if i.name in user.operands}
-    return "reduce-scatter" if kind == "all-reduce" and users == {"dynamic-slice"} else kind
+    return "reduce-scatter" if _kind(i) == "all-reduce" and users == {"dynamic-slice"} else _kind(i)
 
 
 def _begins(computation: Computation) -> bool:

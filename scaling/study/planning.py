@@ -204,9 +204,8 @@ def described(made: Plan) -> str:
 def text(made: Plan, price: float | None) -> str:
     """A plan as lines to read."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in made.mesh.items())
-    lines = [
-        f"{made.topology}: {made.chips} chip{'s' * (made.chips > 1)}, {mesh}, batch {made.batch}, remat {made.remat}"
-    ]
+    chips = "1 chip" if made.chips == 1 else f"{made.chips} chips"
+    lines = [f"{made.topology}: {chips}, {mesh}, batch {made.batch}, remat {made.remat}"]
     room = f"{made.hbm_gib_needed:.2f} of {made.hbm_gib_available} GiB a chip"
     if not made.fits:
         lacks = made.hbm_gib_needed - made.hbm_gib_available
