@@ -20,7 +20,7 @@ plan dit.py:XL/2 v5e:16x16 data=8,fsdp=32 4096 $dots
 plan dit.py:XL/2 v5e:16x16 data=8,fsdp=32 4096 $dots $unrolled
 plan dit.py:XL/2 v5e:16x16 data=8,fsdp=32 8192 $dots $unrolled
 plan dit.py:XL/2 v5p:4x8x8 data=4,fsdp=64 8192 $dots $unrolled
-plan dit.py:XL/2 v4:4x4x4 fsdp=64 1024 $dots
+plan dit.py:XL/2 v4:4x4x4 data=4,fsdp=16 1024 $dots
 plan dit.py:XL/2 v6e:16x16 data=8,fsdp=32 4096 $dots
 plan dit.py:XL/2 v5p:2x2x4 fsdp=16 256 $dots --side=64 # 512 pixels
 plan dit.py:XL/2 v5e:16x16 data=8,fsdp=32 1024 $dots --side=64

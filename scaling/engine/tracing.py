@@ -61,11 +61,12 @@ def gathered(mesh: jax.sharding.Mesh, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params) if mesh.shape["fsdp"] > 1 else params
 
 
-def _layer(mesh: jax.sharding.Mesh, weights: Any, depth: int, dtype: Any) -> Any:
+def _layer(mesh: jax.sharding.Mesh, weights: Any, stack: str, depth: int, dtype: Any) -> Any:
     """A layer's weights, of a stack of `depth`, whole along fsdp; kernels travel in the dtype of use."""
 
     def one(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        path = path_of(keys)
+        path = f"{stack}/{path_of(keys)}"
+        assert re.search(STACKED, path), f"{path}: must match STACKED, or all layers are gathered before"
         as_used = dtype if path.endswith("kernel") else leaf.dtype
         return _gathered(mesh, path, leaf, (depth, *leaf.shape), as_used)
 

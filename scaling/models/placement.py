@@ -37,9 +37,10 @@ def spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:
     return PartitionSpec(*cut)
 
 
-# What is done with the weights of a layer before it uses them, `f(weights, depth, dtype)`: gathered, where
-# they lie in shards. `depth` is of the stack that they are a slice of, `dtype` is the arithmetic's.
-WEIGHTS: ContextVar[Callable[[Any, int, Any], Any] | None] = ContextVar("WEIGHTS", default=None)
+# What is done with the weights of a layer before it uses them, `f(weights, path, depth, dtype)`: gathered,
+# where they lie in shards. The stack that they are a slice of has that path and depth; `dtype` is the
+# arithmetic's.
+WEIGHTS: ContextVar[Callable[[Any, str, int, Any], Any] | None] = ContextVar("WEIGHTS", default=None)
 
 
 def layer(
@@ -51,8 +52,8 @@ def layer(
     """
     ready = WEIGHTS.get()
     if ready is not None and not block.is_initializing():
-        dtype = getattr(block, "dtype", jnp.float32)
-        step = nn.map_variables(step, "params", trans_in_fn=lambda tree: ready(tree, depth, dtype))
+        path, dtype = "/".join(block.path), getattr(block, "dtype", jnp.float32)
+        step = nn.map_variables(step, "params", trans_in_fn=lambda tree: ready(tree, path, depth, dtype))
         policy = policy or _all_but_weights
     if policy is None:
         return step
