@@ -281,7 +281,8 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     with plan.Compiler(options.topology) as compiler:
         if options.study:
             rows = planning.study(compiler, options.study, request)
-            said = [planning.table(rows, options.price), planning.summed(rows, options.price)]
+            said = [planning.table(rows, options.price)]
+            said += [planning.summed(rows, options.price)] if options.what == "train" else []
         elif options.search:
             rows = [(planning.described(made), made) for made in planning.search(compiler, request)]
             said = [planning.table(rows, options.price)]

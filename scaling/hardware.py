@@ -56,7 +56,10 @@ GPUS: dict[str, Chip] = {
     "b200": Chip("NVIDIA B200", 2250e12, 178.3, 7700e9, 900e9, 1, source="nvidia.com, HGX B200"),
 }
 NODE = 8  # GPUs that a switch joins
-FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # the slices of v5e and v6e
+# Slices of up to 256 chips: of v5e and v6e, which have no larger ones, and of v4 and v5p, whose larger ones
+# have sides of multiples of 4.
+FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+DEEP = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8))
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*TPUS.values(), *GPUS.values())}
 
 
@@ -80,14 +83,18 @@ def slice_of(topology: str) -> tuple[Chip, tuple[int, ...]]:
     if kind in GPUS and int(shape[0]) > NODE:
         raise UserError(f"topology={topology!r}: one node, of at most {NODE}; what joins nodes is not known")
     torus = tuple(map(int, shape))
-    if dimensions == 2 and torus not in FLAT:
-        there = ", ".join("x".join(map(str, sides)) for sides in FLAT)
-        raise UserError(f"topology={topology!r}: {kind} has slices of {there}")
-    if dimensions == 3 and not (
-        all(n in (1, 2) or n % 4 == 0 for n in torus) and 4 <= math.prod(torus) <= chip.most
-    ):
-        raise UserError(
-            f"topology={topology!r}: {kind} has slices of 4 to {chip.most} chips, "
-            "with sides of 1, 2 or a multiple of 4"
-        )
+    if kind in TPUS and torus not in slices(chip) and not _cubes(chip, torus):
+        there = ", ".join("x".join(map(str, sides)) for sides in slices(chip))
+        more = ", and larger ones in multiples of 4" if dimensions == 3 else ""
+        raise UserError(f"topology={topology!r}: {kind} has slices of {there}{more}")
     return chip, torus
+
+
+def slices(chip: Chip) -> tuple[tuple[int, ...], ...]:
+    """Of TPUs, up to 256 chips, the smallest first; of GPUs, a node in parts."""
+    return ((1,), (2,), (4,), (NODE,)) if chip.switched else FLAT if chip.links < 6 else DEEP
+
+
+def _cubes(chip: Chip, torus: tuple[int, ...]) -> bool:
+    whole = len(torus) == 3 and all(side % 4 == 0 for side in torus)
+    return whole and list(torus) == sorted(torus) and math.prod(torus) <= chip.most

@@ -19,12 +19,13 @@ queued() { gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@
 tpu() { gcloud compute tpus tpu-vm "$@" --zone="$zone" --worker=all; }
 
 until [ "${state:-}" = ACTIVE ]; do
-  state=$(queued describe --format='value(state.state)' 2>/dev/null || echo NONE)
+  state=$(queued describe --format='value(state.state)' 2>&1) || true
   case $state in
-    NONE) queued create --node-id="$name" --accelerator-type="$slice" --runtime-version="$runtime" ;;
+    *NOT_FOUND*) queued create --node-id="$name" --accelerator-type="$slice" --runtime-version="$runtime" ;;
     SUSPENDED) queued delete --force --quiet ;; # taken back: asked for again
     FAILED) queued describe >&2 && exit 1 ;;    # which says why
     ACTIVE) ;;
+    *ERROR*) echo "$state" >&2 && exit 1 ;;
     *) sleep 30 ;;
   esac
 done

@@ -35,6 +35,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         cfg = config.load(request["config"], request["overrides"])
+        if not cfg.trains:
+            raise UserError(f"objective.name={cfg.objective.name!r}: has no loss, and so no step to plan")
         info, known = _info(cfg, request["examples"], request["side"])
         built = build.build(cfg, _devices(request["topology"]), info)
         batch = request["batch"] or cfg.data.batch_size

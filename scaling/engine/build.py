@@ -68,6 +68,11 @@ class Built:
         return {name: jax.ShapeDtypeStruct((size, *one), jnp.dtype(dtype)) for name, (one, dtype) in columns}
 
     @property
+    def place(self) -> jax.sharding.NamedSharding:
+        """Where training's batches lie; raises UserError where the mesh does not divide them."""
+        return sharding.batch_sharding(self.mesh, self.config.data.batch_size, "data.batch_size")
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         return self.info.image_shape
 
@@ -78,10 +83,9 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
     `info` stands for the data where they need not be at hand: a trained run knows what it was trained on.
 
     Raises:
-        UserError: for a model that does not fit its data, a batch the mesh does not divide, and the like.
+        UserError: for a model that does not fit its data, a mesh that is not of the devices, and the like.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.batch_sharding(mesh, config.data.batch_size, "data.batch_size")
     if info is None:
         info = data.info(config.data) if config.trains else made_for(config)
     try:

@@ -57,10 +57,12 @@ class Mesh:
 
     def elsewhere(self, devices: int) -> "Mesh":
         """Of a run that is read back on so many devices: this mesh where it fits, else one that cuts weights
-        over all of them if this one cuts them.
+        in as many of this one's parts as divide the devices.
         """
-        cuts = self.fsdp != 1 or self.tensor != 1
-        return self if self.over(devices) else Mesh(1, -1) if cuts else Mesh()
+        if self.over(devices):
+            return self
+        parts = devices if -1 in (self.fsdp, self.tensor) else self.fsdp * self.tensor
+        return Mesh(fsdp=math.gcd(parts, devices))
 
 
 AXES = tuple(field.name for field in dataclasses.fields(Mesh))

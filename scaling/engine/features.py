@@ -32,8 +32,8 @@ class Trained:
 
 
 def restore(folder: Path | str) -> Trained:
-    """The newest whole checkpoint of a run folder, on the devices of this machine, however many it was
-    trained on; raises UserError if there is none.
+    """The newest whole checkpoint of a run folder, on whatever devices there are; raises UserError if there
+    is none.
     """
     described = read_json(Path(folder) / "config.json")
     if described is None:

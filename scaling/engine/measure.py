@@ -47,7 +47,8 @@ def sample(
     given = {**dataclasses.asdict(built.config.sampling), **options}
     chosen: Sampling = typed(Sampling, given, "sampling")
     batches = evaluators.generate(built, trained.weights, chosen, samples, batch_size)
-    count, quiet = -(-samples // batch_size), jax.process_index() > 0 or None  # None asks the terminal
+    count = -(-samples // batch_size)
+    quiet = True if jax.process_index() > 0 else None  # None: where there is no terminal
     made = [np.asarray(b) for b in tqdm(batches, total=count, unit="batch", desc="sampling", disable=quiet)]
     if jax.process_index() > 0:
         return

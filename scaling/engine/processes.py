@@ -6,6 +6,7 @@ from pathlib import Path
 
 from scaling.errors import UserError
 
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 LOST_SECONDS = 30  # without a sign of life a process counts as lost: jax ends the others, and says so
 SAID = f"several processes: {LOST_SECONDS} s after one is lost the others end, and the same command resumes"
 
@@ -16,12 +17,14 @@ def join() -> None:
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them, or jax finds them: the tasks of a
     SLURM step, the hosts of a TPU slice.
 
-    Raises: UserError for an address without a port, or a count or place that is none.
+    Raises: UserError for a part of the three, an address without a port, or a count or place that is none.
     """
     count = mine = None
-    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        if not address.rpartition(":")[2].isdecimal():
-            raise UserError(f"JAX_COORDINATOR_ADDRESS={address!r}: must be HOST:PORT")
+    if any(name in os.environ for name in NAMES):
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise UserError(f"JAX_COORDINATOR_ADDRESS={address!r}: must be HOST:PORT, of the first process")
         count = _number("JAX_NUM_PROCESSES", 1, "how many they are")
         mine = _number("JAX_PROCESS_ID", 0, "which this one is, from 0")
         if mine >= count:
@@ -36,7 +39,7 @@ def join() -> None:
 def _number(name: str, least: int, words: str) -> int:
     text = os.environ.get(name, "")
     if not text.isdecimal() or int(text) < least:
-        raise UserError(f"{name}={text!r}: must say {words}, as JAX_COORDINATOR_ADDRESS is given")
+        raise UserError(f"{name}={text!r}: must say {words}")
     return int(text)
 
 

@@ -20,7 +20,7 @@ ones = nn.initializers.ones_init()
 
 
 # Whether blocks are unrolled whatever their model says. XLA's CPU compiler brings convolutions into the form
-# that its fast code knows outside of loops alone: ResNet-50's step took 13 times as long in them. Set by who
+# that its fast code knows outside of loops alone: ResNet-50's step takes 15 times as long in them. Set by who
 # compiles, as `products.ROW_MAJOR` is.
 UNROLLED: ContextVar[bool] = ContextVar("UNROLLED", default=False)
 

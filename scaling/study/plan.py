@@ -246,12 +246,13 @@ def seconds(
     """One collective on an array of `size` bytes, over the links that its group spans.
 
     Along each dimension of the torus a chip sends both ways, twice as fast if the dimension closes to a ring;
-    GPUs are joined by a switch.
+    an all-to-all takes as long as half of its data through the middle of a dimension. GPUs are joined by a
+    switch.
     """
     chips, rate = len(group), 0.0
     if chips <= 1 or not size:
         return 0.0
-    middle = 0.0  # seconds of an all-to-all: half of it crosses the middle of the longest dimension
+    middle = 0.0  # seconds of an all-to-all: half of it crosses the middle of the slowest dimension
     for d, (length, closes) in enumerate(zip(torus, chip.rings(torus), strict=True)):
         spanned = len({tuple(coords[place])[d] for place in group})
         if spanned > 1:

@@ -98,62 +98,62 @@ def search(compiler: Compiler, request: Request) -> list[Plan]:
     Raises: UserError where nothing fits, with the smallest slice on which it would.
     """
     cfg = config.load(request.config, request.overrides)
-    batch, policies = request.batch or cfg.data.batch_size, _policies(request)
-    tried: list[Plan] = []
-    choices = list(itertools.product(_meshes(request), (batch, 2 * batch)))
-    for mesh, size in tqdm(choices, desc="plans"):
-        if size % (mesh["data"] * mesh["fsdp"]):
-            continue
-        for remat in policies:
-            asked = dataclasses.replace(with_mesh(request, mesh, remat), batch=size)
-            tried.append(one(compiler, asked))
-            if tried[-1].fits:
-                break
+    batch = request.batch or cfg.data.batch_size
+    remat: tuple[str, ...] = REMAT
+    if any(each.startswith("model.remat=") for each in request.overrides):
+        remat = (str(cfg.model.options["remat"]),)
+    pinned = any(each.startswith("mesh.") for each in request.overrides)
+    if pinned:
+        there = [over_slice(cfg, request.topology)]
+    else:
+        there = list(meshes(math.prod(hardware.slice_of(request.topology)[1])))
+    choices = [(mesh, size) for mesh in there for size in (batch, 2 * batch) if pinned or _cuts(mesh, size)]
+    if not choices:
+        raise UserError(
+            f"batch={batch}: no mesh of {request.topology} divides it; give another --global-batch"
+        )
+    tried = [
+        _first_that_fits(compiler, request, mesh, size, remat) for mesh, size in tqdm(choices, desc="plans")
+    ]
     fitting = sorted((p for p in tried if p.fits), key=lambda p: p.step_time_ms / p.batch)
-    if not fitting:
-        raise UserError(_too_large(compiler, request, tried, batch))
-    return fitting
-
-
-def _meshes(request: Request) -> list[dict[str, int]]:
-    """What a search tries: of the overrides', or all."""
-    if not any(each.startswith("mesh.") for each in request.overrides):
-        return list(meshes(math.prod(hardware.slice_of(request.topology)[1])))
-    return [over_slice(config.load(request.config, request.overrides), request.topology)]
-
-
-def _policies(request: Request) -> tuple[str | None, ...]:
-    """Of remat: None is the overrides'."""
-    return (None,) if any(each.startswith("model.remat=") for each in request.overrides) else REMAT
-
-
-def _too_large(compiler: Compiler, request: Request, tried: Sequence[Plan], batch: int) -> str:
-    if not tried:
-        return f"batch={batch}: no mesh of {request.topology} divides it; give another --global-batch"
+    if fitting:
+        return fitting
     best = min(tried, key=lambda p: p.hbm_gib_needed)
-    lacks = best.hbm_gib_needed - best.hbm_gib_available
-    said = f"topology={request.topology}: does not fit; at best {lacks:.1f} GiB a chip are lacking"
-    for larger in larger_slices(request.topology):
-        for mesh in meshes(math.prod(hardware.slice_of(larger)[1])):
-            asked = dataclasses.replace(request, topology=larger, batch=batch)
-            asked = with_mesh(asked, mesh, _policies(request)[-1])
-            if batch % (mesh["data"] * mesh["fsdp"]) == 0 and one(compiler, asked).fits:
-                return f"{said}; the smallest slice on which it fits is {larger}"
-    return f"{said}, and it fits on no larger slice of up to 256 chips with this batch"
+    lacks = f"{best.hbm_gib_needed - best.hbm_gib_available:.1f} GiB a chip are lacking"
+    said = f"topology={request.topology}: does not fit; at best {lacks}"
+    if pinned:
+        raise UserError(f"{said} on this mesh; without one --search tries others")
+    raise UserError(f"{said}; {_larger(compiler, request, batch, remat[-1])}")
 
 
-def larger_slices(topology: str) -> Iterator[str]:
-    """The same chip's, each with about twice the chips, up to 256; of GPUs, up to a node."""
-    kind, (chip, torus) = topology.partition(":")[0], hardware.slice_of(topology)
-    if chip.switched:
-        yield from (f"{kind}:{count}" for count in (2, 4, hardware.NODE) if count > torus[0])
-    elif len(torus) == 2:
-        larger = (sides for sides in hardware.FLAT if math.prod(sides) > math.prod(torus))
-        yield from (f"{kind}:{width}x{height}" for width, height in larger)
-    while len(torus) == 3 and 2 * math.prod(torus) <= 256:
-        least, *rest = sorted(torus)
-        torus = tuple(sorted((2 * least, *rest)))
-        yield f"{kind}:{'x'.join(map(str, torus))}"
+def _cuts(mesh: Mapping[str, int], batch: int) -> bool:
+    return batch % (mesh["data"] * mesh["fsdp"]) == 0
+
+
+def _first_that_fits(
+    compiler: Compiler, request: Request, mesh: Mapping[str, int], batch: int, remat: Sequence[str]
+) -> Plan:
+    """With the first policy that fits, or else the last."""
+    for policy in remat:
+        made = one(compiler, dataclasses.replace(with_mesh(request, mesh, policy), batch=batch))
+        if made.fits:
+            break
+    return made
+
+
+def _larger(compiler: Compiler, request: Request, batch: int, remat: str) -> str:
+    """On which larger slice it fits, in words: in shards over all chips, or over the next fewer."""
+    kind, (chip, torus) = request.topology.partition(":")[0], hardware.slice_of(request.topology)
+    known = [sides for sides in hardware.slices(chip) if math.prod(sides) > math.prod(torus)]
+    for sides in tqdm(known, desc="larger slices"):
+        larger = f"{kind}:{'x'.join(map(str, sides))}"
+        able = (mesh for mesh in meshes(math.prod(sides)) if mesh["tensor"] == 1 and _cuts(mesh, batch))
+        for mesh in itertools.islice(able, 2):
+            asked = with_mesh(dataclasses.replace(request, topology=larger, batch=batch), mesh, remat)
+            if one(compiler, asked).fits:
+                return f"the smallest slice on which it fits is {larger}"
+    most = math.prod(hardware.slices(chip)[-1])
+    return f"no larger slice, of up to {most} chips, was found on which it fits with this batch"
 
 
 # Studies
@@ -211,7 +211,7 @@ def text(made: Plan, price: float | None) -> str:
         lacks = made.hbm_gib_needed - made.hbm_gib_available
         lines.append(f"memory    {room}: does not fit, {lacks:.2f} GiB are lacking")
         hint = "--search tries meshes, and says on which slice it fits"
-        return "\n".join([*lines, f"note      {hint}"])
+        return "\n".join([*lines, *(f"note      {note}" for note in [*made.notes, hint])])
     parts = ", ".join(f"{name} {size:.2f}" for name, size in made.hbm_gib.items())
     lines.append(f"memory    {room} ({parts}), {made.hbm_gib_moved:,.1f} GiB read and written")
     ratio = "" if made.work_ratio is None else f", {made.work_ratio:.2f} times the model's own"
@@ -229,28 +229,45 @@ def text(made: Plan, price: float | None) -> str:
     )
     lines.append(f"          {ESTIMATE}")
     if made.what != "train" and price is not None:
-        million = price * made.chips * 1e6 / (3600 * (made.examples_per_second or math.nan))
-        lines.append(f"cost      {million:,.2f} a million examples at {price} a chip-hour")
+        lines.append(f"cost      {_cost(made, price):,.2f} a million examples at {price} a chip-hour")
     if made.chip_hours is not None:
-        cost = "" if price is None else f", {price * made.chip_hours:,.0f} at {price} a chip-hour"
+        cost = "" if price is None else f", {_cost(made, price):,.0f} at {price} a chip-hour"
         lines.append(
             f"run       {made.steps:,} steps: {made.hours:,.2f} h, {made.chip_hours:,.1f} chip-hours{cost}"
         )
     return "\n".join([*lines, *(f"note      {note}" for note in made.notes)])
 
 
+def _cost(made: Plan, price: float) -> float | None:
+    """Of a training run, or of a million examples that are evaluated or sampled; None where unknown."""
+    hours = made.chip_hours
+    if made.what != "train" and made.examples_per_second:
+        hours = made.chips * 1e6 / 3600 / made.examples_per_second
+    return None if hours is None else price * hours
+
+
+COLUMNS = {
+    "GiB": (8, ".1f"), "fits": (5, ""), "ms": (10, ".2f"), "examples/s": (12, ",.1f"), "MFU": (6, ".2f"),
+    "hours": (9, ".2f"), "chip-hours": (12, ",.1f"), "cost": (12, ",.2f"),
+}  # fmt: skip
+
+
 def table(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:
     """Plans, a line each, and what there is to be said of them."""
-    lines = [f"{'run':40} {'GiB':>6} {'fits':>4} {'ms':>9} {'MFU':>5} {'hours':>8} {'chip-hours':>11}"]
-    lines[0] += "" if price is None else f" {'cost':>11}"
+    lines = [f"{'run':40}" + "".join(f"{name:>{width}}" for name, (width, _) in COLUMNS.items())]
     for name, made in rows:
-        mfu, hours = made.mfu or math.nan, made.hours if made.hours is not None else math.nan
-        lines.append(
-            f"{name[:40]:40} {made.hbm_gib_needed:6.1f} {'yes' if made.fits else 'no':>4} "
-            f"{made.step_time_ms:9.2f} {mfu:5.2f} {hours:8.2f} {hours * made.chips:11.1f}"
+        fits, cost = "yes" if made.fits else "no", None if price is None else _cost(made, price)
+        values = [made.hbm_gib_needed, fits, made.step_time_ms, made.examples_per_second, made.mfu]
+        values += [made.hours, made.chip_hours, cost]
+        cells = zip(values, COLUMNS.values(), strict=True)
+        shown = (
+            f"{'-' if value is None else format(value, form):>{width}}" for value, (width, form) in cells
         )
-        lines[-1] += "" if price is None else f" {price * hours * made.chips:11,.0f}"
-    return "\n".join([*lines, *dict.fromkeys(f"note: {note}" for _, made in rows for note in made.notes)])
+        lines.append(f"{name[:40]:40}" + "".join(shown))
+    notes = dict.fromkeys(f"note: {note}" for _, made in rows for note in made.notes)
+    if price is not None and any(made.what != "train" for _, made in rows):
+        notes["note: cost is of a million examples"] = None
+    return "\n".join([*lines, *notes])
 
 
 def summed(rows: Sequence[tuple[str, Plan]], price: float | None) -> str:

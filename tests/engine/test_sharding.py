@@ -165,7 +165,8 @@ def test_a_mesh_elsewhere() -> None:
     for mesh, devices, expected in (
         (config.Mesh(2, 4), 8, (2, 4, 1)),
         (config.Mesh(2, 4), 1, (1, 1, 1)),
-        (config.Mesh(2, 1, 4), 6, (1, 6, 1)),
+        (config.Mesh(2, 1, 4), 6, (3, 2, 1)),
+        (config.Mesh(1, -1, 3), 4, (1, 4, 1)),
         (config.Mesh(8), 3, (3, 1, 1)),
     ):
         assert mesh.elsewhere(devices).over(devices) == dict(zip(sharding.AXES, expected, strict=True))

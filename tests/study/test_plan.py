@@ -48,6 +48,8 @@ def test_the_table_of_chips() -> None:
         "v5p:2x2x3",
         "v5p:1x1x1",
         "v4:16x16x32",
+        "v4:2x2x8",
+        "v4:8x4x4",
     ],
 )
 def test_a_topology_that_does_not_exist(name: str) -> None:
@@ -115,7 +117,7 @@ class Fake(plan.Compiler):
         mesh = {axis: int(words.get(f"mesh.{axis}", 1)) for axis in plan.AXES}
         chips, remat = math.prod(mesh.values()), words.get("model.remat", "none")
         saved = {"none": 1.0, "dots": 0.5, "full": 0.25}[remat]
-        batch = int(words["data.batch_size"])
+        batch = request["batch"] or int(words["data.batch_size"])
         need = self.state_gib / mesh["fsdp"] + self.example_gib * saved * batch / (
             mesh["data"] * mesh["fsdp"]
         )
@@ -185,16 +187,14 @@ def test_a_search_keeps_what_is_given(fake: Fake) -> None:
     assert free >= {(1, 16, 1), (2, 8, 1), (4, 4, 1), (1, 8, 2)}
 
 
-@pytest.mark.parametrize(
-    ("topology", "larger"),
-    [
-        ("v5e:4x8", ["v5e:8x8", "v5e:8x16", "v5e:16x16"]),
-        ("v5p:2x2x1", ["v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8", "v5p:4x8x8"]),
-        ("h200:3", ["h200:4", "h200:8"]),
-    ],
-)
-def test_larger_slices(topology: str, larger: list[str]) -> None:
-    assert list(planning.larger_slices(topology)) == larger
+def test_a_mesh_that_is_given_is_the_only_one_that_is_judged() -> None:
+    with Fake(state_gib=60.0) as compiler:
+        with pytest.raises(UserError, match=r"lacking on this mesh; without one --search tries others$"):
+            planning.search(compiler, request(batch=256, overrides=["mesh.data=16", "mesh.fsdp=1"]))
+        with pytest.raises(UserError, match=r"^batch=20: must be a multiple of mesh data x fsdp = 16"):
+            planning.search(compiler, request(batch=20, overrides=["mesh.fsdp=16", "mesh.data=1"]))
+        with pytest.raises(UserError, match=r"^batch=7: no mesh of v5e:4x4 divides it"):
+            planning.search(compiler, request(batch=7))
 
 
 def test_what_fits_on_no_mesh_says_by_how_much_and_where_it_would() -> None:
@@ -205,6 +205,16 @@ def test_what_fits_on_no_mesh_says_by_how_much_and_where_it_would() -> None:
         "at best 13.2 GiB a chip are lacking" in said and "smallest slice on which it fits is v5e:4x8" in said
     )
     assert "\n" not in said
+
+
+def test_what_fits_on_no_slice() -> None:
+    with (
+        Fake(state_gib=1e5) as compiler,
+        pytest.raises(UserError, match=r"no larger slice, of up to 256 chips"),
+    ):
+        planning.search(compiler, request(batch=256))
+    tried = [each["topology"] for each in compiler.asked if each["topology"] != "v5e:4x4"]
+    assert tried == [each for each in ("v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16") for _ in range(2)]
 
 
 def test_a_study_is_compiled_once_for_runs_that_do_the_same(fake: Fake) -> None:
@@ -294,11 +304,15 @@ def test_numbers_that_cannot_be(
 
 
 def test_sampling_has_a_rate_and_a_price(fake: Fake) -> None:
-    asked = planning.with_mesh(request(batch=64), {"data": 1, "fsdp": 16, "tensor": 1})
-    made = dataclasses.replace(planning.one(fake, asked), what="sample", chip_hours=None)
+    asked = request(batch=64, what="sample", overrides=["mesh.data=1", "mesh.fsdp=16"])
+    made = planning.one(fake, asked)
+    assert made.chip_hours is None and made.mfu is None
     assert made.examples_per_second == pytest.approx(64e3 / made.step_time_ms)
     hours = 1e6 / made.examples_per_second / 3600 * 16
     assert f"{2 * hours:,.2f} a million examples at 2.0 a chip-hour" in planning.text(made, 2.0)
+    shown = planning.table([("a", made)], 2.0)
+    assert f" {2 * hours:,.2f}\n" in shown and shown.endswith("note: cost is of a million examples")
+    assert planning.table([("a", made)], None).splitlines()[1].endswith(" -")
 
 
 def test_a_study_sums_what_fits(fake: Fake) -> None:
@@ -313,6 +327,11 @@ def test_data_at_hand_are_taken_as_they_are() -> None:
         assert aot.answer(asked) == {
             "error": f"{option}=64: the data are at hand, 1438 examples of 8x8x1; leave it out"
         }
+
+
+def test_a_model_without_a_loss_has_no_plan() -> None:
+    asked = plan.Request(str(ROOT / "configs/pretrained.py:t5/Small"), "v5e:4x4")
+    assert aot.answer(dataclasses.asdict(asked))["error"].startswith("objective.name='frozen': has no loss")
 
 
 def test_memory_that_no_chip_has() -> None:
