@@ -24,7 +24,7 @@ class Chip:
     links: int  # of a chip: two for each dimension of the torus; on GPUs those to the switch are one
     clock: float = 0.0  # cycles a second, for the compiler's cycle counts; 0 where it gives none
     wrap: int = 0  # see `rings`
-    most: int = 0  # chips of a slice
+    most: int = 0  # chips of a slice of cubes
     source: str = ""
 
     @property
@@ -32,21 +32,26 @@ class Chip:
         """Joined by a switch, as GPUs are, and not in a torus."""
         return self.links == 1
 
+    @property
+    def dimensions(self) -> int:
+        """Of the torus; a switch's is 1."""
+        return max(1, self.links // 2)
+
     def rings(self, torus: Sequence[int]) -> list[bool]:
         """Which dimensions of a slice close to a ring; others are lines.
 
         Of v4 and v5p all do where all are multiples of 4 (`wrap`), of v5e and v6e those of 16.
         """
         closed = [self.wrap > 0 and side % self.wrap == 0 for side in torus]
-        return closed if self.links < 6 else [all(closed)] * len(closed)
+        return closed if self.dimensions < 3 else [all(closed)] * len(closed)
 
 
 # By the name that a topology begins with. Clocks are those at which the matrix units give `flops`.
 TPUS: dict[str, Chip] = {
     "v4": Chip("TPU v4", 275e12, 31.75, 1228e9, 50e9, 6, 1.05e9, 4, 4096, f"{TPU_DOCS}/v4"),
-    "v5e": Chip("TPU v5 lite", 197e12, 15.75, 819e9, 50e9, 4, 1.503e9, 16, 256, f"{TPU_DOCS}/v5e"),
+    "v5e": Chip("TPU v5 lite", 197e12, 15.75, 819e9, 50e9, 4, 1.503e9, 16, source=f"{TPU_DOCS}/v5e"),
     "v5p": Chip("TPU v5", 459e12, 95.74, 2765e9, 100e9, 6, 1.75e9, 4, 6144, f"{TPU_DOCS}/v5p"),
-    "v6e": Chip("TPU v6 lite", 918e12, 31.25, 1640e9, 100e9, 4, 1.75e9, 16, 256, f"{TPU_DOCS}/v6e"),
+    "v6e": Chip("TPU v6 lite", 918e12, 31.25, 1640e9, 100e9, 4, 1.75e9, 16, source=f"{TPU_DOCS}/v6e"),
 }
 # Sources are the datasheets.
 GPUS: dict[str, Chip] = {
@@ -76,25 +81,24 @@ def slice_of(topology: str) -> tuple[Chip, tuple[int, ...]]:
             f"or of {', '.join(GPUS)}, with a number, such as h200:8"
         )
     chip = TPUS.get(kind) or GPUS[kind]
-    dimensions = max(1, chip.links // 2)
-    if len(shape) != dimensions:
-        said = "dimensions" if dimensions > 1 else "dimension"
-        raise UserError(f"topology={topology!r}: {kind} has {dimensions} {said}, not {len(shape)}")
+    if len(shape) != chip.dimensions:
+        said = "dimensions" if chip.dimensions > 1 else "dimension"
+        raise UserError(f"topology={topology!r}: {kind} has {chip.dimensions} {said}, not {len(shape)}")
     if kind in GPUS and int(shape[0]) > NODE:
         raise UserError(f"topology={topology!r}: one node, of at most {NODE}; what joins nodes is not known")
     torus = tuple(map(int, shape))
     if kind in TPUS and torus not in slices(chip) and not _cubes(chip, torus):
         there = ", ".join("x".join(map(str, sides)) for sides in slices(chip))
-        more = ", and larger ones in multiples of 4" if dimensions == 3 else ""
+        more = ", and larger ones in multiples of 4" if chip.dimensions == 3 else ""
         raise UserError(f"topology={topology!r}: {kind} has slices of {there}{more}")
     return chip, torus
 
 
 def slices(chip: Chip) -> tuple[tuple[int, ...], ...]:
     """Of TPUs, up to 256 chips, the smallest first; of GPUs, a node in parts."""
-    return ((1,), (2,), (4,), (NODE,)) if chip.switched else FLAT if chip.links < 6 else DEEP
+    return {1: ((1,), (2,), (4,), (NODE,)), 2: FLAT, 3: DEEP}[chip.dimensions]
 
 
 def _cubes(chip: Chip, torus: tuple[int, ...]) -> bool:
-    whole = len(torus) == 3 and all(side % 4 == 0 for side in torus)
-    return whole and list(torus) == sorted(torus) and math.prod(torus) <= chip.most
+    cubes = all(side % 4 == 0 for side in torus) and list(torus) == sorted(torus)
+    return cubes and math.prod(torus) <= chip.most

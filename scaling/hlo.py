@@ -6,7 +6,7 @@ computation is walked as often as its loops run it.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,8 +56,9 @@ def read(text: str, flops: float = math.inf, hbm_bytes: float = math.inf) -> Fac
     takes longer.
     """
     program, entry = parse(text)
-    facts = Facts(collectives=_collectives(program, entry))
-    for computation, times, scheduled in runs(program, entry):
+    walked = list(runs(program, entry))
+    facts = Facts(collectives=_collectives(walked))
+    for computation, times, scheduled in walked:
         for i in computation.values():
             if i.op == "custom-call":
                 facts.kernels[i.target] = facts.kernels.get(i.target, 0) + times
@@ -202,10 +203,10 @@ def _updates(user: Instruction, name: str) -> bool:
 # Collectives
 
 
-def _collectives(program: dict[str, Computation], entry: str) -> list[Collective]:
+def _collectives(walked: Iterable[tuple[Computation, float, bool]]) -> list[Collective]:
     """Each once: what a fusion begins goes on in others, on the same channel."""
     found, begun, hidden = [], set(), []
-    for computation, times, scheduled in runs(program, entry):
+    for computation, times, scheduled in walked:
         for i in (each for each in computation.values() if _kind(each) in COLLECTIVES):
             one = _collective(_kind(i) if scheduled else _fused(computation, i), computation, i, times)
             if scheduled:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scaling import hardware
+
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "plans.jsonl").read_text().splitlines()]
 GATHERED, REDUCED = ("all-gather", "all-to-all"), ("reduce-scatter", "all-reduce", "collective-permute")
 TERMS = {"TPUs": ("cycles", "attention", "network"), "GPUs": ("products", "memory", "kernels", "network")}
@@ -37,7 +39,7 @@ def main() -> None:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    return "TPUs" if row["topology"].startswith("v") else "GPUs"
+    return "GPUs" if hardware.slice_of(row["topology"])[0].switched else "TPUs"
 
 
 if __name__ == "__main__":

@@ -67,7 +67,6 @@ class Built:
         columns = self.info.columns.items()
         return {name: jax.ShapeDtypeStruct((size, *one), jnp.dtype(dtype)) for name, (one, dtype) in columns}
 
-    @property
     def place(self) -> jax.sharding.NamedSharding:
         """Where training's batches lie; raises UserError where the mesh does not divide them."""
         return sharding.batch_sharding(self.mesh, self.config.data.batch_size, "data.batch_size")

@@ -48,9 +48,10 @@ def sample(
     chosen: Sampling = typed(Sampling, given, "sampling")
     batches = evaluators.generate(built, trained.weights, chosen, samples, batch_size)
     count = -(-samples // batch_size)
-    quiet = True if jax.process_index() > 0 else None  # None: where there is no terminal
+    first = jax.process_index() == 0
+    quiet = None if first else True  # None: where there is no terminal
     made = [np.asarray(b) for b in tqdm(batches, total=count, unit="batch", desc="sampling", disable=quiet)]
-    if jax.process_index() > 0:
+    if not first:
         return
     images = np.concatenate(made)[:samples]
     write_grid(out, images)

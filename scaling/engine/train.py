@@ -116,7 +116,7 @@ def _same_config(path: Path, cfg: Config) -> None:
 
 def _prepare(built: build.Built) -> None:
     """Trains the classifiers that evaluators measure with, where they are not there yet, and checks all."""
-    assert built.place  # raises UserError for a batch that the mesh does not divide
+    built.place()  # raises UserError for a batch that the mesh does not divide
     for name, evaluator in built.config.evaluate.items():
         for source, folder in evaluator.needs():
             done = (read_json(Path(folder) / "status.json") or {}).get("status") == "done"
@@ -206,7 +206,7 @@ class _Loop:
     def run(self, current: state.State, start: int) -> None:
         built, total = self.built, self.built.steps
         cfg = built.config
-        batches = data.train_batches(cfg.data, cfg.train.seed, start, built.place)
+        batches = data.train_batches(cfg.data, cfg.train.seed, start, built.place())
         step_fn, scalars = state.make_step(built), state.scalars(built)
         pending: Pending = None
         for step in range(start, total + 1):

@@ -34,9 +34,8 @@ def dot_product_attention(
             return fused(q, k, v, scale)
         except NotImplementedError:
             pass
-    logits = jnp.einsum(
-        "bnhd,bmhd->bhnm", scaled(q, scale), k, preferred_element_type=jnp.float32
-    )  # [B, h, N, M]
+    q = scaled(q, scale)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)  # [B, h, N, M]
     if bias is not None:
         logits = logits + bias
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)

@@ -18,7 +18,6 @@ from scaling.models.placement import layer
 lecun = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()
 
-
 # Whether blocks are unrolled whatever their model says. XLA's CPU compiler brings convolutions into the form
 # that its fast code knows outside of loops alone: ResNet-50's step takes 15 times as long in them. Set by who
 # compiles, as `products.ROW_MAJOR` is.

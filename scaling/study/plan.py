@@ -160,7 +160,7 @@ def plan(compiler: Compiler, request: Request) -> Plan:
     if made.fits and chip.switched and made.hbm_gib_needed > 0.75 * chip.hbm_gib:
         made.notes.append("jax takes 0.75 of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more")
     if found["fits"]:
-        _time(made, found, chip, torus, request.what)
+        _time(made, found, chip, torus)
     return made
 
 
@@ -181,7 +181,7 @@ def total(terms: Mapping[str, float]) -> float:
     return chip + terms["network"]
 
 
-def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequence[int], what: str) -> None:
+def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequence[int]) -> None:
     """Fills in what a program that compiled does, and how long it takes."""
     facts, memory = found["facts"], found["memory"]
     made.hbm_gib = {"arguments": memory["argument"] / 2**30, "temporaries": memory["temp"] / 2**30}
@@ -194,7 +194,7 @@ def _time(made: Plan, found: Mapping[str, Any], chip: hardware.Chip, torus: Sequ
         made.notes.append("no cycles from this compiler: the step is what its kernels take at peak rates")
     if made.milliseconds["attention"]:
         made.notes.append("no cycles for kernels of attention: they take what they would at peak rates")
-    if what != "train":
+    if made.what != "train":
         return
     flops = found["cost"]["train_flops_per_step"]
     made.mfu = flops / (made.chips * chip.flops * made.step_time_ms / 1e3)

@@ -51,8 +51,9 @@ def checked(request: Request) -> tuple[Request, config.Config]:
         request = dataclasses.replace(request, overrides=overrides)
     cfg = config.load(request.config, request.overrides)
     sizes = over_slice(cfg, request.topology)
-    ways, batch = sizes["data"] * sizes["fsdp"], request.batch or cfg.data.batch_size
-    if batch % ways:
+    batch = request.batch or cfg.data.batch_size
+    if not _cuts(sizes, batch):
+        ways = sizes["data"] * sizes["fsdp"]
         raise UserError(
             f"batch={batch}: must be a multiple of mesh data x fsdp = {ways}; give --global-batch"
         )

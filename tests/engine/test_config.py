@@ -80,7 +80,7 @@ def test_bad_value_is_one_line_that_names_the_key(override: str, said: str) -> N
 def test_what_does_not_fit_together_is_found_before_compilation(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         built = build.build(config.load(TINY, overrides))
-        assert built.steps and built.place
+        assert built.steps and built.place()
     assert "\n" not in str(error.value)
 
 
