@@ -42,4 +42,5 @@ clean:
 .venv/installed-test: $(INPUTS) | .venv/bin/python
 	@echo "installing into .venv with the test extras (a few minutes, once)"
 	$(PIP) -e '.[test,parity]'
+	$(PIP) --no-deps open_clip_torch==3.3.0  # its tokenizer; of what it depends on, torchvision breaks others
 	@touch $@ .venv/installed

@@ -24,6 +24,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of what 
 
 import gc
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -31,6 +32,8 @@ import pytest
 gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, and few that are garbage
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

@@ -76,8 +76,10 @@ class Tokenizer:
         encoder.no_truncation()
         digest = hashlib.sha256(json.dumps(_model(encoder), sort_keys=True).encode()).hexdigest()[:16]
         kind = KINDS[options.kind]
+        _check_ends(encoder, options.kind)
         mask = encoder.token_to_id(kind.mask) if kind.mask else None
-        self.info = TextInfo(encoder.get_vocab_size(), options.length, digest, mask)
+        rows = max(encoder.get_vocab().values()) + 1  # more than there are tokens, where ids leave gaps
+        self.info = TextInfo(rows, options.length, digest, mask)
         if options.too_long == "cut":
             encoder.enable_truncation(options.length)
         encoder.enable_padding(length=options.length, pad_id=encoder.token_to_id(kind.pad) if kind.pad else 0)
@@ -103,6 +105,22 @@ def _model(encoder: "tokenizers.Tokenizer") -> dict[str, Any]:
     """Its vocabulary, and merges or scores."""
     found: dict[str, Any] = json.loads(encoder.to_str())["model"]
     return found
+
+
+def _check_ends(encoder: "tokenizers.Tokenizer", name: str) -> None:
+    """Raises UserError unless every text ends as the models of its kind expect.
+
+    CLIP's find the end of a text by its id, which must therefore be the greatest one.
+    """
+    kind, vocabulary = KINDS[name], encoder.get_vocab()
+    if encoder.token_to_id(kind.end) is None or encoder.encode("a").tokens[-1:] != [kind.end]:
+        raise UserError(f"vocabulary: does not end texts with {kind.end}, as {name} needs; give another file")
+    greatest = max(vocabulary, key=lambda token: vocabulary[token])
+    if name == "clip" and greatest != kind.end:
+        raise UserError(
+            f"vocabulary: {greatest!r} has a greater id than {kind.end}, by which CLIP finds the end of a text; "
+            "remove the added tokens"
+        )
 
 
 def tokenizer(options: Text, captions: Callable[[], Iterable[str]]) -> Tokenizer:
@@ -138,9 +156,15 @@ def _clean(kind: str, caption: object) -> str:
 
 @functools.lru_cache(maxsize=2**16)  # a tenth of a millisecond each: of a small set, all are remembered
 def _mended(caption: str) -> str:
+    """Returns a caption cleaned by Python's own functions, as the original tokenizer calls them.
+
+    The library's normalizers differ from them in rare characters (a final sigma, combining marks). U+0345
+    parts words: the original's pattern, which ignores case, takes it for neither a letter nor anything else.
+    """
     import ftfy
 
-    return html.unescape(html.unescape(ftfy.fix_text(caption))).strip()
+    mended = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    return " ".join(mended.split()).lower().replace("\u0345", " ")
 
 
 def _vocabulary(name: str) -> Path:
@@ -163,25 +187,23 @@ def _load(path: Path, kind: str) -> "tokenizers.Tokenizer":
         return tokenizers.Tokenizer.from_file(str(path))
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8") as file:
-        return KINDS[kind].load(file.read().splitlines())
+        # Not `splitlines`: in a vocabulary U+2028 and its like are tokens.
+        return KINDS[kind].load(file.read().removesuffix("\n").split("\n"))
 
 
 # --- CLIP ------------------------------------------------------------------------------------------
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-CLIP_TOKENS = 49152  # merges of CLIP's file end where its vocabulary is this large, specials included
-CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+CLIP_MERGES = 49152 - 256 - 2  # the file has more of them; with these the vocabulary has 49,408 tokens
+CLIP_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def _clip(vocabulary: dict[str, int], merges: list[Words]) -> "tokenizers.Tokenizer":
     """CLIP's encoder: byte-level pairs, words ending in </w>, between a start and an end of text."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
     made = Tokenizer(
         models.BPE(vocabulary, merges, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
-    )
-    made.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -205,7 +227,7 @@ def _bytes() -> list[str]:
 def _clip_file(lines: list[str]) -> "tokenizers.Tokenizer":
     """Of the list of merges that CLIP was published with (bpe_simple_vocab_16e6.txt)."""
     alphabet = _bytes()
-    pairs = [line.split() for line in lines[1 : CLIP_TOKENS - 256 + 1]]
+    pairs = [line.split() for line in lines[1 : CLIP_MERGES + 1]]
     merges = [(first, second) for first, second in pairs]
     tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), *("".join(pair) for pair in merges), START, END]
     return _clip({token: i for i, token in enumerate(tokens)}, merges)
@@ -279,12 +301,13 @@ class Kind:
 
     load: Callable[[list[str]], Any]
     learn: Callable[[Iterable[str], int], Any] | None
+    end: str  # what every text ends with
     pad: str | None  # None: id 0, which is an ordinary token's too
     mask: str | None
 
 
 KINDS: dict[str, Kind] = {
-    "clip": Kind(_clip_file, _clip_learned, pad=None, mask=None),
-    "wordpiece": Kind(_wordpiece_file, _wordpiece_learned, pad="[PAD]", mask="[MASK]"),
-    "t5": Kind(_t5_file, None, pad="<pad>", mask=None),
+    "clip": Kind(_clip_file, _clip_learned, end=END, pad=None, mask=None),
+    "wordpiece": Kind(_wordpiece_file, _wordpiece_learned, end="[SEP]", pad="[PAD]", mask="[MASK]"),
+    "t5": Kind(_t5_file, None, end="</s>", pad="<pad>", mask=None),
 }

@@ -60,6 +60,8 @@ SIZES = {  # RN: table 19 of the paper, the heads being 64 wide; ViT: table 20
     "RN50": Size(1024, 224, (3, 4, 6, 3), 2048, 32, text_width=512, text_heads=8),
     "RN101": Size(512, 224, (3, 4, 23, 3), 2048, 32, text_width=512, text_heads=8),
     "RN50x4": Size(640, 288, (4, 6, 10, 6), 2560, 40, text_width=640, text_heads=10),
+    "RN50x16": Size(768, 384, (6, 8, 18, 8), 3072, 48, text_width=768, text_heads=12),
+    "RN50x64": Size(1024, 448, (3, 15, 36, 10), 4096, 64, text_width=1024, text_heads=16),
     "ViT-B": Size(512, 224, 12, 768, 12, text_width=512, text_heads=8),
     "ViT-L": Size(768, 224, 24, 1024, 16, text_width=768, text_heads=12),
     # For drawings of 32 pixels with short captions, on a laptop.
@@ -68,7 +70,8 @@ SIZES = {  # RN: table 19 of the paper, the heads being 64 wide; ViT: table 20
     "ViT-N": small(depth=4, width=64),
 }
 VARIANTS: tuple[variants.Variant, ...] = (
-    *((name, {}) for name in ("RN50", "RN101", "RN50x4", "ViT-B/32", "ViT-B/16", "ViT-L/14")),
+    *((name, {}) for name in ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")),
+    *((name, {}) for name in ("ViT-B/32", "ViT-B/16", "ViT-L/14")),
     ("ViT-L/14", {"resolution": 336}),
     *((f"{name}/{patch}", {}) for name in ("ViT-F", "ViT-P", "ViT-N") for patch in (16, 8, 4)),
 )
@@ -297,5 +300,5 @@ def _parse(variant: str) -> tuple[Size, int | None]:
         return SIZES[name], None
     if name in SIZES and name.startswith("ViT") and patch.isdecimal() and int(patch) > 0:
         return SIZES[name], int(patch)
-    towers = ", ".join(size for size in SIZES if size.startswith("ViT"))
-    raise UserError(f"variant={variant!r}: must be RN50, RN101, RN50x4, or one of {towers} and /PATCH")
+    nets, towers = (", ".join(size for size in SIZES if size.startswith(kind)) for kind in ("RN", "ViT"))
+    raise UserError(f"variant={variant!r}: must be {nets}, or one of {towers} and /PATCH")

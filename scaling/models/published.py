@@ -65,6 +65,8 @@ FIGURES: dict[str, list[tuple[str, dict[str, Any], Figure]]] = {
         ("RN50", {}, Figure(102.01, 9.09, OPEN_CLIP)),
         ("RN101", {}, Figure(119.69, 12.75, OPEN_CLIP)),
         ("RN50x4", {}, Figure(178.30, 25.91, OPEN_CLIP)),
+        ("RN50x16", {}, Figure(290.98, 81.345, OPEN_CLIP)),
+        ("RN50x64", {}, Figure(623.26, 276.325, OPEN_CLIP)),
         ("ViT-B/32", {}, Figure(151.28, 7.39, OPEN_CLIP)),
         ("ViT-B/16", {}, Figure(149.62, 20.545, OPEN_CLIP)),
         ("ViT-L/14", {}, Figure(427.62, 87.665, OPEN_CLIP)),

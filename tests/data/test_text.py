@@ -1,16 +1,24 @@
 """Tokenizers: CLIP's, BERT's and T5's, from files, packages and captions."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import unicodedata
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from scaling.data.text import Text, _bytes, tokenizer
+from scaling.data.openmoji import _names
+from scaling.data.prompts import prompts
+from scaling.data.text import Text, Tokenizer, _bytes, tokenizer
 from scaling.errors import UserError
 
 CAPTIONS = ["a red fox", "two red birds", "the fox's den", "a bird on a tree", "red tree and fox den"] * 3
@@ -64,6 +72,90 @@ def test_clip_agrees_with_the_reference(tmp_path: Path) -> None:
     ):
         found = ours([caption])
         assert found["text"][0][found["text_mask"][0]].tolist() == theirs(caption)["input_ids"]
+
+
+REAL = "open_clip:bpe_simple_vocab_16e6.txt.gz"
+
+
+@cache
+def real() -> Tokenizer:
+    return tokenizer(Text(vocabulary=REAL, length=77), never)
+
+
+@cache
+def open_clip() -> Any:
+    """open_clip's own tokenizer: its file alone, since its package imports torchvision."""
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None and package.submodule_search_locations, "make test installs open_clip_torch"
+    path = Path(package.submodule_search_locations[0]) / "tokenizer.py"
+    spec = importlib.util.spec_from_file_location("tokenizer_of_open_clip", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = dict(os.environ)
+    spec.loader.exec_module(module)
+    os.environ.clear()
+    os.environ.update(before)
+    return module.SimpleTokenizer()
+
+
+def test_clip_has_the_vocabulary_of_the_released_models() -> None:
+    assert real().info.vocabulary == open_clip().vocab_size == 49408
+    assert real()(["a"])["text"][0, :4].tolist() == [49406, 320, 49407, 0]
+
+
+@pytest.mark.parametrize("share", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_clip_agrees_with_open_clip_on_names_and_prompts(share: int) -> None:
+    """OpenMoji's names, and one in `share` of ImageNet's classes in each template."""
+    every = [
+        prompt
+        for i, of_a_class in enumerate(prompts("imagenet", "imagenet"))
+        for prompt in of_a_class[i % share :: share]
+    ]
+    assert len(every) == 80_000 // share
+    captions = _names()[1] + every
+    np.testing.assert_array_equal(real()(captions)["text"], open_clip()(captions).numpy())
+
+
+# Unassigned code points are left out: which are letters depends on the Unicode version of a library.
+CHARACTERS = st.characters(exclude_categories=("Cs", "Cn", "Co"))
+ODD = [
+    "&amp;",
+    "&eacute;",
+    "e&#769;",
+    "'s",
+    "'S",
+    "'ſ",
+    "ΣΑΣ",
+    "İ",
+    "Ǆ",
+    "cafÃ©",
+    "\u2028",
+    "\x1c",
+    "\x85",
+    "\u0345",
+]
+
+
+@settings(max_examples=500)
+@given(st.lists(st.one_of(st.text(CHARACTERS), st.sampled_from(ODD), st.characters(max_codepoint=127))))
+def test_clip_agrees_with_open_clip_on_any_string(parts: list[str]) -> None:
+    caption = "a " + "".join(parts)
+    unassigned = any(unicodedata.category(c) == "Cn" for c in open_clip().clean_fn(caption))
+    if not unassigned and "<" not in caption:  # the specials' names differ
+        np.testing.assert_array_equal(real()([caption])["text"], open_clip()([caption]).numpy())
+
+
+def test_clip_reads_as_many_merges_as_clip_uses(tmp_path: Path) -> None:
+    """Of a file that is as long as the published one, which goes on."""
+    words = [f"{a}{b}" for a in _bytes()[:190] for b in _bytes()]  # 48,640, none of them twice
+    merges = [" ".join(word) for word in words] + [f"{words[i]} {words[i + 1]}" for i in range(0, 1000)]
+    path = tmp_path / "bpe.txt"
+    path.write_text("\n".join(["#version", *merges, ""]), encoding="utf-8")
+    ours = tokenizer(Text(vocabulary=str(path)), never)
+    assert ours.info.vocabulary == 49408
+    assert ours(["a"])["text"][0, 2] == 49407
+    last = merges[49152 - 256 - 2 - 1].replace(" ", "")
+    assert ours._encoder.token_to_id(last) == 49405
 
 
 def test_clip_mends_html_and_broken_encodings(tmp_path: Path) -> None:
@@ -176,6 +268,38 @@ def test_a_vocabulary_from_a_package_or_a_json(tmp_path: Path, monkeypatch: pyte
     again = tokenizer(Text(vocabulary=str(tmp_path / "clip.json")), never)
     np.testing.assert_array_equal(again(CAPTIONS)["text"], ours(CAPTIONS)["text"])
     assert again.info == ours.info
+
+
+@pytest.mark.parametrize("kind", ["clip", "wordpiece"])
+def test_the_end_of_a_text_is_checked(kind: str, tmp_path: Path) -> None:
+    """A model finds it by its id: a tokenizer.json must end texts with it, and have it last where CLIP needs."""
+    ours = tokenizer(Text(kind=kind), lambda: CAPTIONS)._encoder  # type: ignore[arg-type]
+    plain = json.loads(ours.to_str())
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**plain, "post_processor": None}))
+    with pytest.raises(UserError, match=f"vocabulary: does not end texts with .*, as {kind} needs"):
+        tokenizer(Text(kind=kind, vocabulary=str(path)), never)  # type: ignore[arg-type]
+    ours.add_tokens(["<my cat>"])
+    path.write_text(ours.to_str())
+    if kind == "clip":
+        with pytest.raises(
+            UserError, match="vocabulary: '<my cat>' has a greater id than .*; remove the added"
+        ):
+            tokenizer(Text(kind="clip", vocabulary=str(path)), never)
+    else:
+        again = tokenizer(Text(kind="wordpiece", vocabulary=str(path)), never)
+        assert again(["<my cat>"])["text"].max() == again.info.vocabulary - 1
+
+
+def test_no_id_is_beyond_the_vocabulary(tmp_path: Path) -> None:
+    """Not of a file with a token twice either, nor with one that other code takes for the end of a line."""
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join([*BERT, "red", "\u2028", "tree", ""]), encoding="utf-8")
+    theirs = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
+    ours = tokenizer(Text(kind="wordpiece", vocabulary=str(path), length=8), never)
+    found = ours(["red tree"])["text"]
+    assert found.tolist() == [theirs("red tree", padding="max_length", max_length=8)["input_ids"]]
+    assert found.max() == ours.info.vocabulary - 1 == len(BERT) + 2
 
 
 def test_t5_from_its_json(tmp_path: Path) -> None:

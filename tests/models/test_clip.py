@@ -81,6 +81,8 @@ PROFILE = [
     ("RN50", {}, "102.01", "18.18"),
     ("RN101", {}, "119.69", "25.50"),
     ("RN50x4", {}, "178.30", "51.82"),
+    ("RN50x16", {}, "290.98", "162.69"),
+    ("RN50x64", {}, "623.26", "552.65"),
     ("ViT-B/32", {}, "151.28", "14.78"),
     ("ViT-B/16", {}, "149.62", "41.09"),
     ("ViT-L/14", {}, "427.62", "175.33"),
@@ -232,7 +234,8 @@ def test_start_of_the_transformers() -> None:
 def test_inputs_follow_their_options() -> None:
     shapes = {name: x.shape for name, x in clip.inputs("ViT-L/14", resolution=336, context=20).items()}
     assert shapes == {"x": (1, 336, 336, 3), "text": (1, 20)}
-    assert list(clip.inputs("RN50x4")["x"].shape) == [1, 288, 288, 3]
+    sides = [clip.inputs(name)["x"].shape[1] for name in ("RN50x4", "RN50x16", "RN50x64")]
+    assert sides == [288, 384, 448]
     assert clip.inputs("RN50x4")["text"].shape == (1, 77)
 
 
@@ -242,7 +245,7 @@ def test_inputs_follow_their_options() -> None:
         (
             "ViT-B",
             {},
-            "variant='ViT-B': must be RN50, RN101, RN50x4, or one of ViT-B, ViT-L, ViT-F, ",
+            "variant='ViT-B': must be RN50, RN101, RN50x4, RN50x16, RN50x64, or one of ViT-B, ViT-L, ViT-F, ",
         ),
         ("RN50/32", {}, "variant='RN50/32': must be RN50"),
         ("ViT-H/14", {}, "variant='ViT-H/14': must be RN50"),
