@@ -1,8 +1,9 @@
 """The run folder: what is in it, who may write it, and how it stays whole.
 
-`config.json`, `metrics.jsonl`, `status.json`, `checkpoints/`, `samples/`. A line of metrics is an event; one
-of training has the seconds that the loop waited for batches since the last one, `input_wait`. One writer at a
-time, by a lock that dies with its process. In a run of several processes only the first writes.
+`config.json`, `metrics.jsonl`, `status.json`, `checkpoints/`, `samples/`; `broken/`, once a checkpoint was
+damaged. A line of metrics is an event; one of training has the seconds that the loop waited for batches since
+the last one, `input_wait`. The status names the newest step that was `saved`, even if its checkpoint is lost.
+One writer at a time, by a lock that dies with its process. Of several processes only the first writes.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from scaling.errors import UserError
-from scaling.files import write_atomic, write_json
+from scaling.files import read_json, write_atomic, write_json
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -33,6 +34,8 @@ class RunFolder:
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
         self._stop = threading.Event()
+        self._writing = threading.Lock()  # held to write status.json, for the heartbeat is another thread
+        self._saved: int | None = None
         self._beat: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -76,8 +79,12 @@ class RunFolder:
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(UserError):  # a full disk is reported by the writes that matter
-                self.status("running")
+            self.beat()
+
+    def beat(self) -> None:
+        """Writes that the run is running, at which step, and which step is saved."""
+        with contextlib.suppress(UserError):  # a full disk is reported by the writes that matter
+            self.status("running")
 
     def end(self, status: str, reason: str | None = None) -> None:
         """Stops the heartbeat and writes the last status: done, interrupted or failed (with the reason)."""
@@ -88,18 +95,45 @@ class RunFolder:
             self.status(status, reason)
 
     def status(self, status: str, reason: str | None = None) -> None:
-        write_json(
-            self.path / "status.json",
-            {
-                "status": status,
-                "step": self.step,
-                "steps": self.steps,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "heartbeat": time.time(),
-                "reason": reason,
-            },
-        )
+        """Writes `status.json`, from the process that writes; raises UserError if it cannot be written."""
+        if not self.writer:
+            return
+        with self._writing:
+            with contextlib.suppress(UserError):  # else what was known before
+                self.saved()
+            write_json(
+                self.path / "status.json",
+                {
+                    "status": status,
+                    "step": self.step,
+                    "steps": self.steps,
+                    "saved": self._saved,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "heartbeat": time.time(),
+                    "reason": reason,
+                },
+            )
+
+    def saved(self) -> int | None:
+        """Returns the newest step that the folder has, or says it had, a checkpoint of; None if of no step.
+
+        Raises:
+            UserError: if `checkpoints/` cannot be listed, or is empty while `status.json` is not JSON.
+        """
+        kept = steps_in(self.path / "checkpoints")
+        self._saved = kept[-1] if kept else self._said_to_be_saved()
+        return self._saved
+
+    def _said_to_be_saved(self) -> int | None:
+        said = read_json(self.path / "status.json") or {}
+        if said.get("saved") is not None:
+            return int(said["saved"])
+        if "saved" not in said:  # a folder older than this key
+            told = said.get("status") == "interrupted" and said.get("reason") and said["step"] > 0
+            if said.get("status") == "done" or told:
+                return int(said["step"])
+        return max(steps_in(self.path / "broken"), default=None)
 
     # --- metrics ---
 
@@ -135,6 +169,23 @@ class RunFolder:
             raise UserError(
                 f"{self.path}/metrics.jsonl: cannot be written ({e.strerror}); free space, then resume"
             ) from e
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Returns the steps with a checkpoint in the folder, in order; one still being written is not named so.
+
+    Raises:
+        UserError: if the folder cannot be listed.
+    """
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise UserError(
+            f"{folder}: cannot be listed ({e.strerror}); give access to it, then try again"
+        ) from e
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def read_events(path: Path | str) -> list[dict[str, Any]]:

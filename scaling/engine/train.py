@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 import scaling
 from scaling import data
 from scaling.engine import build, config, processes, sharding, state
-from scaling.engine.checkpoint import Checkpoints
+from scaling.engine.checkpoint import Checkpoints, Misfit
 from scaling.engine.config import Config
 from scaling.engine.logging import Progress, metric_writer
 from scaling.engine.runfolder import RunFolder, read_events
@@ -76,22 +76,25 @@ def run(cfg: Config, workdir: Path | str) -> dict[str, float]:
     Returns the last value of every metric that was evaluated.
 
     Raises:
-        UserError: for bad input, a diverged loss, a full disk; the run folder says why.
+        UserError: for bad input, a diverged loss, a full disk; the run folder says why. For a folder that
+            holds a run of another config, or whose checkpoint does not fit this one, nothing is written.
         Interrupted: after SIGTERM or Ctrl-C, with the state saved.
     """
     if not cfg.trains:
         raise UserError(f"objective.name={cfg.objective.name!r}: has no loss to train by; name another")
     with RunFolder(workdir, writer=jax.process_index() == 0) as folder, Stop() as stop:
         _same_config(folder.path, cfg)
+        saved = folder.saved()
         try:
             built = build.build(cfg)
             _prepare(built)
-            write_config(folder, built)
-            last = _fit(built, folder, stop)
+            last = _fit(built, folder, stop, saved)
         except (Interrupted, KeyboardInterrupt) as e:
             folder.end("interrupted", str(e) or None)
             raise
         except BaseException as e:
+            if isinstance(e, Misfit) and e.folder == folder.path.absolute():
+                raise  # the folder holds another run, whose status stays
             with contextlib.suppress(UserError):  # of a full disk, say: the first error is the one to report
                 folder.end("failed", (str(e).strip() or type(e).__name__).splitlines()[0])
             raise
@@ -149,13 +152,14 @@ def _commit() -> str | None:
         return None
 
 
-def _fit(built: build.Built, folder: RunFolder, stop: Stop) -> dict[str, float]:
-    """From the newest checkpoint (or a fresh state) to the last step."""
+def _fit(built: build.Built, folder: RunFolder, stop: Stop, saved: int | None) -> dict[str, float]:
+    """Trains from the newest checkpoint to the last step, or from a fresh state if none was ever `saved`."""
     cfg, total = built.config, built.steps
     main = jax.process_index() == 0
     name = folder.path.name
     with Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints:
-        restored = checkpoints.restore(state.abstract(built))
+        restored = checkpoints.restore(state.abstract(built), saved)
+        write_config(folder, built)
         if restored:
             (current, start), said = restored, f"resumed at step {restored[1]}"
         else:
@@ -200,6 +204,7 @@ class _Loop:
         # Processes read the file at different times: only what the restored step knew counts.
         events = [e for e in read_events(folder.path) if e["event"] == "evaluate" and e["step"] <= start]
         self.evaluated = {(e["step"], e["evaluator"]) for e in events}
+        self.saving: int | None = None  # the step whose checkpoint is being written
         self.waited = 0.0  # seconds, for batches, since the last line of metrics
         self.last: dict[str, float] = {k: v for e in events for k, v in e["values"].items()}
 
@@ -224,6 +229,7 @@ class _Loop:
                 current, metrics = step_fn(current, self._next(batches), scalars)
                 self._read(pending)  # of the step before: the device is already busy with this one
                 pending = (step + 1, metrics)
+                self._note_saved()
 
     def _next(self, batches: Iterator[dict[str, jax.Array]]) -> dict[str, jax.Array]:
         start = time.perf_counter()
@@ -285,3 +291,10 @@ class _Loop:
     def _save(self, current: state.State, step: int) -> None:
         meta = {"step": step, "data_position": step, "config": self.built.config.raw}
         self.checkpoints.save(step, current, meta)
+        self.saving = step
+
+    def _note_saved(self) -> None:
+        """Writes to `status.json` that a checkpoint is whole, as soon as it is."""
+        if self.saving is not None and self.checkpoints.holds(self.saving):
+            self.folder.beat()
+            self.saving = None

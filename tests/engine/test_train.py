@@ -55,7 +55,7 @@ def test_a_run_leaves_what_the_run_folder_promises(tmp_path: Path, tiny: Tiny) -
     assert set(described["cost"]) == {"params", "gmacs", "gflops", "tokens", "train_flops_per_step"}
     assert described["cost"]["tokens"] == 4
     assert status(tmp_path / "run") | {"heartbeat": 0} == {
-        "status": "done", "step": 8, "steps": 8, "host": os.uname().nodename, "pid": os.getpid(),
+        "status": "done", "step": 8, "steps": 8, "saved": 8, "host": os.uname().nodename, "pid": os.getpid(),
         "heartbeat": 0, "reason": None,
     }  # fmt: skip
     events = read_events(tmp_path / "run")
