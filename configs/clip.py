@@ -17,7 +17,7 @@ RATES = {"RN50": 5e-4, "RN101": 5e-4, "RN50x4": 5e-4, "ViT-B/32": 5e-4, "ViT-B/1
 
 
 def get_config(variant: str = "ViT-B/32") -> ConfigDict:
-    imagenet = dict(name="tfds", builder="imagenet2012", image_size=224, eval_transforms=("center_crop_100",))
+    imagenet = dict(name="tfds", builder="imagenet2012", image_size=224, eval_transforms=("center_crop(1)",))
     return ConfigDict(
         dict(
             model=dict(family="clip", variant=variant, dtype="bfloat16", remat="full"),
@@ -27,7 +27,7 @@ def get_config(variant: str = "ViT-B/32") -> ConfigDict:
                 data_dir="pairs",
                 image_size=288 if variant == "RN50x4" else 224,
                 augment=("random_resized_crop",),
-                eval_transforms=("center_crop_100",),
+                eval_transforms=("center_crop(1)",),
                 batch_size=32768,
                 text=dict(vocabulary="open_clip:bpe_simple_vocab_16e6.txt.gz", length=77),
                 workers=16,

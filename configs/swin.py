@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 DROP_PATH = {"T": 0.2, "S": 0.3, "B": 0.5}
 FINE = {  # the released settings of fine-tuning at 384, for a batch of 1024
     "model": dict(resolution=384, window=12),
-    "data": dict(image_size=384, eval_transforms=("center_crop_100",)),
+    "data": dict(image_size=384, eval_transforms=("center_crop(1)",)),
     "optimizer": dict(learning_rate=4e-5, warmup="5 epochs", weight_decay=1e-8),
     "train": dict(duration="30 epochs"),
 }

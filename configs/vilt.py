@@ -28,8 +28,8 @@ def get_config(variant: str = "B/32") -> ConfigDict:
                 name="pairs",
                 data_dir="pairs",
                 image_size=384,
-                augment=("center_crop_100",),  # what a random crop leaves out may be what the caption names
-                eval_transforms=("center_crop_100",),
+                augment=("center_crop(1)",),  # what a random crop leaves out may be what the caption names
+                eval_transforms=("center_crop(1)",),
                 batch_size=4096,
                 text=dict(kind="wordpiece", vocabulary="pairs/vocab.txt", length=40),
                 workers=16,

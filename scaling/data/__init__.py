@@ -3,17 +3,17 @@
 from scaling.data.options import DATASETS, Data, Info, info, open_source, open_views, tokenizer_of
 from scaling.data.pipeline import eval_batches, host_batches, train_batches, view_batches
 from scaling.data.text import TextInfo
-from scaling.data.transforms import TRANSFORMS
+from scaling.data.transforms import named as named_transform
 
 __all__ = [
     "DATASETS",
-    "TRANSFORMS",
     "Data",
     "Info",
     "TextInfo",
     "eval_batches",
     "host_batches",
     "info",
+    "named_transform",
     "open_source",
     "open_views",
     "tokenizer_of",

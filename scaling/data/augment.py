@@ -11,11 +11,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from scaling.errors import UserError
+
 Colour = tuple[int, int, int]
 
 
 def with_pillow(image: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """What `change` makes of an image, which it sees as a picture of mode L or RGB."""
+    """What `change` makes of an image, which it sees as a picture of mode L, RGB or RGBA.
+
+    Raises: UserError for another number of channels.
+    """
+    if image.shape[-1] not in (1, 3, 4):
+        raise UserError(f"an image of {image.shape}: transforms are of 1, 3 or 4 channels; leave them out")
     gray = image.shape[-1] == 1
     changed = np.asarray(change(Image.fromarray(image[..., 0] if gray else image)))
     return changed[..., None] if gray else changed
@@ -64,6 +71,12 @@ def _translate_y(picture: Image.Image, share: float, fill: Fill) -> Image.Image:
     return _affine(picture, (1, 0, 0, 0, 1, share * picture.height), fill)
 
 
+def _posterize(picture: Image.Image, bits: float, fill: Fill) -> Image.Image:
+    """The highest bits of every value; none is black. Pillow's own refuses to keep none."""
+    kept = 256 - 2 ** (8 - int(bits))
+    return picture.point([value & kept for value in range(256)] * len(picture.getbands()))
+
+
 def _solarize_add(picture: Image.Image, amount: float, fill: Fill) -> Image.Image:
     """The darker half is made brighter."""
     table = [min(value + int(amount), 255) if value < 128 else value for value in range(256)]
@@ -79,7 +92,7 @@ APPLY: dict[str, Apply] = {
     "equalize": lambda picture, _, fill: ImageOps.equalize(picture),
     "invert": lambda picture, _, fill: ImageOps.invert(picture),
     "rotate": _rotate,  # degrees
-    "posterize": lambda picture, bits, fill: ImageOps.posterize(picture, int(bits)),
+    "posterize": _posterize,  # bits
     "solarize": lambda picture, threshold, fill: ImageOps.solarize(picture, int(threshold)),
     "solarize_add": _solarize_add,
     "color": _enhance(ImageEnhance.Color),  # factors: 1 changes nothing

@@ -19,7 +19,7 @@ from scaling.data.latents import Latents, LatentSource
 from scaling.data.pairs import Pairs, Tokenized, all_captions
 from scaling.data.sources import Source
 from scaling.data.text import Text, TextInfo, Tokenizer, tokenizer
-from scaling.data.transforms import TRANSFORMS
+from scaling.data.transforms import TRANSFORMS, named
 from scaling.data.video import Clips, Sampled, Shuffled, Video, Views, check_views
 from scaling.errors import UserError
 
@@ -73,15 +73,15 @@ class Data:
         self._check_transforms("augment", self.augment)
         self._check_transforms("eval_transforms", self.eval_transforms)
         for name in self.eval_transforms:
-            if TRANSFORMS[name].random:
+            if named(name).random:
                 fixed = ", ".join(key for key, value in TRANSFORMS.items() if not value.random)
                 raise UserError(f"eval_transforms: {name!r} is random; evaluation may use {fixed}")
 
     def _check_transforms(self, field: str, names: tuple[str, ...]) -> None:
-        for name in names:
-            if name not in TRANSFORMS:
-                raise UserError(f"{field}: {name!r} is not a transform; choose from {', '.join(TRANSFORMS)}")
-        sized = [name for name in names if TRANSFORMS[name].sized]
+        try:
+            sized = [name for name in names if named(name).sized]
+        except UserError as e:
+            raise UserError(f"{field}: {e}") from None
         if sized and self.image_size is None:
             raise UserError(f"image_size=None: {sized[0]!r} in {field} needs the side to crop to, in pixels")
         if self.name in DRAWN and self.image_size is None:
@@ -170,15 +170,21 @@ def open_views(data: Data, split: str, temporal: int, spatial: int) -> Source:
 def tokenizer_of(data: Data) -> Tokenizer:
     """Of a set with captions: the one that is named, or learned from the training split."""
 
+    unread: list[UserError] = []  # of the captions, and not of `data.text`
+
     def captions() -> Iterator[str]:
-        source = DATASETS[data.name](data, data.train_split)
-        assert isinstance(source, Pairs)
-        return all_captions(source)
+        try:
+            source = DATASETS[data.name](data, data.train_split)
+            assert isinstance(source, Pairs)
+            yield from all_captions(source)
+        except UserError as e:
+            unread.append(e)
+            raise
 
     try:
         return tokenizer(data.text, captions)
     except UserError as e:
-        raise UserError(f"text.{e}") from None
+        raise (e if e in unread else UserError(f"text.{e}")) from None
 
 
 def image_shape(data: Data, source: Source) -> tuple[int, ...]:

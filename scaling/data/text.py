@@ -118,8 +118,8 @@ def _check_ends(encoder: "tokenizers.Tokenizer", name: str) -> None:
     greatest = max(vocabulary, key=lambda token: vocabulary[token])
     if name == "clip" and greatest != kind.end:
         raise UserError(
-            f"vocabulary: {greatest!r} has a greater id than {kind.end}, by which CLIP finds the end of a text; "
-            "remove the added tokens"
+            f"vocabulary: {greatest!r} has a greater id than {kind.end}, which CLIP finds by having the "
+            "greatest; remove the added tokens"
         )
 
 

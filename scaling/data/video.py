@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from scaling.data.sources import Columns, Source, Wrapped, drawn
-from scaling.data.transforms import ORDER, PLACE, TRANSFORMS, Transform, generators
+from scaling.data.transforms import ORDER, PLACE, TRANSFORMS, Transform, generators, named
 from scaling.errors import UserError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Views(Wrapped):
         where: dict[str, Any] = {} if offset is None else {"offset": offset}
         size, rng = self.data.image_size or 0, np.random.Generator(np.random.Philox(0))  # nothing draws
         for name in self.data.eval_transforms:
-            step = TRANSFORMS[name]
+            step = named(name)
             clip = np.stack(
                 [step.apply(frame, rng, size, **(where if central(step) else {})) for frame in clip]
             )
@@ -135,7 +135,7 @@ class Views(Wrapped):
 
 def central(step: Transform) -> bool:
     """Whether a transform crops a central square, which views may move along the long side."""
-    return step.sized and not step.random
+    return step.number == "short" and not step.random
 
 
 def check_views(data: "Data", source: Source, temporal: int, spatial: int) -> None:
@@ -148,6 +148,6 @@ def check_views(data: "Data", source: Source, temporal: int, spatial: int) -> No
         raise UserError(f"spatial={spatial}: must be 1, the central crop, or 3, along the long side")
     if temporal > 1 and not isinstance(source, Clips):
         raise UserError(f"temporal={temporal}: {source.name} has one clip of each example; use temporal=1")
-    if spatial > 1 and not any(central(TRANSFORMS[name]) for name in data.eval_transforms):
+    if spatial > 1 and not any(central(named(name)) for name in data.eval_transforms):
         crops = ", ".join(name for name, step in TRANSFORMS.items() if central(step))
         raise UserError(f"spatial={spatial}: needs a crop in data.eval_transforms to move: {crops}")

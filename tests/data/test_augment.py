@@ -23,13 +23,24 @@ def applied(name: str, amount: float, image: np.ndarray, policy: Policy = AUTOAU
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_operation_keeps_shape_and_type(policy: Policy, channels: int) -> None:
+def test_every_operation_works_at_every_magnitude(policy: Policy, channels: int) -> None:
     image = noise(12, 15, channels)
     for name, amount in policy.amounts.items():
-        for sign in (-1, 1):
-            if name != "cutout":
-                made = applied(name, amount(policy.magnitude / 10, sign), image, policy)
-                assert made.shape == image.shape and made.dtype == np.uint8, name
+        for tenths in range(101):
+            for sign in (-1, 1):
+                if name != "cutout":
+                    made = applied(name, amount(tenths / 100, sign), image, policy)
+                    assert made.shape == image.shape and made.dtype == np.uint8, name
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_batches_of_the_recipes_size_are_augmented(name: str) -> None:
+    """With their own operations: of 2,048 images some draw every one at the greatest magnitude."""
+    image = noise(8, 8, 3)
+    changed = [TRANSFORMS[name].apply(image, rng, 0) for rng in generators(0, np.arange(2048))]
+    assert all(made.shape == image.shape and made.dtype == np.uint8 for made in changed)
+    black = sum(not made.any() for made in changed)
+    assert (black > 0) == (name == "randaugment_deit")  # posterized to no bits, at magnitude 10
 
 
 # (operation, amount of "randaugment", of "randaugment_deit"), for a positive sign: at magnitudes 10 and 9
@@ -82,7 +93,7 @@ def test_operations_are_pillows() -> None:
     expected: dict[str, tuple[float, Any]] = {
         "autocontrast": (0, ImageOps.autocontrast(picture)),
         "equalize": (0, ImageOps.equalize(picture)),
-        "posterize": (3, image & 0b11100000),
+        "posterize": (3, ImageOps.posterize(picture, 3)),
         "solarize": (100, np.where(image < 100, image, 255 - image)),
         "solarize_add": (60, np.where(image < 128, np.minimum(image + 60.0, 255), image)),
         "invert": (0, 255 - image),
@@ -91,6 +102,9 @@ def test_operations_are_pillows() -> None:
         "contrast": (1.4, ImageEnhance.Contrast(picture).enhance(1.4)),
         "sharpness": (1.4, ImageEnhance.Sharpness(picture).enhance(1.4)),
     }
+    np.testing.assert_array_equal(expected["posterize"][1], image & 0b11100000)
+    assert not applied("posterize", 0, image).any()
+    np.testing.assert_array_equal(applied("posterize", 8, image), image)
     for name, (amount, result) in expected.items():
         np.testing.assert_array_equal(applied(name, amount, image), np.asarray(result), err_msg=name)
 

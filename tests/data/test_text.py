@@ -148,7 +148,7 @@ def test_clip_agrees_with_open_clip_on_any_string(parts: list[str]) -> None:
 def test_clip_reads_as_many_merges_as_clip_uses(tmp_path: Path) -> None:
     """Of a file that is as long as the published one, which goes on."""
     words = [f"{a}{b}" for a in _bytes()[:190] for b in _bytes()]  # 48,640, none of them twice
-    merges = [" ".join(word) for word in words] + [f"{words[i]} {words[i + 1]}" for i in range(0, 1000)]
+    merges = [" ".join(word) for word in words] + [f"{words[i]} {words[i + 1]}" for i in range(1000)]
     path = tmp_path / "bpe.txt"
     path.write_text("\n".join(["#version", *merges, ""]), encoding="utf-8")
     ours = tokenizer(Text(vocabulary=str(path)), never)
@@ -272,7 +272,7 @@ def test_a_vocabulary_from_a_package_or_a_json(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("kind", ["clip", "wordpiece"])
 def test_the_end_of_a_text_is_checked(kind: str, tmp_path: Path) -> None:
-    """A model finds it by its id: a tokenizer.json must end texts with it, and have it last where CLIP needs."""
+    """A model finds it by its id: a tokenizer.json must end texts with it, and CLIP's have it last."""
     ours = tokenizer(Text(kind=kind), lambda: CAPTIONS)._encoder  # type: ignore[arg-type]
     plain = json.loads(ours.to_str())
     path = tmp_path / "tokenizer.json"
@@ -283,7 +283,7 @@ def test_the_end_of_a_text_is_checked(kind: str, tmp_path: Path) -> None:
     path.write_text(ours.to_str())
     if kind == "clip":
         with pytest.raises(
-            UserError, match="vocabulary: '<my cat>' has a greater id than .*; remove the added"
+            UserError, match=r"vocabulary: '<my cat>' has a greater id than .*; remove the added"
         ):
             tokenizer(Text(kind="clip", vocabulary=str(path)), never)
     else:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scaling.data.transforms import TRANSFORMS, generators, transform
+from scaling.data.transforms import TRANSFORMS, generators, named, transform
+from scaling.errors import UserError
 
 
 def rng() -> np.random.Generator:
@@ -15,13 +16,16 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+FORMS = ["random_resized_crop(0.9)", "random_crop(1, bilinear)", "center_crop(18, nearest)", "resize(box)"]
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMS, *FORMS])
 @pytest.mark.parametrize("shape", [(20, 31, 3), (45, 17, 1), (16, 16, 3), (7, 9, 1)])
 def test_shapes_and_dtype(name: str, shape: tuple[int, int, int]) -> None:
     image = noise(*shape)
     before = image.copy()
-    result = TRANSFORMS[name].apply(image, rng(), 16)
-    assert result.shape == ((16, 16, shape[2]) if TRANSFORMS[name].sized else shape)
+    result = named(name).apply(image, rng(), 16)
+    assert result.shape == ((16, 16, shape[2]) if named(name).sized else shape)
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(image, before)
 
@@ -74,11 +78,81 @@ def test_center_crop_keeps_its_part_of_the_short_side() -> None:
     image = noise(256, 320, 3)
     np.testing.assert_array_equal(TRANSFORMS["center_crop"].apply(image, rng(), 224), image[16:240, 48:272])
     small = noise(40, 32, 3)
-    np.testing.assert_array_equal(TRANSFORMS["center_crop_100"].apply(small, rng(), 32), small[4:36])
+    np.testing.assert_array_equal(named("center_crop(1)").apply(small, rng(), 32), small[4:36])
     scaled = np.asarray(Image.fromarray(noise(64, 64, 3)).resize((53, 53), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(
-        TRANSFORMS["center_crop_90"].apply(noise(64, 64, 3), rng(), 48), scaled[2:50, 2:50]
+        named("center_crop(0.9)").apply(noise(64, 64, 3), rng(), 48), scaled[2:50, 2:50]
     )
+    bilinear = np.asarray(Image.fromarray(noise(64, 64, 3)).resize((60, 60), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(
+        named("center_crop(60, bilinear)").apply(noise(64, 64, 3), rng(), 48), bilinear[6:54, 6:54]
+    )
+
+
+def torchvisions(height: int, width: int, short: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What its Resize makes of an image's sides, and the corner of its CenterCrop: written from its rules."""
+    landscape, long = height <= width, int(short * max(height, width) / min(height, width))
+    sides = (short, long) if landscape else (long, short)
+    return sides, (round((sides[0] - size) / 2.0), round((sides[1] - size) / 2.0))
+
+
+@pytest.mark.parametrize(("share", "short"), [("0.875", 32), ("1", 28), ("30", 30)])
+def test_center_crop_is_torchvisions_to_the_pixel(share: str, short: int) -> None:
+    """Of every size: pixels that hold their place tell what the sides became, and where the square lies."""
+    crop = named(f"center_crop({share}, nearest)").apply
+    for height in range(28, 60):
+        for width in range(28, 60):
+            rows, columns = np.mgrid[0:height, 0:width].astype(np.uint8)
+            image = np.stack([rows, columns, columns], axis=-1)
+            (h, w), (top, left) = torchvisions(height, width, short, 28)
+            whole = Image.fromarray(image).resize((w, h), Image.Resampling.NEAREST)
+            expected = np.asarray(whole)[top : top + 28, left : left + 28]
+            np.testing.assert_array_equal(crop(image, rng(), 28), expected, f"{height}x{width}")
+
+
+def test_resize_keeps_all_of_the_image() -> None:
+    image = noise(20, 30, 3)
+    expected = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(named("resize(bilinear)").apply(image, rng(), 16), expected)
+
+
+def test_a_random_box_is_cut_out_before_it_is_resized() -> None:
+    """What lies beside the box does not show: where all of that is black, nothing of the crop is."""
+    seen = 0
+    for generator in generators(0, np.arange(50)):
+        state = generator.bit_generator.state
+        pixels = 1600 * generator.uniform(0.08, 1.0)
+        ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(pixels * ratio)), round(np.sqrt(pixels / ratio))
+        if w > 40 or h > 40:
+            continue
+        top, left = int(generator.integers(40 - h + 1)), int(generator.integers(40 - w + 1))
+        image = np.zeros((40, 40, 3), np.uint8)
+        image[top : top + h, left : left + w] = 200
+        generator.bit_generator.state = state
+        assert (named("random_resized_crop").apply(image, generator, 32) == 200).all()
+        seen += 1
+    assert seen > 20
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("centre_crop", r"^'centre_crop' is not a transform; choose from random_resized_crop, random_crop"),
+        ("center_crop(", "is not a transform"),
+        ("center_crop_90", r"^'center_crop_90' is now called 'center_crop\(0\.9\)'$"),
+        ("center_crop(1.5)", r"'1\.5' is not what it takes: a share in \(0, 1\], or pixels; or one of near"),
+        ("center_crop(0)", "'0' is not what it takes"),
+        ("center_crop()", "'' is not what it takes"),
+        ("center_crop(0.5, 0.6)", "has short twice"),
+        ("random_resized_crop(3)", r"'3' is not what it takes: a share in \(0, 1\]; or one of"),
+        ("resize(0.5)", r"'0\.5' is not what it takes: one of nearest"),
+        ("flip(bilinear)", "'bilinear' is not what it takes: no arguments"),
+    ],
+)
+def test_bad_names_and_arguments_are_said(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        named(text)
 
 
 def test_adm_crop_halves_with_a_box_filter_first() -> None:
@@ -110,3 +184,8 @@ def test_transform_applies_in_order() -> None:
     for result, generator in zip(results, generators(0, np.arange(3)), strict=True):
         expected = TRANSFORMS["flip"].apply(images[0], generator, 0)
         np.testing.assert_array_equal(result, TRANSFORMS["pad_crop"].apply(expected, generator, 0))
+
+
+def test_other_channels_than_pictures_have_are_named() -> None:
+    with pytest.raises(UserError, match=r"an image of \(20, 20, 2\): transforms are of 1, 3 or 4 channels"):
+        transform([noise(20, 20, 2)], ("center_crop",), 16, 0, np.arange(1))

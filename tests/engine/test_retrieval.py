@@ -69,8 +69,8 @@ def test_all_captions_of_an_image_count(tmp_path: Path) -> None:
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / split / f"{i:02}.png")
             lines = [" ".join(rng.choice(words, 4)) for _ in range(1 + i % 3)]
             (tmp_path / split / f"{i:02}.txt").write_text("\n".join(lines))
-    own = {"data.name": "pairs", "data.data_dir": str(tmp_path), "data.eval_transforms": ("center_crop_100",)}
-    crops = {"data.augment": ("center_crop_100",), "data.text.size": 600}
+    own = {"data.name": "pairs", "data.data_dir": str(tmp_path), "data.eval_transforms": ("center_crop(1)",)}
+    crops = {"data.augment": ("center_crop(1)",), "data.text.size": 600}
     run = build.build(config.load(str(ROOT / "configs/openmoji_clip.py:ViT-F/8"), TINY | own | crops))
     params = jax.tree.map(lambda x: 3.0 * x, state.init(run).params)
     found = Retrieval(batch_size=8).run("val", run, {"params": params, "collections": {}}, tmp_path, 0, never)

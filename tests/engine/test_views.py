@@ -47,7 +47,7 @@ def weights_of(built: build.Built) -> dict[str, Any]:
 def test_views_are_averaged_by_example(devices: int, tmp_path: Path) -> None:
     overrides = {
         "data.name": "counting", "data.image_size": 8, "data.augment": ("random_crop",),
-        "data.eval_transforms": ("center_crop_100",), "data.video.frames": 4, "data.batch_size": 8,
+        "data.eval_transforms": ("center_crop(1)",), "data.video.frames": 4, "data.batch_size": 8,
         "model.variant": "A/4x2", "model.depth": 1, "evaluate.val.temporal": 2, "evaluate.val.spatial": 3,
         "evaluate.val.batch_size": 8,
     }  # fmt: skip
