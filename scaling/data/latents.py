@@ -127,7 +127,7 @@ class ShardWriter:
             self.temporary.unlink(missing_ok=True)
 
     def _failed(self, error: Exception) -> UserError:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         return UserError(f"{self.path}: cannot be written ({reason}); free space or choose another folder")
 
 
@@ -224,7 +224,7 @@ class LatentSource:
                 read = self._readers[shard].read((indices[rows] - self.starts[shard]).tolist())
                 found[rows] = np.frombuffer(b"".join(read), self.latents.layout)
             except (RuntimeError, ValueError) as e:
-                reason = str(e).splitlines()[0]
+                reason = str(e).partition("\n")[0]
                 raise UserError(
                     f"{self.paths[shard]}: is damaged ({reason}); delete it, and {AGAIN}"
                 ) from None

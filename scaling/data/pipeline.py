@@ -17,6 +17,7 @@ import numpy as np
 from scaling.data.options import Data, image_shape, open_source, open_views
 from scaling.data.sources import Columns, Finished, Source, drawn
 from scaling.data.transforms import EPOCH, transform
+from scaling.data.video import Shuffled, Views
 from scaling.errors import UserError
 
 if TYPE_CHECKING:  # importing scaling.data stays quick: the command line's --help needs no jax
@@ -67,6 +68,25 @@ def local_rows(
     return np.unique(np.concatenate([np.arange(batch_size)[index[device]] for device in here]))
 
 
+def _require_labels(source: Source, columns: Columns, indices: np.ndarray) -> None:
+    """Raises UserError for a label that is none of the source's classes: no loss or metric would."""
+    labels = columns.get("label")
+    if labels is None:
+        return
+    wrong = np.flatnonzero((labels < 0) | (labels >= source.num_classes))
+    if len(wrong):
+        label, example = int(labels[wrong[0]]), int(indices[wrong[0]])
+        clips = source.source if isinstance(source, Shuffled) else source
+        if isinstance(clips, Views):
+            example //= clips.views
+        why = (
+            "which stands for none: this split has no labels; name one that has"
+            if label == -1
+            else f"and its classes are 0 to {source.num_classes - 1}; mend the labels"
+        )
+        raise UserError(f"{source.name}: example {example} has label {label}, {why}")
+
+
 def _batch(columns: Columns, names: Sequence[str], size: int, seed: int, positions: np.ndarray) -> HostBatch:
     if names:
         columns["image"] = transform(columns["image"], names, size, seed, positions)
@@ -78,6 +98,7 @@ def train_rows(step: int, source: Source, data: Data, seed: int, rows: np.ndarra
     positions = step * data.batch_size + rows
     indices = shuffled(positions, len(source), seed)
     columns = drawn(source, indices, seed, positions)
+    _require_labels(source, columns, indices)
     return _batch(columns, data.augment, data.image_size or 0, seed, positions)
 
 
@@ -85,7 +106,9 @@ def eval_rows(step: int, source: Source, data: Data, batch_size: int, rows: np.n
     """The given rows of evaluation batch `step`, with mask float32 [rows]: 0 past the last example."""
     positions = step * batch_size + rows
     indices = np.minimum(positions, len(source) - 1)  # padding has the shape of a real example
-    batch = _batch(source.read(indices), data.eval_transforms, data.image_size or 0, 0, positions)
+    columns = source.read(indices)
+    _require_labels(source, columns, indices)
+    batch = _batch(columns, data.eval_transforms, data.image_size or 0, 0, positions)
     return {**batch, "mask": (positions < len(source)).astype(np.float32)}
 
 

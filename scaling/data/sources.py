@@ -7,6 +7,7 @@ at once, which for arrays is a single lookup. Python work for each would cost mo
 import functools
 import gzip
 import importlib.util
+import logging
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from scaling.data.options import Data
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's dataset-fashion-mnist puts its files
-
+log = logging.getLogger(__name__)
 
 Columns = dict[str, Any]  # arrays [N, ...], or a list of N arrays that differ in size
 
@@ -184,7 +185,7 @@ def npz(data: "Data", split: str) -> ArraySource:
     """Your own images: a file made by `np.savez(path, train_images=..., train_labels=..., test_images=...)`.
 
     Each split has images uint8 [N, H, W, C] and labels, whole numbers [N] from 0. The set is called after
-    the file, so that `birds.npz` is measured as `fd_birds`.
+    the file, so that `birds.npz` is measured as `fd_birds`. The log tells of labels that look misnumbered.
     """
     return _choose(str(data.data_dir), split, _npz(Path(str(data.data_dir))))
 
@@ -203,20 +204,60 @@ def _npz(path: Path) -> dict[str, ArraySource]:
         raise UserError(
             f"data_dir={str(path)!r}: needs train_images; it has {', '.join(arrays) or 'nothing'}"
         )
-    classes = 0
     for split in splits:
-        images, labels = arrays[f"{split}_images"], arrays.get(f"{split}_labels", np.zeros(0))
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise UserError(f"{split}_images: is {images.dtype} {images.shape}; must be uint8 [N, H, W, C]")
-        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
-            raise UserError(f"{split}_labels: must be {len(images)} whole numbers from 0, one an image")
-        classes = max(classes, int(labels.max(initial=0)) + 1)
+        _check_arrays(path, split, arrays[f"{split}_images"], arrays.get(f"{split}_labels", np.zeros(0)))
+    labels = {split: arrays[f"{split}_labels"] for split in splits}
+    notices = _notices(labels)
+    unread = sorted(arrays.keys() - {f"{split}_{kind}" for split in splits for kind in ("images", "labels")})
+    if unread:
+        notices.append(f"not read: {', '.join(unread)}, which are no SPLIT_images and SPLIT_labels")
+    if notices:
+        log.warning("%s: %s", path, "; ".join(notices))
+    classes = 1 + max(int(some.max(initial=0)) for some in labels.values())
     return {
-        split: ArraySource(
-            path.stem, classes, arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int32)
-        )
+        split: ArraySource(path.stem, classes, arrays[f"{split}_images"], labels[split].astype(np.int32))
         for split in splits
     }
+
+
+def _check_arrays(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Raises UserError for what are no images, or not the labels of as many."""
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(
+            f"{path}: {split}_images: is {images.dtype} {images.shape}; must be uint8 [N, H, W, C]"
+        )
+    if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        raise UserError(
+            f"{path}: {split}_images: is {images.shape}, channels first [N, C, H, W]; must be [N, H, W, C]: "
+            "save images.transpose(0, 2, 3, 1)"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+        raise UserError(f"{path}: {split}_labels: must be {len(images)} whole numbers from 0, one an image")
+
+
+def _notices(labels: dict[str, np.ndarray]) -> list[str]:
+    """Returns what looks wrong in the labels of splits, "train" among them, though it can be trained on."""
+    found, known = [], np.unique(labels["train"])
+    classes = 1 + max(int(some.max(initial=0)) for some in labels.values())
+    if len(known) and known[0] > 0:
+        found.append(
+            f"train_labels go from {known[0]} to {known[-1]}: no example has label 0, and classes count from "
+            f"0; subtract {known[0]} from all labels"
+        )
+    if 2 * len(known) < classes:
+        found.append(
+            f"train_labels have examples of {len(known)} of {classes} classes, 0 to {classes - 1}; number "
+            "the classes without gaps"
+        )
+    for split, some in labels.items():
+        new = np.setdiff1d(some, known)
+        if len(new):
+            count = int(np.isin(some, new).sum())
+            found.append(
+                f"{split}_labels have {len(new)} classes without a training example, such as {new[0]}, so "
+                f"that {count} of {len(some)} images cannot be told; leave them out, or train on some of each"
+            )
+    return found
 
 
 def fashion_mnist(data: "Data", split: str) -> ArraySource:

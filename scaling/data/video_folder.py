@@ -2,6 +2,7 @@
 
 import bisect
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scaling.data.folders import SKIP, folders, readable, split_folder
+from scaling.data.folders import SKIP, files, folders, readable, say_unread, split_folder
 from scaling.data.sources import Columns
 from scaling.data.video import Video, begin
 from scaling.errors import UserError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from scaling.data.options import Data
 
 SUFFIXES = (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".wmv", ".flv")
+READ = f"videos are SPLIT/CLASS/NAME, where NAME ends in {', '.join(SUFFIXES)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,8 @@ def video_folder(data: "Data", split: str) -> VideoFolder:
     """Your own videos: files `data_dir/split/class/*.mp4` (or .mkv, .webm, .avi, .mov and others).
 
     The classes are the folders of `train_split`, in alphabetical order. With `unreadable="skip"` a clip
-    of every file is tried once, and files that give none are named in the log and left out.
+    of every file is tried once, and files that give none are named in the log and left out. The log counts
+    files of other kinds or in other places too.
     """
     skip = data.unreadable == "skip"
     return _opened(Path(str(data.data_dir)), split, data.train_split, data.video, skip, data.threads)
@@ -71,6 +74,8 @@ def _opened(root: Path, split: str, train_split: str, video: Video, skip: bool, 
                 f"data_dir={str(root)!r}: {split}/{name} is no class: {train_split} has no such folder"
             )
     found = [(file, label) for label, name in enumerate(classes) for file in _files(root / split / name)]
+    read = {file for file, _ in found}
+    say_unread(root / split, (str(file) for file in files(root / split) if file not in read), READ)
     if skip:
         # The last clip: a file that was cut short does not have it.
         found = readable(
@@ -102,7 +107,8 @@ def read_clip(path: Path, video: Video, place: float) -> np.ndarray:
     """The clip uint8 [T, H, W, 3] that begins at a share `place` of the room that the video leaves.
 
     Times of all frames are read first, without decoding, so that frame i is frame i whatever the rate; then
-    frames are decoded from the last key frame before the clip to its end.
+    frames are decoded from the last key frame before the clip to its end. They are turned as the container
+    says, which may swap the sides: phones store every video as the sensor lies.
 
     Raises: UserError for a file that is no video, is damaged, or is shorter than the clip.
     """
@@ -140,7 +146,41 @@ def _decoded(file: Any, stream: Any, wanted: Sequence[int], since: int) -> dict[
     for frame in file.decode(stream):
         i = -1 if frame.pts is None else bisect.bisect_left(wanted, frame.pts)
         if 0 <= i < len(wanted) and wanted[i] == frame.pts:
-            frames[frame.pts] = frame.to_ndarray(format="rgb24")
+            frames[frame.pts] = _turned(frame, file.name)
         if len(frames) == len(wanted):
             break
     return frames
+
+
+def _turned(frame: Any, path: str) -> np.ndarray:
+    """Returns a frame as it is to be shown, uint8 [H, W, 3].
+
+    A display matrix [[a, b, u], [c, d, v], [x, y, w]] shows the pixel that lies p to the right and q down at
+    (a p + c q + x, b p + d q + y), as FFmpeg's libavutil/display.h defines it.
+
+    Raises: UserError for a video that is turned by something else than quarters.
+    """
+    pixels = frame.to_ndarray(format="rgb24")
+    (a, b), (c, d) = _matrix(frame).tolist()
+    straight, crossed = abs(a) + abs(d), abs(b) + abs(c)
+    if min(straight, crossed) > 0.02 * max(straight, crossed):  # more than a degree
+        angle = math.degrees(math.atan2(b, a))
+        raise UserError(
+            f"{path}: is to be shown turned by {angle:.0f} degrees, and only quarter turns are read; turn it "
+            f"yourself, or {SKIP}"
+        )
+    if crossed > straight:
+        pixels, right, down = pixels.swapaxes(0, 1), c, b
+    else:
+        right, down = a, d
+    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+
+
+def _matrix(frame: Any) -> np.ndarray:
+    """Returns the part of a frame's display matrix that turns and mirrors it, [2, 2]."""
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know a kind of side data beside it, and then gives the angle alone
+        angle = math.radians(frame.rotation)  # anticlockwise
+        return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return np.eye(2) if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2]

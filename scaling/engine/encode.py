@@ -19,6 +19,7 @@ from scaling import data
 from scaling.data.latents import MANIFEST, Encoding, Latents, LatentSource, ShardWriter, Split, require_whole
 from scaling.engine import autoencoder, config, sharding, tracing
 from scaling.engine.autoencoder import Autoencoder
+from scaling.engine.evaluator import require_images
 from scaling.errors import UserError
 from scaling.files import read_json, write_json
 from scaling.objectives.base import scaled
@@ -38,6 +39,9 @@ def encode(run: Path, cfg: config.Config, out: Path, batch_size: int) -> Latents
     Raises: UserError for a run or data that do not fit, a folder that holds anything else, a full disk.
     """
     vae = autoencoder.restore(run)
+    shape = data.info(cfg.data).image_shape
+    for split in _splits(cfg):
+        require_images(cfg.data, split, shape, "split")
     sources = {split: data.open_source(cfg.data, split) for split in _splits(cfg)}
     encoding = _describe(run, vae, cfg, {split: len(source) for split, source in sources.items()})
     _same(out, encoding)
@@ -78,7 +82,7 @@ def _describe(run: Path, vae: Autoencoder, cfg: config.Config, examples: dict[st
     if images.name == "latents":
         raise UserError("data.name='latents': encode reads images; give the config of the images")
     for name in images.augment:
-        if data.TRANSFORMS[name].random and name != "flip":
+        if data.named_transform(name).random and name != "flip":
             raise UserError(
                 f"data.augment: {name!r} is random; latents can hold mirror images ('flip') and no more"
             )

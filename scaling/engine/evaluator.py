@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 
-from scaling.data import Data, eval_batches
+from scaling.data import Data, eval_batches, open_source
+from scaling.data.options import image_shape
+from scaling.data.pipeline import eval_rows
 from scaling.engine import sharding
-from scaling.engine.build import Built
+from scaling.engine.build import Built, data_of
+from scaling.errors import UserError
 
 Pulse = Callable[[], None]  # called between batches; raises if the run was told to stop
 
@@ -27,6 +31,11 @@ class Evaluator:
     def check(self, name: str, built: Built) -> None:
         """Raises UserError for what this run cannot be measured by; `name` is what the config calls it."""
         self.place(name, built)
+        given = getattr(self, "data", {})  # of an evaluator that has images of its own
+        images = data_of(built, given, f"evaluate.{name}.data")
+        for key in ("fit_split", "split"):
+            if hasattr(self, key) and images.name != "latents":  # these have one shape in every split
+                require_images(images, getattr(self, key), built.image_shape, f"evaluate.{name}.{key}")
 
     def place(self, name: str, built: Built) -> NamedSharding:
         return sharding.batch_sharding(built.mesh, self.batch_size, f"evaluate.{name}.batch_size")
@@ -36,3 +45,24 @@ class Evaluator:
     ) -> Iterator[dict[str, jax.Array]]:
         """Every example of a split once, of the run's own data or of `images`; see `eval_batches`."""
         return eval_batches(images or built.config.data, split, self.batch_size, self.place(name, built))
+
+
+def require_images(images: Data, split: str, seen: tuple[int, ...], key: str) -> None:
+    """Reads the first example of a split, as evaluation does, before hours are spent on training.
+
+    Raises: UserError, naming `key`, for a split that is not there or has images of another shape than a model
+    has `seen`; and for an example that cannot be read or has no label where its set has labels.
+    """
+    try:
+        source = open_source(images, split)
+        shape = image_shape(images, source)
+        if shape == seen:
+            first = eval_rows(0, source, images, 1, np.zeros(1, np.int64))
+            shape = first["image"].shape[1:]
+    except UserError as e:
+        raise UserError(f"{key}={split!r}: {e}") from None
+    if shape != seen:
+        raise UserError(
+            f"{key}={split!r}: images of {source.name} are {shape}, and the model sees {seen}; make them one "
+            "size, or set data.image_size, and a crop in data.augment and data.eval_transforms"
+        )

@@ -227,3 +227,10 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         Data(unreadable="skip")
     with pytest.raises(UserError, match="image_size=None: openmoji is drawn at any size"):
         Data(name="openmoji")
+
+
+def test_a_bad_caption_file_is_not_laid_to_the_vocabulary(tmp_path: Path) -> None:
+    data = write(tmp_path, {"ant.png": png(0), "ant.txt": b"\xff"}, False)
+    with pytest.raises(UserError, match=r"^[^ ]*ant\.txt: is not text in UTF-8") as e:
+        tokenizer_of(data)
+    assert not str(e.value).startswith("text.")

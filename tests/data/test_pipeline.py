@@ -212,7 +212,7 @@ def test_evaluation_crops_without_augmenting() -> None:
         batch_size=64,
         image_size=6,
         augment=("random_resized_crop",),
-        eval_transforms=("center_crop_100",),
+        eval_transforms=("center_crop(1)",),
     )
     place = sharding(8, 1, 1)
     one, other = (jax.device_get(list(eval_batches(data, "test", 64, place))) for _ in range(2))

@@ -1,6 +1,7 @@
 """The sources: what each holds, its split, and what is said when a set is not there."""
 
 import gzip
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling.data import DATASETS, Data, Info, info, open_source
+from scaling.data import DATASETS, Data, Info, eval_batches, info, open_source, train_batches
 from scaling.errors import UserError
+from tests.data.test_pipeline import sharding
 
 EMBEDDED = {"digits": ((8, 8, 1), 1438, 359), "mnist": ((28, 28, 1), 4000, 1000)}
 
@@ -104,6 +106,26 @@ def test_fashion_mnist_damage_is_named(tmp_path: Path) -> None:
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(5, np.uint8), pack=True)
     with pytest.raises(UserError, match="6 images but 5 labels"):
         open_source(data, "train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_that_are_no_classes_are_named(workers: int, tmp_path: Path) -> None:
+    """EMNIST comes in the same files, with 47 classes."""
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", np.zeros((8, 28, 28), np.uint8), pack=False)
+        write_idx(
+            tmp_path / f"{prefix}-labels-idx1-ubyte",
+            np.array([0, 9, 3, 46, 1, 2, 3, 4], np.uint8),
+            pack=False,
+        )
+    data = Data(name="fashion_mnist", data_dir=str(tmp_path), batch_size=8, workers=workers)
+    said = "fashion_mnist: example 3 has label 46, and its classes are 0 to 9; mend the labels"
+    for batches in (
+        train_batches(data, 0, 0, sharding(8, 1, 1)),
+        eval_batches(data, "test", 8, sharding(8, 1, 1)),
+    ):
+        with pytest.raises(UserError, match=said):
+            next(batches)
 
 
 def test_missing_fashion_mnist_names_the_debian_package(tmp_path: Path) -> None:
@@ -204,3 +226,63 @@ def test_a_truncated_or_missing_npz(tmp_path: Path) -> None:
             info(Data(name="npz", data_dir=str(tmp_path / f"{name}.npz")))
     with pytest.raises(UserError, match="needs the file"):
         Data(name="npz")
+
+
+def notices_of(path: Path, caplog: pytest.LogCaptureFixture, **arrays: np.ndarray) -> list[str]:
+    """What is said of an npz file when it is read again and again, first of its training labels."""
+    for split in {name.partition("_")[0] for name in arrays if name.endswith("_labels")}:
+        shape = (len(arrays[f"{split}_labels"]), 4, 4, 1)
+        arrays.setdefault(f"{split}_images", np.zeros(shape, np.uint8))
+    np.savez(path, **arrays)
+    data = Data(name="npz", data_dir=str(path))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        info(data)
+        open_source(data, "train")
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_labels_that_look_misnumbered_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (said,) = notices_of(tmp_path / "a.npz", caplog, train_labels=np.arange(20) % 4 + 1)
+    assert said.startswith(f"{tmp_path / 'a.npz'}: train_labels go from 1 to 4: no example has label 0")
+    assert said.endswith("subtract 1 from all labels") and "\n" not in said
+    (said,) = notices_of(tmp_path / "b.npz", caplog, train_labels=np.array([0, 7, 99, 99]))
+    assert "train_labels have examples of 3 of 100 classes, 0 to 99; number the classes without gaps" in said
+    test = np.array([0, 1, 5, 5, 6])
+    (said,) = notices_of(tmp_path / "c.npz", caplog, train_labels=np.arange(5), test_labels=test)
+    assert "test_labels have 2 classes without a training example, such as 5, so that 3 of 5 images" in said
+    extra = {"x_test": np.zeros((3, 4, 4, 1), np.uint8), "names": np.array(["a"])}
+    (said,) = notices_of(tmp_path / "d.npz", caplog, train_labels=np.arange(5), **extra)
+    assert "not read: names, x_test, which are no SPLIT_images and SPLIT_labels" in said
+
+
+def test_nothing_is_said_of_labels_that_are_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    several = {
+        "train_labels": np.arange(20) % 4,
+        "test_labels": np.array([3, 3]),
+        "val_labels": np.array([1]),
+    }
+    assert notices_of(tmp_path / "a.npz", caplog, **several) == []
+    assert notices_of(tmp_path / "b.npz", caplog, train_labels=np.array([0, 2, 3, 3])) == []  # half, and more
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_first_are_an_error(channels: int, tmp_path: Path) -> None:
+    arrays = {f"{split}_labels": np.zeros(2, int) for split in ("train", "test")}
+    last = np.zeros((2, 6, 4, channels), np.uint8)
+    for wrong in arrays:
+        images = {"train_images": last, "test_images": last}
+        images[f"{wrong.partition('_')[0]}_images"] = last.transpose(0, 3, 1, 2)
+        np.savez(tmp_path / f"{wrong}.npz", **arrays, **images)
+        said = rf"_images: is \(2, {channels}, 6, 4\), channels first.*save images\.transpose\(0, 2, 3, 1\)"
+        with pytest.raises(UserError, match=said):
+            info(Data(name="npz", data_dir=str(tmp_path / f"{wrong}.npz")))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 3), (2, 3, 9, 1), (2, 3, 3, 3), (2, 5, 4, 12)])
+def test_channels_that_come_last_are_read(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Images of one row, and of many channels, are not taken for channels first."""
+    np.savez(tmp_path / "a.npz", train_images=np.zeros(shape, np.uint8), train_labels=np.arange(2))
+    assert info(Data(name="npz", data_dir=str(tmp_path / "a.npz"))).image_shape == shape[1:]

@@ -52,7 +52,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Data:
         batch_size=8,
         image_size=8,
         augment=("random_crop", "flip"),
-        eval_transforms=("center_crop_100",),
+        eval_transforms=("center_crop(1)",),
     )
 
 

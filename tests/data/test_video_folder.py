@@ -197,3 +197,89 @@ def test_folders_that_will_not_do(folder: Path, tmp_path: Path) -> None:
         read_clip(folder / "sound/jump/a.mkv", Video(), 0)
     with pytest.raises(UserError, match="data_dir=None: name='video_folder' needs the folder"):
         Data(name="video_folder")
+
+
+CORNERS = np.zeros((48, 64, 3), np.uint8)  # a picture that looks different from every side
+CORNERS[:24, :32], CORNERS[:24, 32:], CORNERS[24:, :32] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+
+
+def write_turned(path: Path, degrees: float, across: bool = False, down: bool = False) -> Path:
+    """A video whose container says how to show it: turned anticlockwise, then mirrored."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
+        stream.codec_context.gop_size, stream.codec_context.thread_count = 4, 1
+        stream.set_display_rotation(degrees, hflip=across, vflip=down)
+        for _ in range(10):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(CORNERS, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_the_containers_turn_is_applied(
+    suffix: str, degrees: int, mirrored: tuple[bool, bool], tmp_path: Path
+) -> None:
+    shown = np.rot90(CORNERS, degrees // 90)[:: -1 if mirrored[1] else 1, :: -1 if mirrored[0] else 1]
+    file = write_turned(tmp_path / f"film.{suffix}", degrees, *mirrored)
+    for place in (0, 1):
+        clip = read_clip(file, Video(frames=2, stride=3), place)
+        assert clip.shape == (2, *shown.shape)
+        assert np.abs(clip - shown.astype(float)).mean(axis=(1, 2, 3)).max() < 8
+
+
+def test_any_other_turn_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"film\.mp4: is to be shown turned by -30 degrees, and only quarter"):
+        read_clip(write_turned(tmp_path / "film.mp4", 30), Video(frames=2), 0)
+
+
+def test_a_turn_beside_what_pyav_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side data of a kind without a name make PyAV raise; it gives the angle all the same."""
+    file = write_turned(tmp_path / "film.mp4", 90)
+
+    class Frame:
+        def __init__(self, frame: av.VideoFrame) -> None:
+            self.frame, self.rotation = frame, frame.rotation
+            self.pts, self.to_ndarray = frame.pts, frame.to_ndarray
+
+        @property
+        def side_data(self) -> object:
+            raise ValueError("30 is not a valid Type")
+
+    decode = av.container.InputContainer.decode
+
+    class File:
+        def __init__(self, path: str) -> None:
+            self.opened = av_open(path)
+
+        def __enter__(self) -> "File":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.opened.close()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.opened, name)
+
+        def decode(self, stream: object) -> object:
+            return (Frame(frame) for frame in decode(self.opened, stream))
+
+    av_open = av.open
+    monkeypatch.setattr(av, "open", File)
+    clip = read_clip(file, Video(frames=2), 0)
+    assert np.abs(clip[0] - np.rot90(CORNERS).astype(float)).mean() < 8
+
+
+def test_files_that_are_no_videos_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "train/jump/deep").mkdir()
+    for name in ("jump/a.3gp", "jump/b.3gp", "run/notes.txt", "jump/.DS_Store", "jump/deep/c.mp4", "d.mp4"):
+        (folder / "train" / name).write_bytes(b"")
+    (folder / "train/run/0.mp4").rename(folder / "train/run/0.MP4")
+    with caplog.at_level(logging.WARNING):
+        assert info(data_of(folder)).train_examples == 6
+        open_source(data_of(folder), "test")
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert "train: 5 files in it are not read (2 .mp4, 2 .3gp, 1 .txt): videos are SPLIT/CLASS/NAME" in said

@@ -153,6 +153,17 @@ def test_what_cannot_be_encoded(tmp_path: Path, run: Path, overrides: dict[str, 
     assert not (tmp_path / "latents").exists()
 
 
+def test_a_split_of_another_size_is_refused_before_anything_is_encoded(tmp_path: Path, run: Path) -> None:
+    sizes = {"train": 8, "test": 12}
+    arrays = {f"{split}_images": np.zeros((4, side, side, 1), np.uint8) for split, side in sizes.items()}
+    arrays |= {f"{split}_labels": np.arange(4) for split in sizes}
+    np.savez(tmp_path / "odd.npz", **arrays)
+    cfg = config.load(TINY, {"data.name": "npz", "data.data_dir": str(tmp_path / "odd.npz")})
+    with pytest.raises(UserError, match=r"split='test': images of odd are \(12, 12, 1\), and the model sees"):
+        encode.encode(run, cfg, tmp_path / "latents", 64)
+    assert not (tmp_path / "latents").exists()
+
+
 def test_another_encoding_is_refused_and_nothing_is_touched(
     tmp_path: Path, run: Path, folder: Path, generator: Path
 ) -> None:
