@@ -250,7 +250,8 @@ def _import(options: argparse.Namespace, overrides: list[str]) -> None:
     from scaling.engine import config
 
     cfg = config.load(options.config, overrides)
-    for line in transfer.import_run(options.format, options.source, cfg, options.out, options.reinit):
+    given = [text.partition("=")[0] for text in overrides]
+    for line in transfer.import_run(options.format, options.source, cfg, options.out, options.reinit, given):
         print(line)
     print(f"run: {options.out}")
 
@@ -261,7 +262,8 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.format == "stablehlo":
         stablehlo.export_function(options.folder, options.out)
     else:
-        transfer.export_run(options.format, options.folder, options.out)
+        for line in transfer.export_run(options.format, options.folder, options.out):
+            print(line)
     print(f"folder: {options.out}")
 
 

@@ -21,22 +21,31 @@ from scaling.files import read_json
 Tensors = Mapping[str, np.ndarray]
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 SHARD = 4 * 2**30  # bytes; beyond this an exported checkpoint is cut into several files
-WRAPPERS = ("ema", "state_dict", "model")  # where training scripts put the weights, the best first
+# Where training scripts put the weights: averages first.
+WRAPPERS = (
+    *("ema", "state_dict_ema", "model_ema", "ema_state_dict", "params_ema"),
+    *("state_dict", "model_state_dict", "model", "params"),
+)
+# What training leaves beside the weights, with the same endings: transformers' Trainer, accelerate.
+BESIDE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|sampler)[\w-]*\.")
 DTYPES: dict[str, Any] = {  # safetensors' own loader for NumPy has no bfloat16
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 
 
-def read_tensors(source: Path) -> dict[str, np.ndarray]:
+def read_tensors(source: Path, said: list[str] | None = None) -> dict[str, np.ndarray]:
     """The tensors of a file (.safetensors, or PyTorch's .pt, .pth, .bin) or of a folder with such files.
+
+    What is to be said of the choice among a file's contents is added to `said`.
 
     Raises: UserError where there are none, or they are truncated, foreign, or hold more than tensors.
     """
-    files = _files(source)
+    said = [] if said is None else said
+    files = _files(source, said)
     tensors: dict[str, np.ndarray] = {}
     for file in files:
-        read = _torch(file) if file.suffix in TORCH else _safetensors(file)
+        read = _torch(file, said) if file.suffix in TORCH else _safetensors(file)
         twice = sorted(tensors.keys() & read.keys())
         if twice:
             raise UserError(f"{source}: {twice[0]} is in {file.name} and in another file; give one of them")
@@ -44,12 +53,12 @@ def read_tensors(source: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def read_config(source: Path) -> dict[str, Any] | None:
-    """A folder's config.json; None for a file, or a folder without one.
+def read_config(source: Path, name: str = "config.json") -> dict[str, Any] | None:
+    """A folder's config.json, or another of its JSON files; None for a file, or a folder without one.
 
     Raises: UserError where it is not a JSON object.
     """
-    path = source / "config.json"
+    path = source / name
     return _object(path) if path.is_file() else None
 
 
@@ -60,7 +69,7 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _files(source: Path) -> list[Path]:
+def _files(source: Path, said: list[str]) -> list[Path]:
     """The file, or the folder's: safetensors where it has any."""
     if source.is_file():
         if source.suffix not in (".safetensors", *TORCH):
@@ -69,8 +78,12 @@ def _files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise UserError(f"{source}: no such file or folder")
     for endings in ((".safetensors",), TORCH):
-        found = sorted(f for f in source.iterdir() if f.suffix in endings)
+        every = sorted(f for f in source.iterdir() if f.suffix in endings)
+        found = [file for file in every if not BESIDE.match(file.name)]
         if found:
+            left = [file.name for file in every if file not in found]
+            if left:
+                said.append(f"not read: {', '.join(left)}")
             for ending in endings:
                 for index in source.glob(f"*{ending}.index.json"):
                     _check_shards(index, {file.name for file in found})
@@ -96,7 +109,7 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{file}: cannot be read as safetensors ({_reason(e)}); get the file again") from None
 
 
-def _torch(file: Path) -> dict[str, np.ndarray]:
+def _torch(file: Path, said: list[str]) -> dict[str, np.ndarray]:
     """With `weights_only`: tensors and containers, and an error for anything that would run."""
     try:
         import torch
@@ -115,14 +128,24 @@ def _torch(file: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{file}: cannot be read as tensors alone ({_reason(e)}); save its state_dict() as safetensors"
         ) from None
-    wrapped = next(
-        (loaded[w] for w in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(w), dict)), loaded
-    )
+    wrapped = _unwrapped(file, loaded, said)
     if not isinstance(wrapped, dict) or not all(
         isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in wrapped.items()
     ):
         raise UserError(f"{file}: is not a state dict of tensors; save its state_dict() as safetensors")
     return {name: _array(file, name, tensor) for name, tensor in wrapped.items()}
+
+
+def _unwrapped(file: Path, loaded: Any, said: list[str]) -> Any:
+    """What a training script's checkpoint holds as its weights: averages of them, where it has both."""
+    there = [
+        w for w in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(w), dict) and loaded[w]
+    ]
+    if not there:
+        return loaded
+    if len(there) > 1:
+        said.append(f"{file.name}: {there[0]} is taken, and not {', '.join(there[1:])}")
+    return _unwrapped(file, loaded[there[0]], said)
 
 
 def _is_program(file: Path) -> bool:

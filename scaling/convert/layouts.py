@@ -4,7 +4,7 @@ What a model or a config.json must say, the blocks of transformers, Swin's stage
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,13 +30,6 @@ def only(model: nn.Module, **values: Any) -> None:
             raise UserError(
                 f"model.{name}={getattr(model, name)}: must be {value}, the only one in this format"
             )
-
-
-def stated(config: Mapping[str, Any], family: str, values: Mapping[str, Any]) -> None:
-    """Raises UserError where config.json has another value than the only one of a family."""
-    for key, value in values.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{key}={config[key]!r}: the family {family} has {value!r} and no other")
 
 
 def labels(count: int) -> dict[str, Any]:
@@ -91,8 +84,22 @@ def blocks(names: BlockNames, theirs: str, ours: str, heads: int, layers: Layers
     return made + rules.linear(f"{theirs}.{names.down}", f"{ours}/mlp/down", layers)
 
 
-def with_resolution(model: M, positions: np.ndarray | None, patch: int, extra: int = 1) -> M:
-    """The model for the resolution that a position table [..., extra + N, D] is for, taken to be square."""
+def with_resolution(
+    model: M,
+    positions: np.ndarray | None,
+    patch: int,
+    extra: int = 1,
+    stated: int | Sequence[int] | None = None,
+) -> M:
+    """Returns the model for the resolution that a position table [..., extra + N, D] is for.
+
+    It is the `stated` one; where nothing states it, the model's own if that has as many patches, else a
+    square.
+    """
+    if stated is not None:
+        sides = (stated, stated) if isinstance(stated, int) else tuple(stated)
+        same = sides == side_lengths(model.resolution)  # type: ignore[attr-defined]
+        return model if same else model.clone(resolution=stated if isinstance(stated, int) else sides)
     if positions is None or positions.ndim < 2:
         return model
     height, width = side_lengths(model.resolution)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 Every rule only moves numbers about, so that loading and then saving gives the same tensors bit for bit.
 """
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class Rule:
     """One outside tensor, or one a layer where `theirs` holds "{i}".
 
     `ours` are paths in a model's variables ("params/patch/kernel"). With `layers`, the outside tensors of
-    these layers are stacked, in this order, on a leading axis. `copies` are further names of the same tensor.
+    these layers are stacked, in this order, on a leading axis. `copies` are further names of the same tensor,
+    and `echoes` such names that some files have.
     """
 
     theirs: str
@@ -37,6 +39,7 @@ class Rule:
     shape: Shape
     layers: tuple[int, ...] | None = None
     copies: tuple[str, ...] = ()
+    echoes: tuple[str, ...] = ()
 
 
 Rules = list[Rule]
@@ -219,9 +222,9 @@ def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: I
     flat = flax.traverse_util.flatten_dict(shapes, sep="/")
     wanted = [name for rule in rules for name in (*names(rule), *rule.copies)]
     missing = sorted(set(wanted) - set(tensors))
-    extra = sorted(set(tensors) - set(wanted))
+    extra = sorted(set(tensors) - set(wanted) - {name for rule in rules for name in rule.echoes})
     extra = [name for name in extra if not any(re.search(pattern, name) for pattern in ignored)]
-    found = [f"missing {name}" for name in missing] + [f"unexpected {name}" for name in extra]
+    found = _beside(missing, extra)
     for rule in rules:
         needed = [flat[path].shape[rule.layers is not None :] for path in rule.ours]
         for name in names(rule):
@@ -233,10 +236,22 @@ def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: I
         first = names(rule)[0]
         found += [
             f"{copy} differs from {first}, of which it must be a copy"
-            for copy in rule.copies
+            for copy in (*rule.copies, *rule.echoes)
             if copy in tensors and first in tensors and not np.array_equal(tensors[copy], tensors[first])
         ]
     return found
+
+
+def _beside(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
+    """Returns the faults "missing A" and "unexpected B" in turn: the first of each side by side."""
+    left, found = list(extra), []
+    for name in missing:
+        found.append(f"missing {name}")
+        if left:
+            near = difflib.get_close_matches(name, left, n=1, cutoff=0.0) if len(found) == 1 else left
+            found.append(f"unexpected {near[0]}")
+            left.remove(near[0])
+    return found + [f"unexpected {name}" for name in left]
 
 
 def _loaded(shape: Shape, tensor: Array) -> list[tuple[int, ...]] | None:

@@ -1,10 +1,10 @@
 """A trained model as a serialised function (StableHLO) that runs without this package.
 
 `function.bin` is a `jax.export` of one call, for any batch size, on CPU, GPU and TPU. A classifier takes
-images [B, H, W, C] float32 in [-1, 1] and gives logits [B, K]. A generator takes indices and labels, int32
-[B] each, and gives images [B, H, W, C] float32 in [-1, 1], its whole guided sampling loop inside (and the
-decoder of latents): image i depends on its index and label alone. A frozen model takes its own arguments and
-gives what it gives.
+images [B, H, W, C] float32, normalised as the card's "preprocessing" says, and gives logits [B, K]. A
+generator takes indices and labels, int32 [B] each, and gives images [B, H, W, C] float32 in [-1, 1], its
+whole guided sampling loop inside (and the decoder of latents): image i depends on its index and label alone.
+A frozen model takes its own arguments and gives what it gives.
 """
 
 import functools
@@ -103,9 +103,33 @@ def _card(folder: Path, trained: features.Trained, arguments: dict[str, Any], be
     return {
         "arguments": {name: f"{a.dtype} [{', '.join(map(str, a.shape))}]" for name, a in arguments.items()},
         "weights": "weights.safetensors" if beside else "inside the function",
+        **_images(trained, arguments),
         "use": USE.format(beside=beside, names=", ".join(arguments)).splitlines(),
         "platforms": PLATFORMS,
         "step": trained.step,
         "metrics": metrics,
         **{key: described[key] for key in ("model", "cost", "data", "config", "version", "commit")},
+    }
+
+
+def _images(trained: features.Trained, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of images: how those that go in are made, or the range of those that come out."""
+    built = trained.built
+    if isinstance(built.task, Diffusion):
+        return {"outputs": {"images": "float32 in about [-1, 1]; a pixel is clamp(127.5 x + 128, 0, 255)"}}
+    name = next((name for name in ("images", "x") if name in arguments), None)
+    if name is None or "t" in arguments:  # a text, or a noisy image
+        return {}
+    cfg = built.config
+    return {
+        "preprocessing": {
+            "argument": name,
+            "pixels": "RGB (or grey) in 0..255, resized and cropped by `transforms` to `size`",
+            "normalisation": "(pixel / 255 - mean) / std",
+            "mean": cfg.preprocessing.mean,
+            "std": cfg.preprocessing.std,
+            "range": cfg.preprocessing.range(),
+            "size": arguments[name].shape[-3:-1],
+            "transforms": cfg.data.eval_transforms,
+        }
     }

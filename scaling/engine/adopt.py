@@ -10,10 +10,17 @@ from scaling.engine.runfolder import RunFolder
 from scaling.errors import UserError
 
 
-def adopt(built: build.Built, variables: Mapping[str, Any], out: Path, origin: str) -> None:
+def adopt(
+    built: build.Built,
+    variables: Mapping[str, Any],
+    out: Path,
+    origin: str,
+    imported: Mapping[str, Any] | None = None,
+) -> None:
     """Makes the run folder `out`, done, with these variables ({"params": ..., collections}) as its step 0.
 
-    Parameters that `variables` leave out start as training would start them. `origin` is for `status.json`.
+    Parameters that `variables` leave out start as training would start them. `origin` is for `status.json`,
+    `imported` for `config.json`: what is known of the checkpoint, and which keys it "set" in the config.
 
     Raises: UserError where `out` holds a run already, or cannot be written.
     """
@@ -25,5 +32,5 @@ def adopt(built: build.Built, variables: Mapping[str, Any], out: Path, origin: s
         with Checkpoints(out / "checkpoints") as checkpoints:
             checkpoints.save(0, adopted, {"step": 0, "data_position": 0, "config": built.config.raw})
         folder.steps = built.steps
-        train.write_config(folder, built)
+        train.write_config(folder, built, imported)
         folder.status("done", f"weights of {origin}")

@@ -88,7 +88,12 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
     if info is None:
         info = data.info(config.data) if config.trains else made_for(config)
     try:
-        task = objectives.make(config.objective.name, _model(config, info), **_options(config, info))
+        config.preprocessing.require_channels(info.image_shape[-1])
+    except UserError as e:
+        raise UserError(f"preprocessing.{e}") from None
+    try:
+        name, model = config.objective.name, _model(config, info)
+        task = objectives.make(name, model, config.preprocessing, **_options(config, info))
     except UserError as e:
         raise UserError(f"objective.{e}") from None
     built = Built(config, mesh, info, task)

@@ -6,6 +6,7 @@ takes the defaults of the dataclasses that read it, so every key that exists can
 """
 
 import ast
+import copy
 import dataclasses
 import importlib.util
 import math
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from scaling.errors import UserError
+from scaling.preprocessing import Preprocessing
 from scaling.typed import checked, defaults_of, options_of, typed, typed_options, unknown
 
 Rule = tuple[str, float, float | None, bool]  # (pattern, learning-rate multiple, weight decay, frozen)
@@ -149,6 +151,7 @@ class Config:
     mesh: Mesh
     train: Train
     evaluate: Mapping[str, Any]  # name -> an evaluator of engine.evaluate.EVALUATORS
+    preprocessing: Preprocessing
     sampling: Any  # scaling.sampling.Sampling
     checkpoint: Checkpoint
     raw: Mapping[str, Any] = field(repr=False)
@@ -219,6 +222,25 @@ def load_dict(source: str, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
     return config
 
 
+def changed(cfg: Config, values: Mapping[str, Any]) -> Config:
+    """Returns the config with other values for some dotted keys, checked whole."""
+    raw = copy.deepcopy(dict(cfg.raw))
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = raw
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return from_dict(raw)
+
+
+def differences(old: Config, new: Config) -> dict[str, Any]:
+    """Returns {dotted key: [old value, new value]} of two configs with the same keys."""
+    before, after = flat(old.raw), flat(new.raw)
+    keys = sorted(before.keys() | after.keys())
+    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
+
+
 def _read(source: str) -> dict[str, Any]:
     path, _, argument = source.partition(":")
     if not Path(path).is_file():
@@ -259,11 +281,12 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}; lists become tuples, so that JSON and Python compare equal."""
-    return {k: _tupled(v) for k, v in _flatten(tree)}
+    return {k: tupled(v) for k, v in _flatten(tree)}
 
 
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
+def tupled(value: Any) -> Any:
+    """Lists as tuples, at any depth."""
+    return tuple(tupled(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 # --- filling in and checking ---------------------------------------------------------------------
@@ -275,6 +298,7 @@ def _sections() -> dict[str, type]:
 
     return {
         "data": Data,
+        "preprocessing": Preprocessing,
         "optimizer": Optimizer,
         "mesh": Mesh,
         "train": Train,
@@ -300,6 +324,13 @@ def _objective_class(name: object) -> type:
     from scaling.objectives import OBJECTIVES
 
     return _choice(OBJECTIVES, "objective", "name", name)
+
+
+def _given() -> tuple[str, ...]:
+    """The fields of an objective that are no options of its section."""
+    from scaling.objectives import GIVEN
+
+    return GIVEN
 
 
 def _evaluator_class(name: str, kind: object) -> type:
@@ -329,7 +360,7 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     task = _objective_class(objective.get("name"))
     if not config["data"] and hasattr(task, "loss"):
         raise UserError("data: the config has no such section")
-    config["objective"] = {"name": None, **defaults_of(task, skip=("model",)), **objective}
+    config["objective"] = {"name": None, **defaults_of(task, skip=_given()), **objective}
     for section, cls in _sections().items():
         config[section] = _merge(defaults_of(cls), config[section])
     for name, options in config["evaluate"].items():
@@ -359,11 +390,11 @@ def from_dict(config: Mapping[str, Any]) -> Config:
 
     objective = dict(config["objective"])
     task = _objective_class(objective.pop("name"))
-    hints = options_of(task, skip=("model",))
+    hints = options_of(task, skip=_given())
     made["objective"] = Named(config["objective"]["name"], typed_options(hints, objective, "objective"))
 
     for section, cls in _sections().items():
-        made[section] = typed(cls, config[section], section)
+        made[section] = typed(cls, config.get(section, {}), section)  # of an older run, not every one
     made["evaluate"] = {
         name: typed(
             _evaluator_class(name, options["kind"]),

@@ -23,12 +23,23 @@ def begin(built: build.Built) -> tuple[state.State, str]:
         return fresh, ""
     try:
         source = features.restore(folder)
+        _require_same_images(built, source)
         params, collections, kept = carried(built, fresh.params, fresh.collections, source)
     except UserError as e:
         raise UserError(f"train.start={folder!r}: {e}") from None
     said = f"starts from {folder} at step {source.step}"
     said += f"; new are {', '.join(kept)}" if kept else ""
     return state.with_weights(fresh, params, collections), said
+
+
+def _require_same_images(built: build.Built, source: features.Trained) -> None:
+    """Raises UserError where this run would show the source's weights other numbers than they saw."""
+    seen, ours = source.built.config.preprocessing, built.config.preprocessing
+    if seen != ours:
+        raise UserError(
+            f"its weights saw images less {seen.mean}, by {seen.std}; here preprocessing.mean={ours.mean}; "
+            f'give --config.preprocessing.mean="{seen.mean}" --config.preprocessing.std="{seen.std}"'
+        )
 
 
 def carried(

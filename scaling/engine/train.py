@@ -6,7 +6,7 @@ import math
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -83,6 +83,7 @@ def run(cfg: Config, workdir: Path | str) -> dict[str, float]:
     if not cfg.trains:
         raise UserError(f"objective.name={cfg.objective.name!r}: has no loss to train by; name another")
     with RunFolder(workdir, writer=jax.process_index() == 0) as folder, Stop() as stop:
+        cfg = _as_imported(folder.path, cfg)
         _same_config(folder.path, cfg)
         saved = folder.saved()
         try:
@@ -100,6 +101,16 @@ def run(cfg: Config, workdir: Path | str) -> dict[str, float]:
             raise
         folder.end("done")
         return last
+
+
+def _as_imported(path: Path, cfg: Config) -> Config:
+    """Returns the config with what a checkpoint decided when the folder was imported (`convert.transfer`)."""
+    there = read_json(path / "config.json") or {}
+    now, new = config.flat(cfg.raw), {}
+    for key, (before, after) in there.get("imported", {}).get("set", {}).items():
+        if now.get(key) == config.tupled(before):
+            new[key] = after
+    return config.changed(cfg, new) if new else cfg
 
 
 def _same_config(path: Path, cfg: Config) -> None:
@@ -128,14 +139,16 @@ def _prepare(built: build.Built) -> None:
         evaluator.check(name, built)
 
 
-def write_config(folder: RunFolder, built: build.Built) -> None:
-    """`config.json`: the whole config, the versions, and what the run costs."""
+def write_config(folder: RunFolder, built: build.Built, imported: Mapping[str, Any] | None = None) -> None:
+    """Writes `config.json`: the config, the versions, what the run costs, and what it was `imported` from."""
     if not folder.writer:
         return
+    imported = imported or (read_json(folder.path / "config.json") or {}).get("imported")
     model = built.model
     shape = {k: getattr(model, k) for k in ("depth", "width", "heads", "patch") if hasattr(model, k)}
     described = {"config": built.config.raw, "version": scaling.__version__, "commit": _commit()}
     described |= {"cost": build.cost(built), "model": shape, "data": dataclasses.asdict(built.info)}
+    described |= {"imported": imported} if imported else {}
     write_json(folder.path / "config.json", described)
 
 

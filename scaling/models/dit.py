@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.layers import (
     XAVIER,
@@ -56,11 +57,12 @@ class TimeEmbedding(nn.Module):
     """Times [B] -> [B, width]: 256 sines and cosines, then an MLP."""
 
     width: int
+    shift: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
-        t = sincos_embedding(t, 256)  # [B, 256]
+        t = sincos_embedding(t, 256, self.shift)  # [B, 256]
         t = Dense(self.width, kernel_init=normal, dtype=self.dtype, name="up")(t)  # [B, D]
         return Dense(self.width, kernel_init=normal, dtype=self.dtype, name="down")(nn.silu(t))  # [B, D]
 
@@ -80,6 +82,7 @@ class AdaLNBlock(nn.Module):
     mlp_ratio: float = 4.0
     gated: bool = True
     qk_norm: bool = False
+    mlp_epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -97,7 +100,7 @@ class AdaLNBlock(nn.Module):
         attention = Attention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")
         h = attention(modulate(h, shift1, scale1))
         x = x + gate1[:, None, :] * h
-        h = layer_norm(x, "norm_mlp", scale=False, bias=False)
+        h = layer_norm(x, "norm_mlp", scale=False, bias=False, epsilon=self.mlp_epsilon)
         mlp = Mlp(round(width * self.mlp_ratio), "gelu_tanh", dtype=self.dtype, name="mlp")
         h = mlp(modulate(h, shift2, scale2))
         x = x + gate2[:, None, :] * h
@@ -155,7 +158,8 @@ class DiT(nn.Module):
     With `learn_sigma` the second C channels parametrise the variance. Positions are fixed, computed for the
     input's own grid, so that any H and W which `patch` divides will do.
 
-    Raises: UserError where `patch` does not divide H and W, or `heads` the width.
+    Raises: UserError where `patch` does not divide H and W, or `heads` the width, and for an option that the
+    kind of block does not have.
     """
 
     patch: int = 2
@@ -167,6 +171,9 @@ class DiT(nn.Module):
     block: Block = "adaln-zero"
     learn_sigma: bool = True
     qk_norm: bool = False
+    # What diffusers' implementation has otherwise than the authors' code; importing its weights sets them.
+    frequency_shift: int = 0  # of the times' frequencies 10000^(-i / (128 - shift)); diffusers has 1
+    mlp_epsilon: float = 1e-6  # of the LayerNorm before an adaLN block's MLP; diffusers' default is 1e-5
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
@@ -182,13 +189,15 @@ class DiT(nn.Module):
         x = Dense(self.width, dtype=dtype, name="patch")(patchify(x, self.patch))  # [B, N, D]
         x = x + jnp.asarray(sincos_positions(grid, self.width), dtype)[None]
         x = constrain(x, "batch", "token", "embed")
-        t = TimeEmbedding(self.width, dtype, name="time")(t)  # [B, D]
+        t = TimeEmbedding(self.width, self.frequency_shift, dtype, name="time")(t)  # [B, D]
         y = label(y)  # [B, D]
         c = t + y  # [B, D]
 
         block: dict[str, Any] = dict(heads=self.heads, mlp_ratio=self.mlp_ratio, qk_norm=self.qk_norm)
         block |= dict(dtype=dtype, name="blocks")
         repeat: dict[str, Any] = dict(remat=self.remat, unroll=self.unroll)
+        if self.mlp_epsilon != 1e-6 and not self.block.startswith("adaln"):
+            raise UserError(f"mlp_epsilon={self.mlp_epsilon}: is of adaln blocks; {self.block} has 1e-6")
         if self.block == "in-context":
             x = jnp.concatenate([x, t[:, None], y[:, None]], axis=1)  # [B, N + 2, D]
             x = stack(EncoderBlock(activation="gelu_tanh", **block), self.depth, x, **repeat)
@@ -198,7 +207,8 @@ class DiT(nn.Module):
             x = stack(CrossAttentionBlock(**block), self.depth, x, tokens, **repeat)  # [B, N, D]
         else:
             gated = self.block == "adaln-zero"
-            x = stack(AdaLNBlock(gated=gated, **block), self.depth, x, c, **repeat)  # [B, N, D]
+            block |= dict(gated=gated, mlp_epsilon=self.mlp_epsilon)
+            x = stack(AdaLNBlock(**block), self.depth, x, c, **repeat)  # [B, N, D]
 
         features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
         final = FinalLayer(features, self.block.startswith("adaln"), dtype, name="final")

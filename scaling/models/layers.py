@@ -142,10 +142,10 @@ def said_resized(name: str, old: Sequence[int], new: Sequence[int], of: str = "p
     return f"{name}: resized from {before} to {after} {of}"
 
 
-def sincos_embedding(t: jax.Array, width: int) -> jax.Array:
-    """[B] -> [B, width] float32: cosines, then sines, of `t * 10000^(-i / (width / 2))`."""
+def sincos_embedding(t: jax.Array, width: int, shift: int = 0) -> jax.Array:
+    """[B] -> [B, width] float32: cosines, then sines, of `t * 10000^(-i / (width / 2 - shift))`."""
     half = width // 2
-    frequencies = jnp.asarray(np.exp(-math.log(10000) * np.arange(half) / half), jnp.float32)
+    frequencies = jnp.asarray(np.exp(-math.log(10000) * np.arange(half) / (half - shift)), jnp.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]  # [B, half]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
 

@@ -13,6 +13,7 @@ from scaling.objectives.contrastive import Contrastive
 from scaling.objectives.diffusion import Diffusion
 from scaling.objectives.frozen import Frozen
 from scaling.objectives.vision_language import VisionLanguage
+from scaling.preprocessing import SYMMETRIC, Preprocessing
 
 OBJECTIVES: dict[str, Any] = {
     "classification": Classification,
@@ -24,12 +25,25 @@ OBJECTIVES: dict[str, Any] = {
 }
 
 
-def make(name: str, model: nn.Module, **options: Any) -> Objective:
-    """The objective `name` for a model. Raises UserError for an unknown name or option."""
+GIVEN = ("model", "preprocessing")  # fields that are no options: other sections of a config say what they are
+
+
+def make(name: str, model: nn.Module, preprocessing: Preprocessing = SYMMETRIC, **options: Any) -> Objective:
+    """Returns the objective `name` for a model that sees images through `preprocessing`.
+
+    Raises: UserError for an unknown name or option, and for a preprocessing that the objective cannot have.
+    """
     if name not in OBJECTIVES:
         raise UserError(f"objective={name!r}: must be one of {', '.join(OBJECTIVES)}")
-    allowed = [field.name for field in fields(OBJECTIVES[name]) if field.name != "model"]
+    known = [field.name for field in fields(OBJECTIVES[name])]
+    allowed = [key for key in known if key not in GIVEN]
     for key, value in options.items():
         if key not in allowed:
             raise UserError(f"{key}={value!r}: not an option of {name}, which has {', '.join(allowed)}")
+    if "preprocessing" in known:
+        return OBJECTIVES[name](model, preprocessing, **options)
+    if preprocessing != SYMMETRIC and hasattr(OBJECTIVES[name], "loss"):
+        raise UserError(
+            f"{name}: generates images in [-1, 1]; leave out preprocessing.mean={preprocessing.mean} and .std"
+        )
     return OBJECTIVES[name](model, **options)

@@ -7,6 +7,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from scaling.preprocessing import SYMMETRIC
+
 Params = Any  # a pytree of float32 arrays
 Batch = Mapping[str, jax.Array]  # arrays [B, ...]; evaluation adds "mask" [B], 1 for a real example
 
@@ -41,11 +43,8 @@ class Objective(Protocol):
     def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss: ...
 
 
-def scaled(image: jax.Array) -> jax.Array:
-    """Model input [B, H, W, C] float32: uint8 pixels as image / 127.5 - 1; floats (latents) unchanged."""
-    if image.dtype == jnp.uint8:
-        return image.astype(jnp.float32) / 127.5 - 1.0
-    return image.astype(jnp.float32)
+# Of models that generate or reconstruct images: pixels [B, H, W, C] in [-1, 1], latents as they are.
+scaled = SYMMETRIC
 
 
 def summarise(values: Mapping[str, jax.Array], batch: Batch, collections: Mapping[str, Any]) -> Loss:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.metrics.accuracy import topk_hits
-from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, summarise
+from scaling.objectives.base import Batch, Extras, Loss, Params, summarise
+from scaling.preprocessing import SYMMETRIC, Preprocessing
 from scaling.randomness import stream
 
 HEADS = ("vqa", "nlvr2")  # of a model that reads texts too
@@ -31,6 +32,7 @@ class Classification:
     """
 
     model: nn.Module
+    preprocessing: Preprocessing = SYMMETRIC
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -66,7 +68,7 @@ class Classification:
 
     def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss:
         """Metrics: loss, top1, top5 (against the unmixed label). Collections come back updated when train."""
-        x = scaled(batch["image"])  # [B, H, W, C]
+        x = self.preprocessing(batch["image"])  # [B, H, W, C]
         labels = batch["label"]  # [B]
         mixed = train and (self.mixup > 0.0 or self.cutmix > 0.0)
         if mixed:
@@ -101,13 +103,13 @@ class Classification:
 
     def logits(self, params: Params, extras: Extras, batch: Batch) -> jax.Array:
         """The model's logits [B, K] float32 of batch["image"], as evaluation sees them."""
-        x, texts = scaled(batch["image"]), self._texts(batch)
+        x, texts = self.preprocessing(batch["image"]), self._texts(batch)
         return self._logits(params, extras, x, texts, jax.random.key(0), train=False)[0]
 
     def features(self, params: Params, extras: Extras, batch: Batch) -> jax.Array:
         """The model's pooled features [B, D] float32 of batch["image"], for a Fréchet distance."""
         variables = {"params": params, **extras.collections}
-        out = self.model.apply(variables, scaled(batch["image"]), method="features")
+        out = self.model.apply(variables, self.preprocessing(batch["image"]), method="features")
         return jnp.asarray(out).astype(jnp.float32)
 
     def _logits(

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from scaling.errors import UserError
 from scaling.models.clip import Embeddings
 from scaling.models.placement import constrain
-from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, summarise
+from scaling.objectives.base import Batch, Extras, Loss, Params, summarise
+from scaling.preprocessing import SYMMETRIC, Preprocessing
 from scaling.randomness import stream
 
 FAR = -1e9  # a logit that no sum of exponentials notices
@@ -32,6 +33,7 @@ class Contrastive:
     """
 
     model: nn.Module
+    preprocessing: Preprocessing = SYMMETRIC
     form: Literal["softmax", "sigmoid"] = "softmax"
     chunk: int | None = None
     microbatch: int | None = None
@@ -75,7 +77,7 @@ class Contrastive:
     def features(self, params: Params, extras: Extras, batch: Batch) -> jax.Array:
         """The images' embeddings [B, E] float32, of any length: what a linear probe is fitted to."""
         variables = {"params": params, **extras.collections}
-        image = scaled(batch["image"])
+        image = self.preprocessing(batch["image"])
         return jnp.asarray(self.model.apply(variables, image, method="features"))
 
     def _embed(
@@ -87,7 +89,7 @@ class Contrastive:
             variables = {"params": params, **extras.collections}
             rngs = {"dropout": stream(rng, "dropout")} if train else {}
             out: Any = self.model.apply(
-                variables, scaled(image), text, train=train, rngs=rngs, mutable=mutable
+                variables, self.preprocessing(image), text, train=train, rngs=rngs, mutable=mutable
             )
             return out
 

@@ -12,6 +12,7 @@ from scaling.errors import UserError
 from scaling.objectives.base import Batch, Extras, Loss, Params, scaled
 from scaling.objectives.masking import corrupted, mean_colours, own_draw, picked, whole_words
 from scaling.objectives.negatives import draw_others, shared_words
+from scaling.preprocessing import SYMMETRIC, Preprocessing
 from scaling.randomness import stream
 
 TASKS = ("itm", "mlm", "mpp", "retrieval")  # as the model's heads are called
@@ -39,6 +40,7 @@ class VisionLanguage:
     """
 
     model: nn.Module
+    preprocessing: Preprocessing = SYMMETRIC
     itm: float = 1.0
     mlm: float = 1.0
     mpp: float = 0.0
@@ -135,7 +137,7 @@ class VisionLanguage:
         ) -> dict[str, jax.Array]:
             variables = {"params": params, **extras.collections}
             out: Any = self.model.apply(
-                variables, scaled(image), text, mask, hidden, train=bool(rngs), rngs=dict(rngs)
+                variables, self.preprocessing(image), text, mask, hidden, train=bool(rngs), rngs=dict(rngs)
             )
             return out
 

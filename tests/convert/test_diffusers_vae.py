@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.numpy import save_file
 
-from scaling.convert import rules
+from scaling.convert import naming, rules
 from scaling.convert.diffusers import vae as diffusers_vae
 from scaling.errors import UserError
 from scaling.models import vae
@@ -77,11 +77,8 @@ def test_older_names_of_attention(tmp_path: Path, tensors: dict[str, np.ndarray]
             name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
         file[name] = tensor
     assert len(set(file) - set(tensors)) == 16
-    newer = {}
-    for name, tensor in file.items():
-        for pattern, replacement in diffusers_vae.RENAMED:
-            name = re.sub(pattern, replacement, name)
-        newer[name] = tensor
+    newer, said = naming.known(diffusers_vae, diffusers_vae.table(MODEL), file)
+    assert said == [f"names: those of older diffusers taken in 16 of {len(file)}"]
     assert {n: t.tobytes() for n, t in newer.items()} == {n: t.tobytes() for n, t in tensors.items()}
     (tmp_path / "older").mkdir()
     (tmp_path / "newer").mkdir()

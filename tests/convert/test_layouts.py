@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scaling import models
-from scaling.convert import FORMATS, layouts
+from scaling.convert import FORMATS, foreign, layouts
 from scaling.convert.diffusers import dit as diffusers_dit
 from scaling.convert.huggingface import resnet as huggingface_resnet
 from scaling.convert.huggingface import vit as huggingface_vit
@@ -38,9 +38,9 @@ def test_a_model_without_an_outside_form_is_named(table: object, model: object, 
 
 
 def test_a_config_may_leave_out_what_is_usual_and_not_say_otherwise() -> None:
-    layouts.stated({"act": "gelu", "other": 1}, "vit", {"act": "gelu", "bias": True})
+    foreign.require("vit", {"act": "gelu", "other": 1}, {"act": "gelu", "bias": True})
     with pytest.raises(UserError, match="bias=None: the family vit has True and no other"):
-        layouts.stated({"act": "gelu", "bias": None}, "vit", {"act": "gelu", "bias": True})
+        foreign.require("vit", {"act": "gelu", "bias": None}, {"act": "gelu", "bias": True})
 
 
 def test_the_resolution_of_a_table() -> None:

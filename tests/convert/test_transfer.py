@@ -166,11 +166,16 @@ def test_a_bad_file_leaves_everything_as_it_was(outside: Path, tmp_path: Path, n
 
 def test_a_folder_of_another_family_is_refused(outside: Path, tmp_path: Path) -> None:
     shutil.copytree(outside, tmp_path / "other")
-    for content in ('{"d_model": 16}', '{"hidden_size": "16", "intermediate_size": []}'):
+    for content, message in (
+        ('{"d_model": 16}', "d_model=16: is no known field of the family vit, and may change what"),
+        ('{"model_type": "deit"}', "model_type='deit': the family vit has 'vit' and no other"),
+        (
+            '{"hidden_size": "16", "intermediate_size": []}',
+            r"is not of the family vit \(\w+Error: .*\); give one",
+        ),
+    ):
         (tmp_path / "other/config.json").write_text(content)
-        with pytest.raises(
-            UserError, match=r"other/config\.json: is not of the family vit \(\w+Error: .*\); give one"
-        ):
+        with pytest.raises(UserError, match=rf"other/config\.json: {message}"):
             transfer.import_run("huggingface", tmp_path / "other", cfg(), tmp_path / "run")
 
 

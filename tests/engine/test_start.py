@@ -193,3 +193,13 @@ def test_weights_that_were_imported_to_be_used_start_a_run(tmp_path: Path) -> No
     weights = features.restore(folder).weights["params"]
     np.testing.assert_array_equal(begun.params["norm"]["scale"], weights["norm"]["scale"])
     assert "at step 0; new are head" in said
+
+
+def test_weights_start_with_the_images_that_they_saw(image_run: Path) -> None:
+    """Another normalisation is refused with what to give."""
+    other = video("joint", image_run, "preprocessing.mean=(0.1,)")
+    message = (
+        r"weights saw images less \(0\.5,\), by \(0\.5,\); .* --config\.preprocessing\.mean=\"\(0\.5,\)\""
+    )
+    with pytest.raises(UserError, match=message):
+        start.begin(build.build(other))

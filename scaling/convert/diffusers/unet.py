@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling.convert import layouts, rules
+from scaling.convert import foreign, rules
 from scaling.convert.rules import Rule, Rules, Shape
 from scaling.errors import UserError
 from scaling.models.unet import UNet
@@ -46,6 +46,19 @@ FIXED: dict[str, dict[str, Any]] = {
         "num_class_embeds": None,
     },
 }
+NONE_LDM: dict[str, Any] = {  # what else UNet2DConditionModel can have, and no U-Net here has
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "time_embedding_type": "positional",
+    **dict.fromkeys(("addition_embed_type", "addition_time_embed_dim", "time_cond_proj_dim")),
+    **dict.fromkeys(("cross_attention_norm", "mid_block_only_cross_attention", "num_attention_heads")),
+    **dict.fromkeys(("time_embedding_act_fn", "timestep_post_act", "projection_class_embeddings_input_dim")),
+    "reverse_transformer_layers_per_block": None,
+}
 COMMON: dict[str, Any] = {
     "act_fn": "silu",
     "flip_sin_to_cos": True,
@@ -54,6 +67,40 @@ COMMON: dict[str, Any] = {
     "mid_block_scale_factor": 1,
     "time_embedding_dim": None,
     "class_embed_type": None,
+}
+
+# What config.json says of the model, as the library takes it where it is absent.
+COMPARED: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [],
+    "layers_per_block": 2,
+    "down_block_types": [],
+    "up_block_types": [],
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "attention_head_dim": 8,
+}
+FIELDS = {
+    "adm": foreign.Fields(
+        "unet",
+        compared={**COMPARED, "attn_norm_num_groups": None, "num_class_embeds": None},
+        only={"_class_name": CLASSES["adm"], **COMMON, **FIXED["adm"]},
+        # Nothing reads the padding where the samplers are residual.
+        free=foreign.DIFFUSERS | {"sample_size", "downsample_padding", "num_train_timesteps"},
+        otherwise={
+            "resnet_time_scale_shift": "default",
+            **dict.fromkeys(("downsample_type", "upsample_type"), "conv"),
+        },
+    ),
+    "ldm": foreign.Fields(
+        "unet",
+        compared={**COMPARED, "in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280}
+        | {"encoder_hid_dim": None},
+        only={"_class_name": CLASSES["ldm"], **COMMON, **FIXED["ldm"], **NONE_LDM},
+        free=foreign.DIFFUSERS | {"sample_size", "upcast_attention", "addition_embed_type_num_heads"},
+        otherwise={"encoder_hid_dim_type": None},
+    ),
 }
 
 
@@ -229,14 +276,19 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = next((k for k, name in CLASSES.items() if name == config["_class_name"]), None)
     if kind is None:
         raise UserError(f"_class_name={config['_class_name']!r}: must be {' or '.join(CLASSES.values())}")
+    config = FIELDS[kind].read(config)
     widths, names, groups = config["block_out_channels"], STAGES[kind], config["norm_num_groups"]
     attends = [name == names["down"][1] for name in config["down_block_types"]]
-    wanted = COMMON | FIXED[kind]
-    wanted["down_block_types"] = [names["down"][each] for each in attends]
-    wanted["up_block_types"] = [names["up"][each] for each in reversed(attends)]
+    wanted: dict[str, Any] = {
+        "down_block_types": [names["down"][each] for each in attends],
+        "up_block_types": [names["up"][each] for each in reversed(attends)],
+    }
     if kind == "adm":
         wanted["attn_norm_num_groups"] = groups
-    layouts.stated(config, "unet", wanted)
+    foreign.require("unet", config, wanted)
+    channels, out = config["in_channels"], config["out_channels"]
+    if out not in (channels, 2 * channels):
+        raise UserError(f"out_channels={out}: must be in_channels={channels}, or twice that with a variance")
     classes = config["num_class_embeds" if kind == "adm" else "encoder_hid_dim"]
     if classes is None:
         raise UserError("num_class_embeds=None: the family unet has class-conditional models only")
@@ -248,7 +300,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "attention": tuple(2**i for i, each in enumerate(attends) if each),
         "groups": groups,
         "num_classes": classes - 1,
-        "learn_sigma": config["out_channels"] == 2 * config["in_channels"],
+        "learn_sigma": out == 2 * channels,
         "epsilon": config["norm_eps"],
     }
     heads = config["attention_head_dim"]

@@ -3,18 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import layouts, rules
+from scaling.convert import foreign, rules
 from scaling.convert.rules import Rules
 from scaling.errors import UserError
 from scaling.models.vae import VAE
 
-# Attention in the files of older versions of diffusers, which newer ones still read: (pattern, replacement).
-RENAMED: tuple[tuple[str, str], ...] = (
-    (r"(mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
-    (r"(mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
-    (r"(mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
-    (r"(mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
-)
+RENAMED = {
+    "older diffusers": (
+        (r"(mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
+        (r"(mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
+        (r"(mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
+        (r"(mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
+    )
+}
 
 FIXED: dict[str, Any] = {  # what config.json may say, and the only value that the module has
     "act_fn": "silu",
@@ -26,6 +27,22 @@ FIXED: dict[str, Any] = {  # what config.json may say, and the only value that t
     "mid_block_add_attention": True,
 }
 EPSILON = 1e-6  # of GroupNorm, which diffusers does not write down
+FIELDS = foreign.Fields(
+    "vae",
+    compared={
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": None,
+        "up_block_types": None,
+        "block_out_channels": [64],
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 32,
+        "scaling_factor": 0.18215,  # absent from the oldest files
+    },
+    only={"_class_name": "AutoencoderKL", **FIXED},
+    free=foreign.DIFFUSERS | {"sample_size", "force_upcast"},  # of tiles; of half precision
+)
 
 
 def table(model: VAE) -> Rules:
@@ -115,19 +132,20 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: UserError for an autoencoder of another form.
     """
+    config = FIELDS.read(config)
     levels = len(config["block_out_channels"])
-    wanted = FIXED | {
+    wanted = {
         "out_channels": config["in_channels"],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
-    layouts.stated(config, "vae", wanted)
+    foreign.require("vae", {key: value for key, value in config.items() if value is not None}, wanted)
     return {
         "widths": tuple(config["block_out_channels"]),
         "blocks": config["layers_per_block"],
         "groups": config["norm_num_groups"],
         "latent_channels": config["latent_channels"],
         "channels": config["in_channels"],
-        "latent_scale": config.get("scaling_factor", 0.18215),  # absent from the oldest files
+        "latent_scale": config["scaling_factor"],
         "epsilon": EPSILON,
     }

@@ -25,7 +25,7 @@ def table(model: DiT) -> Rules:
 
     Raises: UserError for a model that the authors' code does not have.
     """
-    layouts.only(model, block="adaln-zero", qk_norm=False)
+    layouts.only(model, block="adaln-zero", qk_norm=False, frequency_shift=0, mlp_epsilon=1e-6)
     block, layers = "blocks.{i}", range(model.depth)
     return [
         *rules.linear("x_embedder.proj", "patch", shape=rules.patches(model.patch, model.patch)),

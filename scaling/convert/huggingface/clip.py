@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import layouts, rules
+from scaling.convert import foreign, layouts, rules
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.clip import CLIP
+from scaling.preprocessing import OPENAI
 
 IGNORED = (r"\.position_ids$",)  # 0, 1, 2, ...: older folders hold them
 ACTIVATIONS = ("quick_gelu", "gelu")  # named as here
@@ -19,6 +21,47 @@ BLOCK = layouts.BlockNames(
 )
 # As the end of text, transformers reads 2 as "the greatest token id"; so it stands in OpenAI's own folders.
 GREATEST_ID = 2
+
+FIELDS = foreign.transformers(
+    "clip",
+    compared={
+        "projection_dim": 512,
+        **dict.fromkeys(("vision_config", "text_config", "vision_config_dict", "text_config_dict")),
+    },
+    only={"model_type": "clip"},
+    free="logit_scale_init_value",
+)
+TOWERS = {
+    "vision_config": foreign.transformers(
+        "clip",
+        compared={
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "image_size": 224,
+            "patch_size": 32,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+        free="model_type attention_dropout dropout projection_dim num_channels",
+    ),
+    "text_config": foreign.transformers(
+        "clip",
+        compared={
+            "hidden_size": 512,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "intermediate_size": 2048,
+            "vocab_size": 49408,
+            "max_position_embeddings": 77,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "eos_token_id": 49407,
+        },
+        free="model_type attention_dropout dropout projection_dim",
+    ),
+}
 
 
 def table(model: CLIP) -> Rules:
@@ -98,40 +141,18 @@ def config(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-DEFAULTS = {  # transformers', which some of its versions do not write
-    "vision_config": {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "image_size": 224,
-        "patch_size": 32,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    },
-    "text_config": {
-        "hidden_size": 512,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-        "intermediate_size": 2048,
-        "vocab_size": 49408,
-        "max_position_embeddings": 77,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    },
-}
-
-
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a folder's config.json says of the model, in the names of its fields.
 
     A `text_config_dict` or `vision_config_dict`, of early folders, goes before the other.
 
-    Raises: UserError where the towers differ in what is one field here, or their activation is neither.
+    Raises: UserError where the towers differ in what is one field here, for an activation that is neither,
+    for an end of text that is not the greatest id, and for what else the family does not have.
     """
+    config = FIELDS.read(config)
     vision, text = (
-        {**DEFAULTS[t], **(config.get(f"{t}_dict") or config.get(t, {}))}
-        for t in ("vision_config", "text_config")
+        known.read({**(config[tower] or {}), **(config[f"{tower}_dict"] or {})}, tower)
+        for tower, known in TOWERS.items()
     )
     vision["mlp_ratio"], text["mlp_ratio"] = (
         t["intermediate_size"] / t["hidden_size"] for t in (vision, text)
@@ -141,6 +162,11 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{name}: {vision[name]} for images and {text[name]} for texts; must be the same")
     if vision["hidden_act"] not in ACTIVATIONS:
         raise UserError(f"hidden_act={vision['hidden_act']}: must be one of {', '.join(ACTIVATIONS)}")
+    if text["eos_token_id"] not in (GREATEST_ID, text["vocab_size"] - 1):
+        raise UserError(
+            f"text_config.eos_token_id={text['eos_token_id']}: must be {GREATEST_ID} or the greatest id, "
+            f"{text['vocab_size'] - 1}; only there does the family clip read a text's features"
+        )
     return {
         "patch": vision["patch_size"],
         "width": vision["hidden_size"],
@@ -148,7 +174,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "heads": vision["num_attention_heads"],
         "mlp_ratio": vision["mlp_ratio"],
         "resolution": vision["image_size"],
-        "embed_dim": config.get("projection_dim", 512),
+        "embed_dim": config["projection_dim"],
         "text_width": text["hidden_size"],
         "text_depth": text["num_hidden_layers"],
         "text_heads": text["num_attention_heads"],
@@ -157,3 +183,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "activation": vision["hidden_act"],
         "epsilon": vision["layer_norm_eps"],
     }
+
+
+def preprocessing(model: CLIP) -> Seen:
+    """What such weights usually see."""
+    return usual("CLIP", OPENAI, short=1.0)

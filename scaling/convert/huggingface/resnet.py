@@ -5,13 +5,27 @@ from typing import Any
 
 import numpy as np
 
-from scaling.convert import layouts, rules
+from scaling.convert import foreign, layouts, rules
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules
 from scaling.errors import UserError
 from scaling.models.resnet import EXPANSION, ResNet
+from scaling.preprocessing import IMAGENET
 
 IGNORED = layouts.COUNTERS
 FIXED = {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False}
+FIELDS = foreign.transformers(
+    "resnet",
+    compared={
+        "embedding_size": 64,
+        "hidden_sizes": [256, 512, 1024, 2048],
+        "depths": [3, 4, 6, 3],
+        "layer_type": "bottleneck",
+    },
+    only={"model_type": "resnet", **FIXED},
+    free="num_channels out_features out_indices stage_names reshape_last_stage",
+)
+BASE = "resnet."
 NAMES = layouts.ResNetNames(
     stage="resnet.encoder.stages.{stage}.layers",
     convolution="layer.{j}.convolution",
@@ -60,9 +74,14 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises: UserError for a network that is none of these: another activation, the stride elsewhere, or
     stages that do not double in width.
     """
-    layouts.stated(config, "resnet", FIXED)
+    config = FIELDS.read(config)
     width, bottleneck = config["embedding_size"], config["layer_type"] == "bottleneck"
     sizes = [width * (EXPANSION if bottleneck else 1) * 2**i for i in range(4)]
     if list(config["hidden_sizes"]) != sizes:
         raise UserError(f"hidden_sizes={config['hidden_sizes']}: must be {sizes}, as embedding_size={width}")
     return {"width": width, "depths": tuple(config["depths"]), "bottleneck": bottleneck}
+
+
+def preprocessing(model: ResNet) -> Seen:
+    """What such weights usually see."""
+    return usual("transformers' ResNet", IMAGENET, short=0.875)

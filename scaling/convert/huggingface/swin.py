@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import layouts
+from scaling.convert import foreign, layouts
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.swin import Swin
 from scaling.models.variants import side_lengths
+from scaling.preprocessing import IMAGENET
 
 IGNORED = (r"relative_position_index$",)  # computed from the window; files of older versions hold it
 FIXED = {  # what transformers lets a config choose and `Swin` does not
@@ -17,7 +19,33 @@ FIXED = {  # what transformers lets a config choose and `Swin` does not
     "qkv_bias": True,
     "use_absolute_embeddings": False,
 }
-
+FIELDS = foreign.transformers(
+    "swin",
+    compared={
+        "embed_dim": 96,
+        "depths": [2, 2, 6, 2],
+        "num_heads": [3, 6, 12, 24],
+        "window_size": 7,
+        "mlp_ratio": 4.0,
+        "patch_size": 4,
+    },
+    only={"model_type": "swin", **FIXED},
+    free="hidden_dropout_prob attention_probs_dropout_prob drop_path_rate num_channels"
+    " image_size encoder_stride path_norm"  # nothing reads them without absolute positions and a decoder
+    " hidden_size num_layers out_features out_indices stage_names",  # follow from the others
+)
+BASE = "swin."
+RENAMED = {
+    "transformers 5": (
+        (r"\.attention\.q_proj\.", ".attention.self.query."),
+        (r"\.attention\.k_proj\.", ".attention.self.key."),
+        (r"\.attention\.v_proj\.", ".attention.self.value."),
+        (r"\.attention\.o_proj\.", ".attention.output.dense."),
+        (r"\.attention\.relative_position_bias\.(relative_position_\w+)$", r".attention.self.\1"),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+    )
+}
 
 NAMES = layouts.SwinNames(
     patch="swin.embeddings.patch_embeddings.projection",
@@ -77,7 +105,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: UserError for what `Swin` does not have.
     """
-    layouts.stated(config, "swin", FIXED)
+    config = FIELDS.read(config)
     return {
         "width": config["embed_dim"],
         "depths": tuple(config["depths"]),
@@ -87,3 +115,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "patch": config["patch_size"],
         "epsilon": FIXED["layer_norm_eps"],
     }
+
+
+def preprocessing(model: Swin) -> Seen:
+    """What such weights usually see."""
+    return usual("transformers' Swin", IMAGENET, square=True)

@@ -3,14 +3,32 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import rules
-from scaling.convert.rules import Rules
+from scaling.convert import foreign, rules
+from scaling.convert.rules import Rule, Rules
 from scaling.errors import UserError
 from scaling.models.t5 import T5Encoder
 
-# A folder of the whole model also holds the decoder, and the token embeddings under further names.
-IGNORED = (r"^decoder\.", r"^lm_head\.weight$", r"^encoder\.embed_tokens\.weight$")
+UNUSED = (r"^decoder\.", r"^lm_head\.weight$")  # of the whole model
 MLP = "gated-gelu"  # v1.1's, with the tanh form of GELU
+
+FIELDS = foreign.transformers(
+    "t5",
+    compared={
+        "vocab_size": 32128,
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_heads": 8,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "relu",
+    },
+    only={"model_type": "t5", "dense_act_fn": "gelu_new", "is_gated_act": True},  # as of MLP
+    free="dropout_rate classifier_dropout eos_token_id is_decoder"  # the encoder is none, whatever it says
+    " num_decoder_layers scale_decoder_outputs tie_word_embeddings n_positions output_past",
+)
 
 
 def table(model: T5Encoder) -> Rules:
@@ -19,7 +37,9 @@ def table(model: T5Encoder) -> Rules:
     attention, mlp = f"{block}.0.SelfAttention", f"{block}.1.DenseReluDense"
     query, key, value, out = (f"{attention}.{name}" for name in "qkvo")
     return [
-        *rules.tensor("shared.weight", "tokens/embedding"),
+        Rule(
+            "shared.weight", ("params/tokens/embedding",), rules.SAME, echoes=("encoder.embed_tokens.weight",)
+        ),
         *rules.tensor(f"{attention.format(i=0)}.relative_attention_bias.weight", "relative_bias"),
         *rules.norm(f"{block}.0.layer_norm", "blocks/norm_attention", layers, bias=False),
         *rules.attention(query, key, value, out, "blocks/attention", model.heads, layers, bias=False),
@@ -57,11 +77,12 @@ def config(model: T5Encoder, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a folder's config.json says of the model, in the names of its fields.
 
-    Raises: UserError for the first T5, whose MLP is another.
+    Raises: UserError for the first T5, whose MLP is another, and for what else the family has not.
     """
-    mlp = config.get("feed_forward_proj", "relu")
+    mlp = config.get("feed_forward_proj", FIELDS.compared["feed_forward_proj"])
     if mlp != MLP:
         raise UserError(f"feed_forward_proj={mlp}: must be {MLP}; only T5 v1.1 can be loaded")
+    config = FIELDS.read(config)
     return {
         "vocabulary": config["vocab_size"],
         "width": config["d_model"],
@@ -69,7 +90,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "mlp_width": config["d_ff"],
         "depth": config["num_layers"],
         "heads": config["num_heads"],
-        "buckets": config.get("relative_attention_num_buckets", 32),
-        "max_distance": config.get("relative_attention_max_distance", 128),
-        "epsilon": config.get("layer_norm_epsilon", 1e-6),
+        "buckets": config["relative_attention_num_buckets"],
+        "max_distance": config["relative_attention_max_distance"],
+        "epsilon": config["layer_norm_epsilon"],
     }

@@ -4,16 +4,34 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import layouts, rules
+from scaling.convert import foreign, layouts, rules
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.timesformer import TimeSformer
 from scaling.models.variants import side_lengths
+from scaling.preprocessing import Preprocessing
 
 BLOCK = dataclasses.replace(layouts.TRANSFORMERS, qkv="attention.attention.qkv.")
 POSITIONS = "timesformer.embeddings.position_embeddings"
 TIMES = "timesformer.embeddings.time_embeddings"
+BASE = "timesformer."
 FIXED = {"attention_type": "divided_space_time", "hidden_act": "gelu", "qkv_bias": True}
+FIELDS = foreign.transformers(
+    "timesformer",
+    compared={
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-6,
+        "image_size": 224,
+        "patch_size": 16,
+        "num_frames": 8,
+    },
+    only={"model_type": "timesformer", **FIXED},
+    free="hidden_dropout_prob attention_probs_dropout_prob drop_path_rate num_channels",
+)
 
 
 def table(model: TimeSformer) -> Rules:
@@ -77,9 +95,9 @@ def config(model: TimeSformer, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a folder's config.json says of the model, in the names of its fields.
 
-    Raises: UserError where it is of another attention or activation.
+    Raises: UserError where it is of another attention or activation, or has what the family has not.
     """
-    layouts.stated(config, "timesformer", FIXED)
+    config = FIELDS.read(config)
     return {
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
@@ -88,3 +106,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "patch": config["patch_size"],
         "epsilon": config["layer_norm_eps"],
     }
+
+
+def preprocessing(model: TimeSformer) -> Seen:
+    """What such weights usually see."""
+    return usual("TimeSformer", Preprocessing((0.45,), (0.225,)), short=1.0, resample="bilinear")

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import layouts, rules
-from scaling.convert.rules import Rules, Tensors
+from scaling.convert import foreign, layouts, rules
+from scaling.convert.preprocessing import Seen, usual
+from scaling.convert.rules import Rule, Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.vilt import ViLT
+from scaling.preprocessing import SYMMETRIC
 
 # By the tasks of a model. transformers has no heads for itm and mpp.
 ARCHITECTURES: dict[tuple[str, ...], str] = {
@@ -16,8 +18,32 @@ ARCHITECTURES: dict[tuple[str, ...], str] = {
     ("retrieval",): "ViltForImageAndTextRetrieval",
     ("nlvr2",): "ViltForImagesAndTextClassification",
 }
-# Older files have a buffer, the word table once more as the tied output layer, and that layer's bias twice.
-IGNORED = (r"\bposition_ids$", r"^mlm_score\.decoder\.weight$", r"^mlm_score\.bias$")
+FIELDS = foreign.transformers(
+    "vilt",
+    compared={
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-12,
+        "image_size": 384,
+        "patch_size": 32,
+        "vocab_size": 30522,
+        "max_position_embeddings": 40,
+        "architectures": None,
+    },
+    only={
+        "model_type": "vilt",
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "max_image_length": -1,  # else a random choice of patches
+        "tie_word_embeddings": True,
+    },
+    free="hidden_dropout_prob attention_probs_dropout_prob"
+    " num_channels type_vocab_size modality_type_vocab_size num_images",  # the tensors' shapes have them
+)
+BASE = "vilt."
+IGNORED = (r"\bposition_ids$",)  # 0, 1, 2, ...: older folders hold them
 
 
 def table(model: ViLT) -> Rules:
@@ -28,8 +54,10 @@ def table(model: ViLT) -> Rules:
     base = _base(model)
     embeddings, block, layers = f"{base}embeddings", f"{base}encoder.layer.{{i}}", range(model.depth)
     text, patches = f"{embeddings}.text_embeddings", f"{embeddings}.patch_embeddings.projection"
+    # The table of words is also the output layer of masked ones, which older files hold once more.
+    tied = ("mlm_score.decoder.weight",) if model.tasks == ("mlm",) else ()
     return [
-        *rules.tensor(f"{text}.word_embeddings.weight", "word/embedding"),
+        Rule(f"{text}.word_embeddings.weight", ("params/word/embedding",), rules.SAME, echoes=tied),
         *rules.tensor(f"{text}.position_embeddings.weight", "text/positions"),
         *rules.tensor(f"{text}.token_type_embeddings.weight", "text/segment_embedding"),
         *rules.norm(f"{text}.LayerNorm", "text/norm"),
@@ -45,9 +73,10 @@ def table(model: ViLT) -> Rules:
 
 
 def source(model: ViLT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViLT:
-    """The model for the resolution that the file's position table is for, always a square."""
+    """The model for the resolution that config.json names; without it, the position table tells it."""
+    side = None if config is None else FIELDS.read(config)["image_size"]
     table = tensors.get(f"{_base(model)}embeddings.position_embeddings")
-    return layouts.with_resolution(model, table, model.patch)
+    return layouts.with_resolution(model, table, model.patch, stated=side)
 
 
 def _base(model: ViLT) -> str:
@@ -56,12 +85,11 @@ def _base(model: ViLT) -> str:
 
 
 def _head(model: ViLT) -> Rules:
-    """The output layer of masked words is the table that embeds them, and files hold it once."""
     if model.tasks == ("mlm",):
         return [
             *rules.linear("mlm_score.transform.dense", "mlm/dense"),
             *rules.norm("mlm_score.transform.LayerNorm", "mlm/norm"),
-            *rules.tensor("mlm_score.decoder.bias", "mlm/bias"),
+            Rule("mlm_score.decoder.bias", ("params/mlm/bias",), rules.SAME, echoes=("mlm_score.bias",)),
         ]
     if model.tasks == ("retrieval",):
         return rules.linear("rank_output", "retrieval")
@@ -120,10 +148,11 @@ def config(model: ViLT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a folder's config.json says of the model, in the names of its fields.
 
-    Raises: UserError for an architecture that has no form here.
+    Raises: UserError for an architecture that has no form here, and for what the family does not have.
     """
+    config = FIELDS.read(config)
     tasks = {name: tasks for tasks, name in ARCHITECTURES.items()}
-    name = config["architectures"][0]
+    name = (config["architectures"] or ["none"])[0]
     if name not in tasks:
         raise UserError(f"architectures={name}: must be one of {', '.join(tasks)}")
     return {
@@ -137,3 +166,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "epsilon": config["layer_norm_eps"],
         "tasks": tasks[name],
     }
+
+
+def preprocessing(model: ViLT) -> Seen:
+    """What such weights usually see."""
+    return usual("ViLT", SYMMETRIC)

@@ -3,11 +3,43 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import layouts, rules
+from scaling.convert import foreign, layouts, rules
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Shape, Tensors
 from scaling.models.variants import side_lengths
 from scaling.models.vit import ViT
 from scaling.models.vivit import ViViT
+from scaling.preprocessing import SYMMETRIC
+
+FIELDS = foreign.transformers(
+    "vit",
+    compared={
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-12,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+    only={"model_type": "vit", "hidden_act": "gelu", "qkv_bias": True},
+    free="hidden_dropout_prob attention_probs_dropout_prob"
+    " num_channels"  # the patch kernel has them
+    " encoder_stride pooler_act pooler_output_size",  # of other heads
+)
+BASE = "vit."
+UNUSED = (r"^(vit\.)?pooler\.",)  # of the model without a head
+RENAMED = {
+    "transformers 5": (
+        (r"(^|\.)layers\.(\d+)\.attention\.q_proj\.", r"\1encoder.layer.\2.attention.attention.query."),
+        (r"(^|\.)layers\.(\d+)\.attention\.k_proj\.", r"\1encoder.layer.\2.attention.attention.key."),
+        (r"(^|\.)layers\.(\d+)\.attention\.v_proj\.", r"\1encoder.layer.\2.attention.attention.value."),
+        (r"(^|\.)layers\.(\d+)\.attention\.o_proj\.", r"\1encoder.layer.\2.attention.output.dense."),
+        (r"(^|\.)layers\.(\d+)\.mlp\.fc1\.", r"\1encoder.layer.\2.intermediate.dense."),
+        (r"(^|\.)layers\.(\d+)\.mlp\.fc2\.", r"\1encoder.layer.\2.output.dense."),
+        (r"(^|\.)layers\.(\d+)\.(layernorm_\w+)\.", r"\1encoder.layer.\2.\3."),
+    )
+}
 
 
 def table(model: ViT) -> Rules:
@@ -54,7 +86,11 @@ def config(model: ViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model, in the names of its fields."""
+    """What a folder's config.json says of the model, in the names of its fields.
+
+    Raises: UserError for what the family does not have.
+    """
+    config = FIELDS.read(config)
     return {
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
@@ -67,5 +103,12 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViT:
-    """The model for the resolution that the file's position table is for, taken to be square."""
-    return layouts.with_resolution(model, tensors.get("vit.embeddings.position_embeddings"), model.patch)
+    """The model for the resolution that config.json names; without it, the position table tells it."""
+    side = None if config is None else FIELDS.read(config)["image_size"]
+    positions = tensors.get("vit.embeddings.position_embeddings")
+    return layouts.with_resolution(model, positions, model.patch, stated=side)
+
+
+def preprocessing(model: ViT) -> Seen:
+    """What such weights usually see."""
+    return usual("transformers' ViT", SYMMETRIC, square=True, resample="bilinear")

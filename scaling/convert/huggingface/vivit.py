@@ -3,14 +3,38 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scaling.convert import layouts, rules
-from scaling.convert.huggingface.vit import encoder
+from scaling.convert import foreign, layouts, rules
+from scaling.convert.huggingface import vit
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.variants import side_lengths
 from scaling.models.vivit import ViViT
+from scaling.preprocessing import SYMMETRIC
 
 ACTIVATIONS = {"gelu_fast": "gelu_tanh", "gelu": "gelu"}  # by transformers' name; the first is its default
+
+FIELDS = foreign.transformers(
+    "vivit",
+    compared={
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "hidden_act": "gelu_fast",
+        "layer_norm_eps": 1e-6,
+        "image_size": 224,
+        "num_frames": 32,
+        "tubelet_size": [2, 16, 16],
+    },
+    only={"model_type": "vivit", "qkv_bias": True},
+    free="hidden_dropout_prob attention_probs_dropout_prob"
+    " num_channels"  # the patch kernel has them
+    " pooler_act pooler_output_size",  # of the model without a head
+)
+BASE = "vivit."
+RENAMED = vit.RENAMED
+UNUSED = (r"^(vivit\.)?pooler\.",)  # of the model without a head
 
 
 def table(model: ViViT) -> Rules:
@@ -19,7 +43,7 @@ def table(model: ViViT) -> Rules:
     Raises: UserError for a model that transformers does not have.
     """
     check(model)
-    return encoder("vivit", model, rules.patches(model.tubelet, model.patch, model.patch))
+    return vit.encoder("vivit", model, rules.patches(model.tubelet, model.patch, model.patch))
 
 
 def source(model: ViViT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViViT:
@@ -29,6 +53,7 @@ def source(model: ViViT, tensors: Tensors, config: Mapping[str, Any] | None) -> 
     """
     if config is None:
         return model
+    config = FIELDS.read(config)
     side = config["image_size"]
     found = model.clone(
         frames=config["num_frames"], resolution=side if isinstance(side, int) else tuple(side)
@@ -73,8 +98,9 @@ def config(model: ViViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a folder's config.json says of the model in the names of its fields.
 
-    Raises: UserError for an activation that the model does not have.
+    Raises: UserError for an activation that the model does not have, and for what else the family has not.
     """
+    config = FIELDS.read(config)
     activation = config["hidden_act"]
     if activation not in ACTIVATIONS:
         raise UserError(f"hidden_act={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
@@ -89,3 +115,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "epsilon": config["layer_norm_eps"],
         "attention": "joint",
     }
+
+
+def preprocessing(model: ViViT) -> Seen:
+    """What such weights usually see."""
+    return usual("ViViT", SYMMETRIC, short=0.875, resample="bilinear")

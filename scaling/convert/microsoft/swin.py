@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import layouts
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.models.swin import Swin, relative_index, shift_mask
+from scaling.models.variants import side_lengths
+from scaling.preprocessing import IMAGENET
 
 IGNORED = (r"\.relative_position_index$", r"\.attn_mask$")  # computed from the window and the resolution
 NAMES = layouts.SwinNames(
@@ -48,3 +51,9 @@ def buffers(model: Swin, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
             if i % 2 and shift and min(sides) > window:
                 made[f"{block}.attn_mask"] = shift_mask(*sides, window, shift)
     return made
+
+
+def preprocessing(model: Swin) -> Seen:
+    """What such weights usually see: at 384 pixels all of the image."""
+    how: dict[str, Any] = {"square": True} if max(side_lengths(model.resolution)) >= 384 else {"short": 0.875}
+    return usual("Swin", IMAGENET, **how)

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import layouts, rules
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.clip import CLIP
 from scaling.models.clip_resnet import STRIDE
+from scaling.preprocessing import OPENAI
 
 # The released archives have these three as tensors, which their own loader drops.
 IGNORED = (*layouts.COUNTERS, "^(input_resolution|context_length|vocab_size)$")
@@ -87,3 +89,8 @@ def source(model: CLIP, tensors: Tensors, config: Mapping[str, Any] | None) -> C
 def buffers(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The counters of the modified ResNet."""
     return layouts.counters(table(model))
+
+
+def preprocessing(model: CLIP) -> Seen:
+    """What such weights usually see."""
+    return usual("CLIP", OPENAI, short=1.0)

@@ -8,9 +8,11 @@ import numpy as np
 
 from scaling.convert import layouts
 from scaling.convert.microsoft import swin as microsoft
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.swin import Swin
+from scaling.preprocessing import IMAGENET
 
 IGNORED = microsoft.IGNORED  # in the first files of this form
 NAMES = dataclasses.replace(microsoft.NAMES, head="head.fc", leads=True)
@@ -39,3 +41,8 @@ def buffers(model: Swin, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 "`Swin` does not; choose another window or resolution"
             )
     return {}
+
+
+def preprocessing(model: Swin) -> Seen:
+    """What such weights usually see."""
+    return usual("timm's Swin", IMAGENET, short=0.9)

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import layouts, rules
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.vit import ViT
+from scaling.preprocessing import SYMMETRIC
 
 
 def table(model: ViT) -> Rules:
@@ -37,3 +39,8 @@ def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> Vi
         )
     extra = 1 if model.pool == "token" else 0
     return layouts.with_resolution(model, tensors.get("pos_embed"), model.patch, extra)
+
+
+def preprocessing(model: ViT) -> Seen:
+    """What such weights usually see."""
+    return usual("timm's ViT", SYMMETRIC, short=0.9)

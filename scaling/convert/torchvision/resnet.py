@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import layouts, rules
+from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules
 from scaling.models.resnet import ResNet
+from scaling.preprocessing import IMAGENET
 
 IGNORED = layouts.COUNTERS
 
@@ -25,3 +27,8 @@ def table(model: ResNet) -> Rules:
 def buffers(model: ResNet, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The counters."""
     return layouts.counters(table(model))
+
+
+def preprocessing(model: ResNet) -> Seen:
+    """What such weights usually see."""
+    return usual("torchvision's first weights", IMAGENET, short=0.875, resample="bilinear")

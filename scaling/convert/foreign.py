@@ -1,0 +1,82 @@
+"""A foreign config.json, field by field: what is compared, what cannot matter, and that there is no other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scaling.errors import UserError
+
+# Of every transformers config: names, training, text generation, and how outputs are returned.
+_TRANSFORMERS = """
+_attn_implementation_autoset _attn_implementation_internal _commit_hash _name_or_path architectures
+attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size
+exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+gradient_checkpointing id2label initializer_factor initializer_range is_encoder_decoder label2id
+length_penalty max_length min_length
+no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
+output_hidden_states output_scores pad_token_id prefix problem_type remove_invalid_values repetition_penalty
+return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
+tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+typical_p use_bfloat16 use_cache
+"""
+TRANSFORMERS = frozenset(_TRANSFORMERS.split())
+DIFFUSERS = frozenset(["_diffusers_version", "_name_or_path", "dropout"])  # of every diffusers config
+# What every transformers config may say, and the only value that any family here has.
+PLAIN: dict[str, Any] = {
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "is_decoder": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+
+
+def require(family: str, stated: Mapping[str, Any], wanted: Mapping[str, Any], section: str = "") -> None:
+    """Raises UserError where config.json has another value than the only one of a family."""
+    for key, value in wanted.items():
+        if stated.get(key, value) != value:
+            name = f"{section}.{key}" if section else key
+            raise UserError(f"{name}={stated[key]!r}: the family {family} has {value!r} and no other")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields that a config.json of a `family` may have.
+
+    `compared` has the value that the library takes where a field is absent. Of those in `only` the family
+    has one value, which is the library's default too, unless `otherwise` has that. Those that are `free`
+    leave the outputs of evaluation as they are.
+    """
+
+    family: str
+    compared: Mapping[str, Any]
+    only: Mapping[str, Any] = field(default_factory=dict)
+    free: frozenset[str] = frozenset()
+    otherwise: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, stated: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+        """Returns the compared fields, each with its value or its default.
+
+        Raises: UserError, which begins with the field, for a value that the family does not have, and for a
+        field that this table does not know.
+        """
+        require(self.family, {**self.otherwise, **stated}, self.only, section)
+        for key, value in stated.items():
+            known = key in self.only or key in self.compared or key in self.free
+            if not known and value is not None:
+                name = f"{section}.{key}" if section else key
+                raise UserError(
+                    f"{name}={value!r}: is no known field of the family {self.family}, and may change what "
+                    "the model gives; if it does not, take it out"
+                )
+        return {key: stated.get(key, default) for key, default in self.compared.items()}
+
+
+def transformers(
+    family: str, compared: Mapping[str, Any], only: Mapping[str, Any] | None = None, free: str = ""
+) -> Fields:
+    """Returns the fields of a transformers config, those that all have among them; `free` are names."""
+    own = set(free.split())
+    only = {key: value for key, value in PLAIN.items() if key not in own} | dict(only or {})
+    return Fields(family, compared, only, (TRANSFORMERS | own) - set(compared) - set(only))
