@@ -1,6 +1,5 @@
 """A trained autoencoder as a tool: what encodes images, and what makes images of generated latents."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -38,10 +36,7 @@ def restore(folder: Path | str) -> Autoencoder:
             f"run={folder}: is a run of {family}, which has no latent; give one of the family vae"
         )
     params = multihost_utils.process_allgather(trained.weights["params"], tiled=True)
-    digest = hashlib.sha256()
-    for name, array in sorted(flatten_dict(params, sep="/").items()):
-        digest.update(f"{name} {array.shape}".encode() + array.tobytes())
-    return Autoencoder(built.model, params, digest.hexdigest()[:16])
+    return Autoencoder(built.model, params, features.weights_digest(trained.weights["params"]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,10 @@
 """Finished runs as tools: a classifier that the package trained, as the feature space of a distance."""
 
 import dataclasses
+import hashlib
 import io
+import logging
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,15 +14,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 
 from scaling import data
 from scaling.engine import build, config, sharding, state, tracing
 from scaling.engine.checkpoint import Checkpoints
+from scaling.engine.runfolder import steps_in
 from scaling.errors import UserError
 from scaling.files import read_json, write_atomic
 from scaling.metrics import frechet
 from scaling.objectives.base import Extras
 from scaling.typed import typed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Features:
             )
         self._apply = tracing.whole(built.mesh, self._forward)
         self._gather = tracing.whole(built.mesh, lambda x: x)
+        self._of = weights_digest({key: self.trained.weights[key] for key in ("params", "collections")})
         self.dim = int(jax.eval_shape(self._forward, built.batch(1)["image"]).shape[1])
 
     def _forward(self, images: jax.Array) -> jax.Array:
@@ -91,17 +100,19 @@ class Features:
         return np.asarray(self._apply(images), np.float64)
 
     def real(self, split: str, images: data.Data | None = None) -> Real:
-        """Statistics of every example of a split; measured once and kept in the classifier's folder.
+        """Returns statistics of every example of a split; measured once and kept in the classifier's folder.
 
-        `images` says of which set and how cropped, where that is not the classifier's own.
+        `images` says of which set and how cropped, where that is not the classifier's own. What is kept says
+        of which weights and images it is, and is measured again where these are others now.
         """
         own = self.trained.built.config.data
         images = images or own
         other = "" if _seen(images) == _seen(own) else f"_{zlib.crc32(repr(_seen(images)).encode()):08x}"
         path = self.folder / f"features_{split}{other}.npz"
-        if path.exists():
-            with np.load(path) as kept:
-                return Real(kept["mean"], kept["cov"], float(kept["floor"]))
+        of = f"{self._of} {split} {_seen(images)} {self.trained.built.config.preprocessing}"
+        kept = _kept(path, of)
+        if kept is not None:
+            return kept
         whole, *halves = (frechet.GaussianStatistics(self.dim) for _ in range(3))
         coin = np.random.default_rng(0)  # splits may be in order of class, or take the classes in turn
         for rows in self._split(split, images):
@@ -112,7 +123,7 @@ class Features:
         real = Real(whole.mean, whole.covariance, floor)
         if jax.process_index() == 0:
             buffer = io.BytesIO()
-            np.savez(buffer, mean=real.mean, cov=real.cov, floor=real.floor)
+            np.savez(buffer, mean=real.mean, cov=real.cov, floor=real.floor, of=of)
             write_atomic(path, buffer.getvalue())
         return real
 
@@ -124,12 +135,43 @@ class Features:
             yield self(batch["image"])[np.asarray(self._gather(batch["mask"])) > 0]
 
 
-def _seen(images: data.Data) -> tuple[Any, ...]:
-    """What decides which images evaluation sees."""
-    return images.name, images.builder, images.data_dir, images.image_size, images.eval_transforms
+def _kept(path: Path, of: str) -> Real | None:
+    """Returns the statistics of a file that is of the right weights and images; None where there is none."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if str(file["of"]) == of:
+                return Real(file["mean"], file["cov"], float(file["floor"]))
+            why = "is of other weights or images"
+    except FileNotFoundError:
+        return None
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        why = f"does not say what it is of, or is damaged ({type(e).__name__})"
+    if jax.process_index() == 0:
+        log.warning("%s: %s; it is measured again", path, why)
+    return None
+
+
+def _seen(images: data.Data) -> dict[str, Any]:
+    """Returns what decides which images evaluation sees."""
+    beside = ("augment", "train_split", "text", "batch_size", "threads", "workers", "prefetch")
+    return {key: value for key, value in dataclasses.asdict(images).items() if key not in beside}
+
+
+def weights_digest(weights: Mapping[str, Any]) -> str:
+    """Returns a digest of a tree of arrays that are on this host or over all; the same on every process."""
+    whole = multihost_utils.process_allgather(weights, tiled=True)
+    digest = hashlib.sha256()
+    for name, array in sorted(flatten_dict(whole, sep="/").items()):
+        digest.update(f"{name} {array.shape}".encode() + np.asarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load(folder: str) -> Features:
+    """Returns a trained classifier; the same serves every evaluation of a process, until it is trained on."""
+    steps = steps_in(Path(folder) / "checkpoints")
+    return _loaded(str(Path(folder).resolve()), steps[-1] if steps else -1)
 
 
 @cache
-def load(folder: str) -> Features:
-    """The same classifier serves every evaluation of a process."""
+def _loaded(folder: str, step: int) -> Features:
     return Features(folder)

@@ -84,6 +84,41 @@ def test_other_images_than_the_classifiers_have_statistics_of_their_own(
     assert names == {"features_test.npz"} and len(list(classifier.glob("features_train_*"))) == 1
 
 
+def test_kept_statistics_know_their_classifier(
+    folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of other weights, of an older file that does not say, and damaged ones are measured again."""
+    classifier, _ = folders
+    found, path = features.Features(classifier), classifier / "features_test.npz"
+    own = found.real("test")
+    of = str(np.load(path)["of"])
+    for change in {"of": np.array("other weights")}, {}, None:
+        if change is None:
+            path.write_bytes(path.read_bytes()[:100])
+        else:
+            np.savez(path, mean=own.mean + 1, cov=own.cov, floor=own.floor, **change)
+        caplog.clear()
+        np.testing.assert_array_equal(found.real("test").mean, own.mean)
+        (line,) = caplog.messages
+        assert line.endswith("; it is measured again") and "\n" not in line
+        caplog.clear()
+        np.testing.assert_array_equal(found.real("test").mean, own.mean)
+        assert not caplog.messages
+    assert str(np.load(path)["of"]) == of
+
+
+def test_a_classifier_that_was_trained_on_is_another(tiny: dict[str, str], tmp_path: Path) -> None:
+    """In the same process, by the same folder: its features, and the statistics that are kept, are new."""
+    steps = ["train.duration=2 steps", "checkpoint.every=1 steps"]
+    train.run(config.load(tiny["vit"], steps), tmp_path)
+    before = features.load(str(tmp_path))
+    first = before.real("test")
+    assert features.load(str(tmp_path)) is before
+    train.run(config.load(tiny["vit"], ["train.duration=8 steps", *steps[1:]]), tmp_path)
+    after = features.load(str(tmp_path))
+    assert after is not before and np.abs(after.real("test").mean - first.mean).max() > 1e-3
+
+
 def test_too_few_samples_for_the_features_is_an_error(folders: tuple[Path, Path]) -> None:
     classifier, run = folders
     built = features.restore(run).built
