@@ -7,3 +7,7 @@ class UserError(Exception):
     The command line prints it as `error: …` and exits with 2; everything else is a bug and
     keeps its traceback.
     """
+
+
+class NotFinite(UserError):
+    """A metric cannot be measured, because numbers that it is of are not finite."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from scaling import data, models
 from scaling.convert import FORMATS, Format, files, naming, preprocessing, rules
-from scaling.engine import adopt, build, config, features
+from scaling.engine import adopt, build, changes, config, features
 from scaling.errors import UserError
 from scaling.models.variants import side_lengths
 
@@ -56,7 +56,7 @@ def open_checkpoint(name: str, source: Path, cfg: config.Config, kept: Collectio
     built = _build(cfg)
     new, why = _settled(family, built, fields, source, kept)
     said += why + (family.notes(stated) if stated is not None and hasattr(family, "notes") else [])
-    built = _build(config.changed(cfg, new)) if new else built
+    built = _build(changes.changed(cfg, new)) if new else built
     tensors, renamed = naming.known(family, family.table(built.model), tensors)
     model = _source(family, built, tensors, stated, fields, source)
     return Opened(built, family, model, tensors, said + renamed)
@@ -86,7 +86,7 @@ def import_run(
         module = models.module(cfg.model.name)
         variables, resized = module.resized(variables, opened.model, built.model)
         said += resized
-    imported = {"format": name, "source": str(source), "set": config.differences(cfg, built.config)}
+    imported = {"format": name, "source": str(source), "set": changes.differences(cfg, built.config)}
     adopt.adopt(built, variables, out, str(source), imported)
     return said
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from scaling.engine import tracing
 from scaling.engine.build import Built
 from scaling.engine.evaluator import Pulse
+from scaling.errors import NotFinite
 from scaling.objectives.base import Extras
 from scaling.randomness import stream
 
@@ -18,7 +19,10 @@ from scaling.randomness import stream
 def averages(
     built: Built, weights: Mapping[str, Any], batches: Iterable[Any], pulse: Pulse
 ) -> dict[str, float]:
-    """{metric: value} over the real examples of the batches, as evaluation measures them."""
+    """Returns {metric: value} over the real examples of the batches, as evaluation measures them.
+
+    Raises: NotFinite for a metric that no example has.
+    """
     extras = Extras(collections=weights["collections"])
     measure = step(built)
     sums: dict[str, float] = defaultdict(float)
@@ -29,6 +33,9 @@ def averages(
         for metric in found[0]:
             sums[metric] += float(found[0][metric])
             counts[metric] += float(found[1][metric])
+    for metric, count in counts.items():
+        if count == 0.0:
+            raise NotFinite(f"{metric}: there is nothing to measure it by")
     return {metric: sums[metric] / counts[metric] for metric in sums}
 
 

@@ -6,7 +6,6 @@ takes the defaults of the dataclasses that read it, so every key that exists can
 """
 
 import ast
-import copy
 import dataclasses
 import importlib.util
 import math
@@ -220,25 +219,6 @@ def load_dict(source: str, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
         place[last] = value
     from_dict(config)
     return config
-
-
-def changed(cfg: Config, values: Mapping[str, Any]) -> Config:
-    """Returns the config with other values for some dotted keys, checked whole."""
-    raw = copy.deepcopy(dict(cfg.raw))
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        place = raw
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
-    return from_dict(raw)
-
-
-def differences(old: Config, new: Config) -> dict[str, Any]:
-    """Returns {dotted key: [old value, new value]} of two configs with the same keys."""
-    before, after = flat(old.raw), flat(new.raw)
-    keys = sorted(before.keys() | after.keys())
-    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
 
 
 def _read(source: str) -> dict[str, Any]:

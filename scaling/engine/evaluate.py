@@ -19,7 +19,7 @@ from scaling.engine.linear import Linear
 from scaling.engine.matching import Matching
 from scaling.engine.retrieval import Retrieval, ZeroShot
 from scaling.engine.views import Views
-from scaling.errors import UserError
+from scaling.errors import NotFinite, UserError
 from scaling.metrics import frechet
 from scaling.objectives.diffusion import Diffusion
 from scaling.objectives.vision_language import VisionLanguage
@@ -144,16 +144,21 @@ def _sampler(options: Sampling, task: Diffusion, built: Built) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _generator(built: Built, options: Sampling, batch_size: int) -> Callable[..., jax.Array]:
-    """(params, the decoder's, first index) -> uint8 images [batch_size, H, W, C]; compiled once a run."""
+def _generator(built: Built, options: Sampling, batch_size: int) -> Callable[..., Any]:
+    """(params, the decoder's, first index) -> uint8 images [batch_size, H, W, C]; compiled once a run.
+
+    It also tells how many are not finite, [].
+    """
     sampler = _sampler(options, _diffusion("sampling", built), built)
     decode = autoencoder.decoder(built)
     place = sharding.batch_sharding(built.mesh, batch_size, "batch_size")
     classes = built.info.num_classes
 
-    def images(params: Any, weights: Any, start: jax.Array) -> jax.Array:
+    def images(params: Any, weights: Any, start: jax.Array) -> tuple[jax.Array, jax.Array]:
         indices = jax.lax.with_sharding_constraint(start + jnp.arange(batch_size, dtype=jnp.int32), place)
-        return to_uint8(decode(weights, sampler(params, indices, indices % classes)))
+        made = decode(weights, sampler(params, indices, indices % classes))  # [N, H, W, C]
+        bad = (~jnp.isfinite(made).all(axis=(1, 2, 3))).sum()  # as pixels they would be black
+        return to_uint8(made), bad
 
     return tracing.whole(built.mesh, images)
 
@@ -164,7 +169,12 @@ def generate(
     """Batches of uint8 images [batch_size, H, W, C], on every process; the last one may run over.
 
     Image i depends only on (sampling seed, i), not on the batch size or the devices.
+
+    Raises: NotFinite for images that the model does not make of numbers.
     """
     images, decoder = _generator(built, options, batch_size), autoencoder.decoder(built).params
     for start in range(0, samples, batch_size):
-        yield images(weights["params"], decoder, jnp.asarray(start, jnp.int32))
+        made, bad = images(weights["params"], decoder, jnp.asarray(start, jnp.int32))
+        if int(bad):
+            raise NotFinite(f"samples: {int(bad)} of {batch_size} are not finite, from number {start} on")
+        yield made

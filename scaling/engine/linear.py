@@ -15,7 +15,7 @@ from scaling.data import Data, host_batches, info, open_source
 from scaling.engine import tracing
 from scaling.engine.build import Built, data_of
 from scaling.engine.evaluator import Evaluator, Pulse
-from scaling.errors import UserError
+from scaling.errors import NotFinite, UserError
 from scaling.objectives.base import Extras
 
 
@@ -89,8 +89,11 @@ class Linear(Evaluator):
             pulse()
             real = mask > 0
             found.append((x[real], label[real]))
-        rows, labels = zip(*found, strict=True)
-        return np.concatenate(rows).astype(np.float64), np.concatenate(labels)
+        rows, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+        bad = int((~np.isfinite(rows).all(axis=1)).sum())
+        if bad:
+            raise NotFinite(f"{self.on}: those of {bad} of {len(rows)} images are not finite")
+        return rows.astype(np.float64), labels
 
     def _pixels(self, images: Data, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         cfg = dataclasses.replace(images, workers=0)  # to start them takes longer

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from scaling.engine import evaluate as evaluators
 from scaling.engine import features, sharding
+from scaling.engine.evaluator import measured
 from scaling.engine.images import write_grid
 from scaling.errors import UserError
 from scaling.files import write_atomic
@@ -28,7 +29,9 @@ def evaluate(folder: Path) -> dict[str, float]:
     values: dict[str, float] = {}
     for name, evaluator in trained.built.config.evaluate.items():
         evaluator.check(name, trained.built)
-        values |= evaluator.run(name, trained.built, trained.weights, folder, trained.step, lambda: None)
+        values |= measured(
+            name, evaluator, trained.built, trained.weights, folder, trained.step, lambda: None
+        )
     return values
 
 

@@ -17,14 +17,16 @@ from jax.experimental import multihost_utils
 
 import scaling
 from scaling import data
-from scaling.engine import build, config, processes, sharding, state
+from scaling.engine import build, changes, config, processes, sharding, state
 from scaling.engine.checkpoint import Checkpoints, Misfit
 from scaling.engine.config import Config
+from scaling.engine.evaluator import measured, require_tokenizer
 from scaling.engine.logging import Progress, metric_writer
 from scaling.engine.runfolder import RunFolder, read_events
 from scaling.engine.start import begin
 from scaling.errors import UserError
 from scaling.files import read_json, write_json
+from scaling.typed import typed
 
 # Keys that may differ when a run is resumed: they change what is measured or where, not what is learned.
 FREE = ("mesh.", "evaluate.", "sampling.", "checkpoint.", "train.log_every", "data.threads", "data.workers",
@@ -88,6 +90,7 @@ def run(cfg: Config, workdir: Path | str) -> dict[str, float]:
         saved = folder.saved()
         try:
             built = build.build(cfg)
+            _same_tokens(folder.path, built)
             _prepare(built)
             last = _fit(built, folder, stop, saved)
         except (Interrupted, KeyboardInterrupt) as e:
@@ -110,7 +113,7 @@ def _as_imported(path: Path, cfg: Config) -> Config:
     for key, (before, after) in there.get("imported", {}).get("set", {}).items():
         if now.get(key) == config.tupled(before):
             new[key] = after
-    return config.changed(cfg, new) if new else cfg
+    return changes.changed(cfg, new) if new else cfg
 
 
 def _same_config(path: Path, cfg: Config) -> None:
@@ -126,6 +129,14 @@ def _same_config(path: Path, cfg: Config) -> None:
                 f"workdir={path}: holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
                 "choose another folder, or give the same value to resume it"
             )
+
+
+def _same_tokens(path: Path, built: build.Built) -> None:
+    """Raises UserError if the folder's run has learned other tokens than the captions would become now."""
+    there = (read_json(path / "config.json") or {}).get("data") or {}
+    if there.get("text") and built.info.text is not None:
+        text = typed(data.TextInfo, there["text"], "data.text")
+        require_tokenizer(dataclasses.replace(built, info=dataclasses.replace(built.info, text=text)))
 
 
 def _prepare(built: build.Built) -> None:
@@ -295,7 +306,8 @@ class _Loop:
         for name, (evaluator, due) in self.evaluators.items():
             if due(step) and (step, name) not in self.evaluated:
                 weights = state.inference(current)
-                values = evaluator.run(name, self.built, weights, self.folder.path, step, self._pulse)
+                folder = self.folder.path
+                values = measured(name, evaluator, self.built, weights, folder, step, self._pulse)
                 self.last |= values
                 self._event("evaluate", step, values, evaluator=name)
                 shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())

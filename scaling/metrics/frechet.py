@@ -6,7 +6,7 @@ published Inception network.
 
 import numpy as np
 
-from scaling.errors import UserError
+from scaling.errors import NotFinite, UserError
 
 
 class GaussianStatistics:
@@ -18,13 +18,11 @@ class GaussianStatistics:
         self._scatter = np.zeros((features, features))  # [D, D], sum of (x - mean)(x - mean)^T
 
     def update(self, features: np.ndarray) -> None:
-        """Add rows [N, D] of any float type. Raises UserError if any is not finite."""
+        """Add rows [N, D] of any float type. Raises NotFinite if any is not finite."""
         rows = np.asarray(features, np.float64)
         if not np.isfinite(rows).all():
             bad = int((~np.isfinite(rows).all(axis=1)).sum())
-            raise UserError(
-                f"features: {bad} of {len(rows)} rows are not finite; check the images they are of"
-            )
+            raise NotFinite(f"features: {bad} of {len(rows)} rows are not finite")
         if not len(rows):
             return
         mean = rows.mean(axis=0)

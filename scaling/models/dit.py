@@ -19,6 +19,7 @@ from scaling.models.layers import (
     XAVIER,
     Attention,
     Dense,
+    Embed,
     EncoderBlock,
     Mlp,
     Remat,
@@ -185,7 +186,7 @@ class DiT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
         dtype, channels, grid = jnp.dtype(self.dtype), x.shape[-1], patch_grid(x.shape, self.patch)
-        label = nn.Embed(self.num_classes + 1, self.width, embedding_init=normal, dtype=dtype, name="label")
+        label = Embed(self.num_classes + 1, self.width, embedding_init=normal, dtype=dtype, name="label")
         x = Dense(self.width, dtype=dtype, name="patch")(patchify(x, self.patch))  # [B, N, D]
         x = x + jnp.asarray(sincos_positions(grid, self.width), dtype)[None]
         x = constrain(x, "batch", "token", "embed")

@@ -174,6 +174,23 @@ def layer_norm(
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
+class Embed(nn.Embed):
+    """Rows of a table by ids, int32 [...] -> [..., features], as `nn.Embed` has them.
+
+    An id that the table does not have, a negative one among them, gives NaN in compiled code.
+
+    Raises: UserError for such an id where ids are known, outside of compiled code.
+    """
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        if not isinstance(ids, jax.core.Tracer):
+            wrong = np.asarray(ids)[(np.asarray(ids) < 0) | (np.asarray(ids) >= self.num_embeddings)]
+            if wrong.size:
+                raise UserError(f"{self.name}: has {self.num_embeddings} rows, and no id {wrong.flat[0]}")
+        # Negative ones would count from the end.
+        return super().__call__(jnp.where(ids < 0, self.num_embeddings, ids))
+
+
 class Attention(nn.Module):
     """Multi-head attention of x [..., N, D] to itself, or to a context [..., M, K]: [..., N, features].
 

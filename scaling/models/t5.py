@@ -17,7 +17,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.attention import bias_of
-from scaling.models.layers import Attention, Kernels, Mlp, Remat, stack
+from scaling.models.layers import Attention, Embed, Kernels, Mlp, Remat, stack
 from scaling.models.placement import constrain
 
 normal = nn.initializers.normal
@@ -131,7 +131,7 @@ class T5Encoder(nn.Module):
     def __call__(self, text: jax.Array, mask: jax.Array) -> jax.Array:
         self._check(text, mask)
         dtype = jnp.dtype(self.dtype)
-        embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal(1.0), dtype=dtype, name="tokens")
+        embed = Embed(self.vocabulary, self.width, embedding_init=normal(1.0), dtype=dtype, name="tokens")
         x = constrain(embed(text), "batch", "token", "embed")  # [B, N, D]
 
         start = normal(self.width**-0.5)

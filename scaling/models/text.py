@@ -12,7 +12,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models.attention import bias_of
-from scaling.models.layers import EncoderBlock, Kernels, Remat, layer_norm, stack
+from scaling.models.layers import Embed, EncoderBlock, Kernels, Remat, layer_norm, stack
 from scaling.models.placement import constrain
 
 normal = nn.initializers.normal
@@ -66,7 +66,7 @@ class TextTransformer(nn.Module):
         length = text.shape[1]
         if length > self.context:
             raise UserError(f"context={self.context}: the texts have {length} tokens; cut them, or raise it")
-        embed = nn.Embed(
+        embed = Embed(
             self.vocabulary, self.width, embedding_init=normal(0.02), dtype=self.dtype, name="tokens"
         )
         positions = self.param("positions", normal(0.01), (self.context, self.width))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.convolutions import group_norm, upsample
-from scaling.models.layers import REMAT, Remat
+from scaling.models.layers import REMAT, Embed, Remat
 from scaling.models.placement import constrain
 from scaling.models.unet_blocks import Block, Kind, TimeEmbedding, convolution, zeros
 
@@ -122,7 +122,7 @@ class UNet(nn.Module):
         """What every residual block takes, and what spatial transformers attend to, if there are any."""
         dtype, adm = jnp.dtype(self.dtype), self.kind == "adm"
         normal, features = nn.initializers.normal(1.0), 4 * self.width if adm else self.context
-        table = nn.Embed(self.num_classes + 1, features, embedding_init=normal, dtype=dtype, name="label")
+        table = Embed(self.num_classes + 1, features, embedding_init=normal, dtype=dtype, name="label")
         c, label = TimeEmbedding(self.width, dtype, name="time")(t), table(y)  # [B, 4 * width], [B, features]
         return (c + label, None) if adm else (c, label[:, None])
 

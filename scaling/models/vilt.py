@@ -20,6 +20,7 @@ from scaling.models.attention import bias_of
 from scaling.models.layers import (
     ACTIVATIONS,
     Dense,
+    Embed,
     EncoderBlock,
     Remat,
     drop_rates,
@@ -240,7 +241,7 @@ class ViLT(nn.Module):
             images, x = 2, x.reshape(-1, *x.shape[2:])
             text, mask = (jnp.repeat(each, 2, axis=0) for each in (text, mask))
 
-        word = nn.Embed(self.vocabulary, self.width, embedding_init=normal, dtype=dtype, name="word")
+        word = Embed(self.vocabulary, self.width, embedding_init=normal, dtype=dtype, name="word")
         t = TextEmbedding(self.length, self.epsilon, name="text")(word(text))  # [B, N, D]
         v = ImageEmbedding(self.patch, self.width, self.resolution, "mpp" in self.tasks, dtype, name="image")(
             x, hidden

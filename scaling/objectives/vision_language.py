@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.errors import UserError
+from scaling.metrics.accuracy import topk_hits
 from scaling.objectives.base import Batch, Extras, Loss, Params, scaled
 from scaling.objectives.masking import corrupted, mean_colours, own_draw, picked, whole_words
 from scaling.objectives.negatives import draw_others, shared_words
@@ -216,7 +217,7 @@ class VisionLanguage:
 def _named(logits: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy, and 1 where the largest of `logits` [..., K] is the right one; float32 [...] each."""
     cost = -jnp.take_along_axis(jax.nn.log_softmax(logits), right[..., None], axis=-1)[..., 0]
-    return cost, (logits.argmax(axis=-1) == right).astype(jnp.float32)
+    return cost, topk_hits(logits, right, 1)
 
 
 def _matched(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:

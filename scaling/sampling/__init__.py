@@ -12,6 +12,10 @@ from scaling.errors import UserError
 from scaling.sampling.guidance import guided
 from scaling.sampling.integrators import INTEGRATORS, Denoised
 
+# The number of the first noise beside those of steps, which count down to 0. So a seed begins with the same
+# noise, whatever the steps, the integrator or the guidance.
+FIRST = 2**31 - 1
+
 Sampler = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 
@@ -87,8 +91,7 @@ def make_sampler(options: Sampling, task: Task, shape: tuple[int, ...]) -> Sampl
                 x, eps = estimates("x", jnp.clip(x, -1.0, 1.0), x_t, point)
             return Denoised(x, eps, raw)
 
-        # Steps count down to 0 from steps - 1, which leaves `steps` for the first noise.
-        return integrate(denoise, path, options.steps, noise(jnp.int32(options.steps)), noise)
+        return integrate(denoise, path, options.steps, noise(jnp.int32(FIRST)), noise)
 
     return sample
 

@@ -78,6 +78,26 @@ class Optimal(nn.Module):
 
 
 @pytest.mark.parametrize(
+    ("integrator", "path"), [("ddim", "ddpm-linear"), ("euler", "straight"), ("heun", "straight")]
+)
+def test_more_steps_refine_the_same_sample(integrator: str, path: str) -> None:
+    """A seed has one first noise, whatever the steps, the integrator or the guidance."""
+    task = Diffusion(Optimal(path), path=path, prediction="v")  # type: ignore[arg-type]
+
+    def drawn(steps: int, **options: Any) -> np.ndarray:
+        chosen = Sampling(**{"integrator": integrator, "steps": steps, **options})
+        sampler = make_sampler(chosen, task, (4, 4, 1))
+        return np.asarray(sampler({}, jnp.arange(50, dtype=jnp.int32), jnp.zeros(50, jnp.int32))).ravel()
+
+    few, more, many = drawn(8), drawn(9), drawn(50)
+    assert np.corrcoef(few, more)[0, 1] > 0.999
+    assert np.corrcoef(few, many)[0, 1] > 0.99
+    assert abs(np.corrcoef(few, drawn(8, seed=1))[0, 1]) < 0.2
+    other = {"euler": "heun", "heun": "euler"}.get(integrator, integrator)
+    assert np.corrcoef(few, drawn(8, integrator=other))[0, 1] > 0.98
+
+
+@pytest.mark.parametrize(
     ("integrator", "steps"), [("ddpm", 400), ("ddim", 200), ("euler", 200), ("heun", 20)]
 )
 def test_gaussian_data_are_recovered(integrator: str, steps: int) -> None:

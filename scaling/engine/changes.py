@@ -1,0 +1,26 @@
+"""One config from another: with other values for some keys, and in which keys two differ."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from scaling.engine.config import Config, flat, from_dict
+
+
+def changed(cfg: Config, values: Mapping[str, Any]) -> Config:
+    """Returns the config with other values for some dotted keys, checked whole."""
+    raw = copy.deepcopy(dict(cfg.raw))
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = raw
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return from_dict(raw)
+
+
+def differences(old: Config, new: Config) -> dict[str, Any]:
+    """Returns {dotted key: [old value, new value]} of two configs with the same keys."""
+    before, after = flat(old.raw), flat(new.raw)
+    keys = sorted(before.keys() | after.keys())
+    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
