@@ -10,6 +10,10 @@ from 224:
     scaling export --format=microsoft runs/swin_b --out=swin_b
     scaling import --format=microsoft --config=configs/swin.py:B/384 swin_b --out=runs/swin_b384
     scaling train --config=configs/swin.py:B/384 --workdir=runs/swin_b384
+
+Otherwise than in the released code: the rate rises from 0 and falls after the warm-up (as there since 2022;
+the released weights' rate fell from the first step), mixing weights are of the global batch and not of a
+device's, random erasing fills with uniform bytes and not with normal numbers, and arithmetic is bfloat16.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +21,7 @@ from ml_collections import ConfigDict
 DROP_PATH = {"T": 0.2, "S": 0.3, "B": 0.5}
 FINE = {  # the released settings of fine-tuning at 384, for a batch of 1024
     "model": dict(resolution=384, window=12),
-    "data": dict(image_size=384, eval_transforms=("center_crop(1)",)),
+    "data": dict(image_size=384, eval_transforms=("resize",)),  # all of the image, whatever its ratio
     "optimizer": dict(learning_rate=4e-5, warmup="5 epochs", weight_decay=1e-8),
     "train": dict(duration="30 epochs"),
 }
@@ -34,6 +38,7 @@ def get_config(variant: str = "T") -> ConfigDict:
                 augment=("random_resized_crop", "flip", "randaugment_deit", "random_erasing"),
                 eval_transforms=("center_crop",), workers=16,
             ),
+            preprocessing=dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
             optimizer=dict(
                 learning_rate=1e-3, warmup="20 epochs", schedule="cosine", floor=0.01,
                 weight_decay=0.05, clip=5.0,

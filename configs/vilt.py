@@ -8,8 +8,13 @@ of VQAv2 (test-dev), and in COCO's test of 5,000 images finds 43.0 % of the imag
 at first place. Other pairs, and no weights to start from, give other figures. Hours and scores of this file
 are not measured; training B/32 takes 1.7e20 FLOPs.
 
-The folder pairs needs train, test and vocab.txt, the word pieces of BERT uncased. Images are squares here, of
-the authors' short side, and the rate falls as a cosine, where theirs falls linearly. For retrieval, go on by
+The folder pairs needs train, test and vocab.txt, the word pieces of BERT uncased. As in the authors' code
+all weights decay but norms and biases. Otherwise than there: images are squares of the authors' short side;
+the rate rises for 10 % of the steps, as in the paper (2,500 steps in the code), and falls as a cosine and
+not linearly; there is no dropout (0.1 there) and no alignment of words and patches beside the matching (a
+tenth of its weight there); wrong captions are the batch's; the words' output layer is the table that embeds
+them; the epsilon of all norms is 1e-12 (1e-6 in the blocks there); and fine-tuning has no RandAugment. For
+retrieval, whose head then starts as the logit of a match, go on by
 
     --workdir=runs/vilt_retrieval --config.train.start=runs/vilt_b32 --config.model.tasks="('retrieval',)"
     --config.objective.itm=0 --config.objective.mlm=0 --config.objective.retrieval=1
@@ -34,7 +39,10 @@ def get_config(variant: str = "B/32") -> ConfigDict:
                 text=dict(kind="wordpiece", vocabulary="pairs/vocab.txt", length=40),
                 workers=16,
             ),
-            optimizer=dict(learning_rate=1e-4, b2=0.98, weight_decay=0.01, schedule="cosine", warmup="10 %"),
+            optimizer=dict(
+                learning_rate=1e-4, b2=0.98, weight_decay=0.01, schedule="cosine", warmup="10 %",
+                rules=(("(bias|scale)$", 1.0, 0.0, False),),
+            ),
             train=dict(duration="200000 steps", log_every=100),
             evaluate=dict(
                 val=dict(kind="matching", every="5 %", batch_size=1024),
@@ -42,4 +50,4 @@ def get_config(variant: str = "B/32") -> ConfigDict:
             ),
             checkpoint=dict(every="1 %"),
         )
-    )
+    )  # fmt: skip

@@ -112,7 +112,9 @@ def data_of(built: Built, given: Mapping[str, Any], key: str) -> data.Data:
     own = built.config.data
     if not given:
         return own
-    like = {"image_size": own.image_size, "eval_transforms": own.eval_transforms, "threads": own.threads}
+    crops = given.get("eval_transforms", own.eval_transforms)
+    like = {"image_size": own.image_size, "eval_transforms": crops, "threads": own.threads}
+    like["augment"] = crops  # only what is evaluated is read of it
     other: data.Data = typed(data.Data, {**like, **given}, key)
     shape = data.info(other).image_shape
     if shape != built.image_shape:

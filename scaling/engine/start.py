@@ -56,6 +56,8 @@ def carried(
     given = {**source.weights["collections"], "params": source.weights["params"]}
     if ours == theirs:
         new = _same_family(built.model, source.built.model, models.module(ours), given)
+        if hasattr(models.module(ours), "fit_heads"):
+            new["params"] = models.module(ours).fit_heads(params, new["params"])
         if "head" in params and _shapes(new["params"].get("head")) != _shapes(params["head"]):
             new["params"] = {**new["params"], "head": params["head"]}
         taken, rest = new.pop("params"), {**collections, **new}

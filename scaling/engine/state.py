@@ -137,6 +137,7 @@ def make_step(built: Built) -> Step:
 
         grads, result = jax.grad(loss, has_aux=True)(state.params)
         params, opt_state, norm = update(grads, state.opt_state, state.params, state.step, scalars)
+        params = task.bounded(params) if hasattr(task, "bounded") else params
         collections = {**state.collections, **result.collections}
         new = {"params": params, "collections": collections}
         ema = {name: optimizer.ema_update(state.ema[name], new, decay) for name, decay in decays.items()}

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from scaling import data
 from scaling.engine import tracing
@@ -22,9 +23,10 @@ from scaling.objectives.classification import Classification
 
 @dataclass(frozen=True, kw_only=True)
 class Views(Evaluator):
-    """Top-1 and top-5 of the mean probability over `temporal` x `spatial` views of every video of a split.
+    """Top-1 and top-5 of the mean over `temporal` x `spatial` views of every video of a split.
 
-    Every video counts once. Where classes are a product (an item and its motion), the accuracy of each factor
+    The mean is of the views' probabilities, or of their logits, as ViViT's authors have it. Every video
+    counts once. Where classes are a product (an item and its motion), the accuracy of each factor
     too, from the probabilities summed over the others. `batch_size` counts clips.
     """
 
@@ -32,6 +34,7 @@ class Views(Evaluator):
     batch_size: int = 64
     temporal: int = 4  # clips, from the first that fits to the last
     spatial: int = 3  # squares along the long side: 3, or 1 for the central one
+    average: Literal["probabilities", "logits"] = "probabilities"
 
     def check(self, name: str, built: Built) -> None:
         if not isinstance(built.task, Classification):
@@ -56,9 +59,13 @@ class Views(Evaluator):
         ):
             pulse()
             found.append(jax.device_get(classify(weights["params"], extras, batch)))
-        probabilities, labels, mask = (np.concatenate(column) for column in zip(*found, strict=True))
+        logits, labels, mask = (np.concatenate(column) for column in zip(*found, strict=True))
         views, real = self.temporal * self.spatial, mask > 0
-        mean = probabilities[real].reshape(-1, views, probabilities.shape[-1]).mean(axis=1)  # [N, K]
+        seen = logits[real].reshape(-1, views, logits.shape[-1])  # [N, views, K]
+        if self.average == "logits":
+            mean = softmax(seen.mean(axis=1), axis=-1)  # [N, K]
+        else:
+            mean = softmax(seen, axis=-1).mean(axis=1)  # [N, K]
         scores = accuracies(mean, labels[real][::views], built.info.factors)
         return {f"{name}_{metric}": value for metric, value in scores.items()}
 
@@ -87,11 +94,11 @@ def _share(hits: jax.Array) -> float:
 
 @lru_cache(maxsize=1)
 def _classify(built: Built) -> Callable[..., Any]:
-    """(params, extras, batch) -> probabilities [B, K], labels [B] and mask [B], whole on every process."""
+    """(params, extras, batch) -> logits [B, K], labels [B] and mask [B], whole on every process."""
 
-    def probabilities(params: Any, extras: Extras, batch: Any) -> Any:
+    def logits(params: Any, extras: Extras, batch: Any) -> Any:
         task = built.task
         assert isinstance(task, Classification)  # held by `check`
-        return jax.nn.softmax(task.logits(params, extras, batch)), batch["label"], batch["mask"]
+        return task.logits(params, extras, batch), batch["label"], batch["mask"]
 
-    return tracing.whole(built.mesh, probabilities)
+    return tracing.whole(built.mesh, logits)

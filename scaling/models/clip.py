@@ -136,9 +136,9 @@ class CLIP(nn.Module):
 
     The image tower is a ViT, or with `patch=None` the modified ResNet, whose `depth` are the blocks of its
     four stages. A text's features are those of its greatest token id, which the end of text must be. The
-    scale of the logits is exp(logit_scale), at most 100, and starts at 1 / 0.07 (section 2.5); beyond the
-    bound its gradient is 0. With `logit_bias` it has no bound and starts at 10, and a bias that is added to
-    the logits starts at -10: for the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343, section 3.2).
+    scale of the logits is exp(logit_scale) and starts at 1 / 0.07 (section 2.5); `bounded` holds it to at
+    most 100. With `logit_bias` it has no bound and starts at 10, and a bias that is added to the logits
+    starts at -10: for the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343, section 3.2).
 
     Raises: UserError where `patch` and `depth` do not name one of the towers, and as the towers do.
     """
@@ -219,14 +219,21 @@ class CLIP(nn.Module):
 
     def scale(self) -> jax.Array:
         """The scale of the logits, []."""
-        if self.logit_bias:
-            return jnp.exp(self.logit_scale)
-        return jnp.exp(jnp.minimum(self.logit_scale, math.log(LARGEST_SCALE)))
+        return jnp.exp(self.logit_scale)
 
     def __call__(self, x: jax.Array, text: jax.Array, train: bool = False) -> Embeddings:
         image, words = self.image_features(x, train), self.text_features(text)  # [B, E] each
         bias = self.added_bias if self.logit_bias else None
         return Embeddings(unit(image), unit(words), self.scale(), bias)
+
+
+def bounded(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters with a scale of the logits from 1 to 100, as each step leaves them.
+
+    Section 2.5, and OpenAI's and open_clip's training: the parameter is clipped, and never its gradient, so
+    that it can come down again.
+    """
+    return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(LARGEST_SCALE))}
 
 
 def unit(x: jax.Array) -> jax.Array:

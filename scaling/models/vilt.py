@@ -323,3 +323,18 @@ def resized(variables: Mapping[str, Any], old: ViLT, new: ViLT) -> tuple[dict[st
     table = jnp.asarray(params["image"]["positions"])
     params["image"] = {**params["image"], "positions": resize_positions(table, before, after, extra=1)}
     return {**variables, "params": params}, [said_resized("image/positions", before, after)]
+
+
+def fit_heads(params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns another ViLT's parameters with the heads that `params` have, as the authors begin other tasks.
+
+    Retrieval starts as the logit of a match, the type of a second image as that of the first; other heads
+    that are not given stay as they start, and those that are not wanted are left out.
+    """
+    taken = {name: given.get(name, fresh) for name, fresh in params.items()}
+    if "retrieval" in params and "retrieval" not in given and "itm" in given:
+        taken["retrieval"] = {"kernel": given["itm"]["kernel"][:, 1:], "bias": given["itm"]["bias"][1:]}
+    types = given.get("modality_embedding")
+    if types is not None and len(types) == 2 and len(params["modality_embedding"]) == 3:
+        taken["modality_embedding"] = jnp.concatenate([types, types[1:]])
+    return taken

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
@@ -132,6 +133,17 @@ def factorised_dot_product(
 # Models
 
 
+def sampled_frames(frames: int, count: int) -> np.ndarray:
+    """Returns which `count` of a clip's frames uniform frame sampling takes (section 3.2): [count] ints.
+
+    As the authors' code spaces them: the k-th, from 1, is k * frames / (count + 1), to the nearest.
+    """
+    if count == frames:
+        return np.arange(frames)
+    places = np.arange(1, count + 1) * frames / (count + 1)
+    return np.minimum(np.round(places).astype(np.int64), frames - 1)
+
+
 class ViViT(nn.Module):
     """x [B, T, H, W, C] -> logits [B, num_classes] float32 (section 3.3).
 
@@ -140,7 +152,7 @@ class ViViT(nn.Module):
     dot-product attention (4). Models 1 and 2 read the class token, 3 and 4, which have none, the mean of all
     tokens.
 
-    `embedding` is of tubelets of `tubelet` frames, or of single frames, one in `tubelet`, sampled uniformly.
+    `embedding` is of tubelets of `tubelet` frames, or of as many single frames, at even distances.
     `frames` and `resolution`, a side or (H, W), say what the learned positions are for; for inputs of another
     size they are resized. `activation` is the authors', GELU's tanh form. Parameters start as ViT's do;
     `from_vit` gives them a ViT's.
@@ -218,8 +230,9 @@ class ViViT(nn.Module):
         return Dense(self.num_classes, kernel_init=zeros, name="head")(x)  # [B, num_classes]
 
     def _sampled(self, x: jax.Array) -> jax.Array:
-        """One frame in `tubelet`, in patches: [B, T, H, W, C] -> [B, N, patch * patch * C]."""
-        return tubelets(x[:, :: self.tubelet], 1, self.patch)
+        """Some frames (`sampled_frames`), in patches: [B, T, H, W, C] -> [B, N, patch * patch * C]."""
+        frames = x.shape[1]
+        return tubelets(x[:, sampled_frames(frames, frames // self.tubelet)], 1, self.patch)
 
     def _embedded(self, x: jax.Array, old: Grid, new: Grid, *, token: bool, prefix: str = "") -> jax.Array:
         """x [B, N, D], behind a class token where there is to be one, with learned positions added."""

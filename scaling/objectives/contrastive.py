@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.errors import UserError
-from scaling.models.clip import Embeddings
+from scaling.models.clip import Embeddings, bounded
 from scaling.models.placement import constrain
 from scaling.objectives.base import Batch, Extras, Loss, Params, summarise
 from scaling.preprocessing import SYMMETRIC, Preprocessing
@@ -69,6 +69,10 @@ class Contrastive:
         values = compare(embeddings, real, self.form, chunk)
         return summarise(values, batch, collections)
 
+    def bounded(self, params: Params) -> Params:
+        """Returns the parameters as a step leaves them: the softmax loss holds the scale of the logits."""
+        return bounded(params) if self.form == "softmax" else params
+
     def embed_texts(self, params: Params, extras: Extras, text: jax.Array) -> jax.Array:
         """[N, L] token ids -> [N, E], of any length."""
         variables = {"params": params, **extras.collections}
@@ -100,7 +104,7 @@ class Contrastive:
             raise UserError(
                 f"microbatch={self.microbatch}: BatchNorm would see part of the batch; use a model without it"
             )
-        parts = [split(batch[name], self.microbatch, "microbatch") for name in INPUTS]  # [n, m, ...]
+        parts = [split(batch[name], self.microbatch, "objective.microbatch") for name in INPUTS]  # [n, m, ...]
         made = jax.lax.map(lambda part: jax.checkpoint(towers)(*part)[0], tuple(parts))
         image, text = joined(made.image), joined(made.text)
         once = jax.tree.map(lambda x: x[0], (made.scale, made.bias))
@@ -154,7 +158,7 @@ def compare(embeddings: Embeddings, real: jax.Array, form: str, chunk: int) -> d
         return (below, best), (cost, logits.max(axis=1) < mine)
 
     start = (jnp.full(own.shape, FAR), jnp.full(own.shape, FAR))
-    parts = tuple(split(each, chunk, "chunk") for each in (image, rows, own, real))
+    parts = tuple(split(each, chunk, "objective.chunk") for each in (image, rows, own, real))
     (below, best), (cost, found) = jax.lax.scan(block, start, parts)
     if softmax:
         loss = 0.5 * (jnp.logaddexp(own, joined(cost)) + jnp.logaddexp(own, below)) - own

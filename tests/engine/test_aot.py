@@ -104,5 +104,5 @@ def test_what_does_not_fit_says_what_it_needs(compiler: plan.Compiler) -> None:
 
 def test_what_only_the_loss_can_know_is_one_line(compiler: plan.Compiler) -> None:
     asked = plan.Request(str(ROOT / "configs/clip.py:ViT-B/32"), "v5e:2x4", ["mesh.fsdp=8", "mesh.data=1"])
-    with pytest.raises(UserError, match=r"^chunk=4096: must divide the batch of 1024$"):
+    with pytest.raises(UserError, match=r"^objective.chunk=4096: must divide the batch of 1024$"):
         planning.one(compiler, dataclasses.replace(asked, batch=1024))

@@ -43,13 +43,14 @@ def weights_of(built: build.Built) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("counting")
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
 @pytest.mark.parametrize("devices", [1, 8])
-def test_views_are_averaged_by_example(devices: int, tmp_path: Path) -> None:
+def test_views_are_averaged_by_example(devices: int, average: str, tmp_path: Path) -> None:
     overrides = {
         "data.name": "counting", "data.image_size": 8, "data.augment": ("random_crop",),
         "data.eval_transforms": ("center_crop(1)",), "data.video.frames": 4, "data.batch_size": 8,
         "model.variant": "A/4x2", "model.depth": 1, "evaluate.val.temporal": 2, "evaluate.val.spatial": 3,
-        "evaluate.val.batch_size": 8,
+        "evaluate.val.batch_size": 8, "evaluate.val.average": average,
     }  # fmt: skip
     built = build.build(config.load(VIDEO, overrides), jax.devices()[:devices])
     weights, views = weights_of(built), built.config.evaluate["val"]
@@ -58,9 +59,10 @@ def test_views_are_averaged_by_example(devices: int, tmp_path: Path) -> None:
     source = data.open_views(built.config.data, "test", 2, 3)
     columns = source.read(np.arange(len(source)))
     x = np.stack(columns["image"]).astype(np.float32) / 127.5 - 1
-    logits = built.model.apply({"params": weights["params"]}, x)
-    p = np.asarray(jax.nn.softmax(logits)).reshape(5, 6, 3).mean(axis=1)  # 5 videos, 6 views, 3 classes
-    hits = p.argmax(axis=1) == np.arange(5) % 3
+    logits = np.asarray(built.model.apply({"params": weights["params"]}, x))
+    seen = np.asarray(jax.nn.softmax(logits)) if average == "probabilities" else logits
+    mean = seen.reshape(5, 6, 3).mean(axis=1)  # 5 videos, 6 views, 3 classes
+    hits = mean.argmax(axis=1) == np.arange(5) % 3
     assert found == {"val_top1": pytest.approx(hits.mean()), "val_top5": 1.0}
 
 

@@ -168,10 +168,17 @@ def test_the_modified_resnet_is_a_tower_of_the_same_model() -> None:
     jax.eval_shape(model.apply, variables, **inputs)  # in evaluation nothing needs to be mutable
 
 
-@pytest.mark.parametrize(("logit", "scale"), [(4.0, math.exp(4)), (4.7, 100.0), (9.0, 100.0)])
-def test_the_scale_is_at_most_100(logit: float, scale: float) -> None:
-    params = {"logit_scale": jnp.float32(logit)}
-    assert float(clip.CLIP(**VIT).apply({"params": params}, method="scale")) == pytest.approx(scale, rel=1e-5)
+@pytest.mark.parametrize(("logit", "scale"), [(4.0, math.exp(4)), (4.7, 100.0), (9.0, 100.0), (-1.0, 1.0)])
+def test_the_scale_is_held_between_1_and_100_by_its_parameter(logit: float, scale: float) -> None:
+    """And its gradient is not: a scale that is held can come down."""
+
+    def of(logit: jax.Array) -> jax.Array:
+        params = {"logit_scale": logit}
+        return jnp.asarray(clip.CLIP(**VIT).apply({"params": params}, method="scale"))
+
+    held = clip.bounded({"logit_scale": jnp.float32(logit), "other": 1})
+    assert held["other"] == 1 and float(of(held["logit_scale"])) == pytest.approx(scale, rel=1e-5)
+    assert jax.grad(of)(held["logit_scale"]) == pytest.approx(scale, rel=1e-5)
 
 
 def test_another_resolution_resizes_the_table_and_nothing_else(scanned: Any) -> None:

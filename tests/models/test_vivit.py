@@ -272,8 +272,24 @@ def test_a_vit_without_a_table_is_named() -> None:
 # Other inputs and sizes
 
 
+# Of T frames, which n; read in the authors' code (scenic, common_lib/video_utils.py), to the nearest even.
+FRAMES_OF = {
+    (32, 16): [2, 4, 6, 8, 9, 11, 13, 15, 17, 19, 21, 23, 24, 26, 28, 30],
+    (32, 8): [4, 7, 11, 14, 18, 21, 25, 28],
+    (8, 4): [2, 3, 5, 6],
+    (4, 4): [0, 1, 2, 3],
+    (4, 1): [2],
+}
+
+
+@pytest.mark.parametrize(("frames", "count"), FRAMES_OF)
+def test_frames_are_sampled_as_in_the_authors_code(frames: int, count: int) -> None:
+    assert vivit.sampled_frames(frames, count).tolist() == FRAMES_OF[frames, count]
+
+
 def test_frame_embedding_reads_one_frame_in_a_tubelet() -> None:
     x = videos(6)
+    assert vivit.sampled_frames(6, 2).tolist() == [2, 4]
     frame = vivit.ViViT(**{**SMALL, "frames": 6}, tubelet=3, embedding="frame")
     tubelet = vivit.ViViT(**{**SMALL, "frames": 6}, tubelet=3)
     params = random_params(frame, x)["params"]
@@ -281,7 +297,8 @@ def test_frame_embedding_reads_one_frame_in_a_tubelet() -> None:
     assert kernel.shape == (2 * 2 * 3, 16)
     first = jnp.concatenate([kernel, jnp.zeros((2 * 12, 16))])
     same = {**params, "patch": {**params["patch"], "kernel": first}}
-    assert_allclose(features(frame, params, x), features(tubelet, same, x), rtol=1e-4, atol=1e-5)
+    seen = jnp.asarray(x)[:, jnp.array([2, 2, 2, 4, 4, 4])]  # the tubelets' first frames are those
+    assert_allclose(features(frame, params, x), features(tubelet, same, seen), rtol=1e-4, atol=1e-5)
     assert frame.tokens(x.shape) == tubelet.tokens(x.shape) == 2 * 6
 
 
