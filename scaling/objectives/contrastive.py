@@ -104,7 +104,8 @@ class Contrastive:
             raise UserError(
                 f"microbatch={self.microbatch}: BatchNorm would see part of the batch; use a model without it"
             )
-        parts = [split(batch[name], self.microbatch, "objective.microbatch") for name in INPUTS]  # [n, m, ...]
+        key = "objective.microbatch"
+        parts = [split(batch[name], self.microbatch, key) for name in INPUTS]  # [n, m, ...]
         made = jax.lax.map(lambda part: jax.checkpoint(towers)(*part)[0], tuple(parts))
         image, text = joined(made.image), joined(made.text)
         once = jax.tree.map(lambda x: x[0], (made.scale, made.bias))
