@@ -36,7 +36,7 @@ SMALLEST = {
 }  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {
     "clip": {"objective.chunk": 1},
-    "imagenet_vae": {"model.channels": 3},
+    "imagenet_vae": {"model.channels": 3, "data.image_size": 64},
     "vilt": {"model.resolution": 384},
     "vivit": {"train.start": None},  # for which there must be weights: below
     "mnist_vivit": {"model.variant": "A/14x2"},
@@ -136,10 +136,12 @@ def small(recipe: str, layout: Path, **more: Any) -> config.Config:
     cfg = config.load(source, overrides)
     places = ["data", *(f"evaluate.{name}.data" for name in cfg.evaluate)]
     flat = config.flat(cfg.raw)
-    sets = {
-        f"{place}.data_dir": str(layout / "tfds") for place in places if flat.get(f"{place}.name") == "tfds"
-    }
-    return changes.changed(cfg, sets)
+    folders = {}  # from the root, as a process remembers opened sets by name, and other tests run in it
+    for place in places:
+        named = flat.get(f"{place}.data_dir") or ("tfds" if flat.get(f"{place}.name") == "tfds" else None)
+        if named:
+            folders[f"{place}.data_dir"] = str(layout / named)
+    return changes.changed(cfg, folders)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -92,8 +92,10 @@ def lines(part: Part) -> tuple[str, ...]:
     """
     try:
         text = part.bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{part}: is not text in UTF-8 ({type(e).__name__}); mend it, or {SKIP}") from None
+    except OSError as e:
+        raise UserError(f"{part}: cannot be read ({e.strerror or e}); mend it, or {SKIP}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{part}: is not text in UTF-8 ({e.reason}); mend it, or {SKIP}") from None
     if "\0" in text:  # as UTF-16 without a byte order mark has beside every letter
         raise UserError(f"{part}: is not text in UTF-8 (it holds zero bytes); mend it, or {SKIP}")
     found = tuple(line.strip() for line in re.split(r"[\r\n]", text) if line.strip())

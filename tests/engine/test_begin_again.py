@@ -13,6 +13,7 @@ import pytest
 from scaling.engine import adopt, build, config, runfolder, train
 from scaling.engine.runfolder import RunFolder, read_events
 from scaling.errors import UserError
+from tests.run_folders import contents, names, status
 
 VIT = str(Path(__file__).parents[2] / "tests/tiny_vit.py")
 
@@ -28,20 +29,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of a finished run, with the checkpoints of steps 4 and 8."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run folder but its lock."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "lock")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
-def status(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "status.json").read_text())
-
-
-def names(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
 
 
 def test_when_all_are_damaged_no_start_begins_again(run: Path) -> None:

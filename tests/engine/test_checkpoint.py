@@ -21,6 +21,7 @@ from scaling.engine import build, config, features, state, train
 from scaling.engine.checkpoint import Checkpoints
 from scaling.engine.runfolder import RunFolder, read_events
 from scaling.errors import UserError
+from tests.run_folders import contents, names, status
 
 Start = Callable[..., Any]
 VIT = str(Path(__file__).parents[2] / "tests/tiny_vit.py")
@@ -85,20 +86,6 @@ DAMAGES = {
     2: "a truncated file", 3: "a deleted file", 4: "a file of garbage", 5: "an emptied file",
     6: "a deleted list of arrays", 7: "an emptied directory", 8: "a file in its place",
 }  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run folder but its lock."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "lock")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
-def status(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "status.json").read_text())
-
-
-def names(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
 
 
 # --- damage ---

@@ -17,6 +17,7 @@ import pytest
 from scaling.engine import config, train
 from scaling.engine.runfolder import RunFolder, read_events
 from scaling.errors import UserError
+from tests.run_folders import status
 
 Start = Callable[..., Any]
 Read = Callable[[Path, config.Config], Any]
@@ -32,10 +33,6 @@ def assert_same(a: Any, b: Any) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
-
-
-def status(workdir: Path) -> dict[str, Any]:
-    return json.loads((workdir / "status.json").read_text())
 
 
 def wait_for(condition: Callable[[], bool], process: Any) -> None:
