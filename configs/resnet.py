@@ -23,7 +23,7 @@ def get_config(variant: str = "50") -> ConfigDict:
             data=dict(
                 name="tfds", builder="imagenet2012", batch_size=256, image_size=224,
                 augment=("random_resized_crop(bilinear)", "flip"),
-                eval_transforms=("center_crop(256, bilinear)",), workers=16,
+                eval_transforms=("center_crop(0.875, bilinear)",), workers=16,
             ),
             preprocessing=dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
             optimizer=dict(

@@ -26,7 +26,7 @@ def get_config(variant: str = "S/16") -> ConfigDict:
             data=dict(
                 name="tfds", builder="imagenet2012", batch_size=1024, image_size=224,
                 augment=("random_resized_crop(0.05, bilinear)", "flip", "randaugment"),
-                eval_transforms=("center_crop(256, box)",), workers=16,
+                eval_transforms=("center_crop(0.875, box)",), workers=16,
             ),
             optimizer=dict(
                 learning_rate=1e-3, warmup="10000 steps", schedule="cosine", weight_decay=0.1, clip=1.0,

@@ -138,14 +138,23 @@ def _torch(file: Path, said: list[str]) -> dict[str, np.ndarray]:
 
 def _unwrapped(file: Path, loaded: Any, said: list[str]) -> Any:
     """What a training script's checkpoint holds as its weights: averages of them, where it has both."""
-    there = [
-        w for w in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(w), dict) and loaded[w]
-    ]
+    there = [w for w in WRAPPERS if isinstance(loaded, dict) and _holds_tensors(loaded.get(w))]
     if not there:
         return loaded
-    if len(there) > 1:
-        said.append(f"{file.name}: {there[0]} is taken, and not {', '.join(there[1:])}")
+    beside = [w for w in WRAPPERS if w in loaded and w != there[0]]
+    if beside:
+        said.append(f"{file.name}: {there[0]} is taken, and not {', '.join(beside)}")
     return _unwrapped(file, loaded[there[0]], said)
+
+
+def _holds_tensors(part: Any) -> bool:
+    """Whether it is a dict of tensors alone, or holds one: an average's settings are none."""
+    import torch
+
+    if not isinstance(part, dict) or not part:
+        return False
+    tensors = all(isinstance(value, torch.Tensor) for value in part.values())
+    return tensors or any(_holds_tensors(part.get(name)) for name in WRAPPERS)
 
 
 def _is_program(file: Path) -> bool:

@@ -13,12 +13,11 @@ attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id ch
 decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size
 exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
 gradient_checkpointing id2label initializer_factor initializer_range is_encoder_decoder label2id
-length_penalty max_length min_length
-no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
-output_hidden_states output_scores pad_token_id prefix problem_type remove_invalid_values repetition_penalty
-return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
-tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version
-typical_p use_bfloat16 use_cache
+length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_labels
+num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix problem_type
+remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
+task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k
+top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
 """
 TRANSFORMERS = frozenset(_TRANSFORMERS.split())
 DIFFUSERS = frozenset(["_diffusers_version", "_name_or_path", "dropout"])  # of every diffusers config

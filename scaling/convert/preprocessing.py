@@ -11,12 +11,28 @@ from scaling.convert import files
 from scaling.data.transforms import INTERPOLATIONS, named
 from scaling.engine.config import Config
 from scaling.errors import UserError
-from scaling.preprocessing import Preprocessing
+from scaling.preprocessing import OPENAI, Preprocessing
 
 FILE = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # of transformers 5, which may hold the former as a part
 NAMES = {int(value): name for name, value in INTERPOLATIONS.items()}  # by Pillow's numbers
 SHORT_SIDE = ("CLIP", "ConvNext", "VideoMAE", "Vilt", "Vivit")  # whose size of one number is the short side
+# What transformers' processors take for what their file leaves out, by the kind of model that they are named
+# after (its version 5; Vivit: a pixel / 127.5 - 1, and then the mean and deviation).
+HALF = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+VIDEO = {**HALF, "resample": 2, "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224}
+KINDS: dict[str, dict[str, Any]] = {
+    "CLIP": {**VIDEO, "resample": 3, "image_mean": OPENAI.mean, "image_std": OPENAI.std},
+    "ConvNext": {**HALF, "resample": 3, "size": {"shortest_edge": 384}},
+    "VideoMAE": VIDEO,
+    "ViT": {**HALF, "resample": 2, "size": {"height": 224, "width": 224}},
+    "Vilt": {**HALF, "resample": 3, "size": {"shortest_edge": 384}},
+    "Vivit": {**VIDEO, "size": {"shortest_edge": 256}, "rescale_factor": 1 / 127.5, "offset": True},
+}
+KIND_OF = {  # a family's, where the file does not name one
+    "clip": "CLIP", "resnet": "ConvNext", "swin": "ViT", "timesformer": "VideoMAE", "vilt": "Vilt",
+    "vit": "ViT", "vivit": "Vivit",
+}  # fmt: skip
 # What is read, and what changes no image of pixels in three channels.
 READ = """
 crop_pct crop_size do_center_crop do_normalize do_rescale do_resize feature_extractor_type image_mean
@@ -59,8 +75,8 @@ def usual(of: str, normalisation: Preprocessing, **how: Any) -> Seen:
     return Seen(normalisation, f"what is usual for {of}, since its files do not say", **how)
 
 
-def read(source: Path) -> Seen | None:
-    """Returns what a folder says of its images; None for a file, and a folder that does not say it.
+def read(source: Path, family: str) -> Seen | None:
+    """Returns what a folder says of a family's images; None for a file, and a folder that does not say it.
 
     It is read in preprocessor_config.json (or transformers 5's processor_config.json), or in the part
     "pretrained_cfg" of timm's config.json.
@@ -74,7 +90,7 @@ def read(source: Path) -> Seen | None:
         if not isinstance(stated, Mapping):
             continue
         try:
-            return parse(stated, name)
+            return parse({key: value for key, value in stated.items() if value is not None}, name, family)
         except UserError as e:
             raise UserError(f"{source / name}: {e}") from None
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
@@ -84,7 +100,7 @@ def read(source: Path) -> Seen | None:
     return None
 
 
-def _timms(stated: Mapping[str, Any], name: str) -> Seen:
+def _timms(stated: Mapping[str, Any], name: str, _: str) -> Seen:
     mode, share = stated.get("crop_mode", "center"), float(stated["crop_pct"])
     if mode not in ("center", "squash") or (mode == "squash" and share != 1.0):
         raise UserError(f"crop_mode={mode!r}: must be center, or squash with crop_pct=1")
@@ -97,10 +113,18 @@ def _timms(stated: Mapping[str, Any], name: str) -> Seen:
     return Seen(_alike(normalisation), name, resample=stated["interpolation"], **how)
 
 
-def _parsed(stated: Mapping[str, Any], name: str) -> Seen:
+def _parsed(stated: Mapping[str, Any], name: str, family: str) -> Seen:
     for key, value in stated.items():
-        if key not in KNOWN and value is not None and value is not False:
+        if key not in KNOWN and value is not False:
             raise UserError(f"{key}={value!r}: is not known here; if it changes no image, take it out")
+    named = str(stated.get("image_processor_type", stated.get("feature_extractor_type", "")))
+    kind = re.sub(r"(FeatureExtractor|ImageProcessor)(Fast|Pil)?$", "", named) or KIND_OF.get(family, "")
+    stated = {**KINDS.get(kind, {}), **stated}
+    for key in _decisive(stated):
+        if key not in stated:
+            raise UserError(
+                f"{key}: is absent, and not known of {named or 'a processor without name'}; add it"
+            )
     normalisation = _normalisation(stated)
     if not stated.get("do_resize", True):
         if stated.get("do_center_crop", False):
@@ -108,13 +132,21 @@ def _parsed(stated: Mapping[str, Any], name: str) -> Seen:
                 "do_resize=False: with do_center_crop=True images are cropped alone; no run does so"
             )
         return Seen(normalisation, name)
-    resample = NAMES.get(stated.get("resample", 3))
+    resample = NAMES.get(stated["resample"])
     if resample is None:
-        raise UserError(f"resample={stated['resample']}: must be one of {', '.join(map(str, NAMES))}")
-    kind = str(stated.get("image_processor_type", stated.get("feature_extractor_type", "")))
-    kind = re.sub(r"(FeatureExtractor|ImageProcessor)(Fast|Pil)?$", "", kind)
+        known = ", ".join(f"{number} ({NAMES[number]})" for number in sorted(NAMES))
+        raise UserError(f"resample={stated['resample']}: must be one of {known}")
     seen = Seen(normalisation, name, resample=resample)
     return dataclasses.replace(seen, **_sizes(stated, kind))
+
+
+def _decisive(stated: Mapping[str, Any]) -> list[str]:
+    """The fields without which these do not say what becomes of an image."""
+    keys = ["image_mean", "image_std"] if stated.get("do_normalize", True) else []
+    if not stated.get("do_resize", True):
+        return keys
+    crops = "crop_size" in stated or stated.get("do_center_crop", False)
+    return [*keys, "resample", "size", *(("do_center_crop", "crop_size") if crops else ())]
 
 
 def _normalisation(stated: Mapping[str, Any]) -> Preprocessing:
@@ -145,13 +177,20 @@ def _sizes(stated: Mapping[str, Any], kind: str) -> dict[str, Any]:
     size, crop = stated["size"], stated.get("crop_size")
     if isinstance(size, int):
         size = {"shortest_edge": size} if kind in SHORT_SIDE else {"height": size, "width": size}
-    square = _square("size", size) if "height" in size else None
-    side = _square("crop_size", crop) if stated.get("do_center_crop", False) else None
+    crop = crop if stated.get("do_center_crop", False) else None
+    for key, given in (("size", size), ("crop_size", crop)):
+        if isinstance(given, Mapping) and given.get("height") != given.get("width"):
+            return {"notes": (f"images become {key}={given} in this format; give them that size",)}
+    square, side = (_side(given) for given in (size if "height" in size else None, crop))
     if square is not None and side in (None, square):
         return {"square": True, "side": square}
     if square is not None:
         raise UserError(f"size={square}: with crop_size={side} images are resized twice; no run does so")
     short = int(size["shortest_edge"])
+    if side is not None and side > short:
+        raise UserError(
+            f"crop_size={side}: images of a short side of {short} would be padded; no run does so"
+        )
     if side is not None:
         return {"short": float(short), "side": side}
     if kind == "ConvNext" and short < 384:
@@ -162,11 +201,8 @@ def _sizes(stated: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {"notes": (note,)}
 
 
-def _square(key: str, size: Any) -> int:
-    sides = {size} if isinstance(size, int) else {size["height"], size["width"]}
-    if len(sides) > 1:
-        raise UserError(f"{key}={size}: must be square; runs crop to squares")
-    return int(sides.pop())
+def _side(square: Any) -> int | None:
+    return int(square["height"]) if isinstance(square, Mapping) else square
 
 
 def changes(
@@ -177,7 +213,7 @@ def changes(
     `shape` is that of the model's images, [..., H, W, C]. Keys in `kept` stay as they were given.
     """
     given: dict[str, Any] = {}
-    side, channels = shape[-2], shape[-1]
+    height, side, channels = shape[-3:]
     if len(seen.normalisation.mean) in (1, channels):
         given |= {f"preprocessing.{key}": getattr(seen.normalisation, key) for key in ("mean", "std")}
     else:
@@ -185,7 +221,9 @@ def changes(
         return {}, [f"preprocessing: stays {own}; {seen.source} has none for {channels} channels"]
     said = [f"preprocessing: {note}" for note in seen.notes]
     transform = seen.transform(side)
-    if transform is not None and (cfg.data.image_size is not None or not cfg.trains):
+    if transform is not None and height != side:
+        said.append(f"preprocessing: {transform} is left out, as it gives squares, and images are {shape}")
+    elif transform is not None and (cfg.data.image_size is not None or not cfg.trains):
         given |= _crops(transform, cfg, side)
     new: dict[str, Any] = {}
     for key, value in given.items():
@@ -210,8 +248,7 @@ def _crops(transform: str, cfg: Config, side: int) -> dict[str, Any]:
 
 def _resolved(name: str, side: int) -> tuple[Any, ...]:
     """What a transform does to make images of this side, whatever its name says of it."""
-    apply: Any = named(name).apply
-    options = dict(getattr(apply, "keywords", {}))
+    options = named(name).options()
     short = options.get("short", 0.875)
     pixels = int(side / short) if short <= 1 else int(short)
     plain = name.partition("(")[0]

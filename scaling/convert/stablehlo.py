@@ -121,10 +121,11 @@ def _images(trained: features.Trained, arguments: dict[str, Any]) -> dict[str, A
     if name is None or "t" in arguments:  # a text, or a noisy image
         return {}
     cfg = built.config
+    crops = "resized and cropped by `transforms` to `size`" if cfg.data.eval_transforms else "of `size`"
     return {
         "preprocessing": {
             "argument": name,
-            "pixels": "RGB (or grey) in 0..255, resized and cropped by `transforms` to `size`",
+            "pixels": f"RGB (or grey) in 0..255, {crops}",
             "normalisation": "(pixel / 255 - mean) / std",
             "mean": cfg.preprocessing.mean,
             "std": cfg.preprocessing.std,

@@ -187,7 +187,7 @@ def _settled(
         elif field in fields and mine is not None and fields[field] != mine:
             said.append(f"model.{field}={mine} as given, where config.json has {fields[field]}")
     if hasattr(family, "preprocessing"):
-        seen = preprocessing.read(source) or family.preprocessing(built.model)
+        seen = preprocessing.read(source, cfg.model.name) or family.preprocessing(built.model)
         changes, why = preprocessing.changes(seen, cfg, _inputs(built)["x"].shape[1:], kept)
         new, said = new | changes, said + why
     return new, said

@@ -22,7 +22,7 @@ TURNS: dict[Any, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow says of files that are none, or broken.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, struct.error)
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, RuntimeError, struct.error)
 
 
 def decode_image(raw: bytes, channels: int = 3, upright: bool = True) -> np.ndarray:

@@ -84,6 +84,13 @@ class Data:
             raise UserError(f"{field}: {e}") from None
         if sized and self.image_size is None:
             raise UserError(f"image_size=None: {sized[0]!r} in {field} needs the side to crop to, in pixels")
+        for name in sized:
+            short = named(name).options().get("short", 1.0)
+            if self.image_size is not None and 1.0 < short < self.image_size:
+                raise UserError(
+                    f"image_size={self.image_size}: {name!r} in {field} cuts it out of a short side of "
+                    f"{short:g}; give that as a share, such as {name.partition('(')[0]}(0.875)"
+                )
         if self.name in DRAWN and self.image_size is None:
             raise UserError(f"image_size=None: {self.name} is drawn at any size; give the side in pixels")
         if self.image_size is not None and not sized and self.name not in DRAWN:

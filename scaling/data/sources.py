@@ -226,7 +226,8 @@ def _check_arrays(path: Path, split: str, images: np.ndarray, labels: np.ndarray
         raise UserError(
             f"{path}: {split}_images: is {images.dtype} {images.shape}; must be uint8 [N, H, W, C]"
         )
-    if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+    first, last = images.shape[1], images.shape[3]
+    if (first in (1, 3) and last not in (1, 3)) or (first == 4 and last > 4):
         raise UserError(
             f"{path}: {split}_images: is {images.shape}, channels first [N, C, H, W]; must be [N, H, W, C]: "
             "save images.transpose(0, 2, 3, 1)"
@@ -238,11 +239,12 @@ def _check_arrays(path: Path, split: str, images: np.ndarray, labels: np.ndarray
 def _notices(labels: dict[str, np.ndarray]) -> list[str]:
     """Returns what looks wrong in the labels of splits, "train" among them, though it can be trained on."""
     found, known = [], np.unique(labels["train"])
-    classes = 1 + max(int(some.max(initial=0)) for some in labels.values())
-    if len(known) and known[0] > 0:
+    everywhere = np.unique(np.concatenate([some.astype(np.int64) for some in labels.values()]))
+    classes = 1 + int(everywhere.max(initial=0))
+    if len(everywhere) and everywhere[0] > 0:
         found.append(
-            f"train_labels go from {known[0]} to {known[-1]}: no example has label 0, and classes count from "
-            f"0; subtract {known[0]} from all labels"
+            f"labels go from {everywhere[0]} to {everywhere[-1]}: no example has label 0, and classes count "
+            f"from 0; subtract {everywhere[0]} from all labels"
         )
     if 2 * len(known) < classes:
         found.append(
@@ -254,8 +256,8 @@ def _notices(labels: dict[str, np.ndarray]) -> list[str]:
         if len(new):
             count = int(np.isin(some, new).sum())
             found.append(
-                f"{split}_labels have {len(new)} classes without a training example, such as {new[0]}, so "
-                f"that {count} of {len(some)} images cannot be told; leave them out, or train on some of each"
+                f"{split}_labels: {count} of {len(some)} are of a class without a training example, such as "
+                f"{new[0]}, and cannot be told; leave them out, or train on some of each"
             )
     return found
 

@@ -40,6 +40,10 @@ class Transform(NamedTuple):
     number: str = ""  # the argument that NUMBER is
     resamples: bool = False  # takes an INTERPOLATION, bicubic by default
 
+    def options(self) -> dict[str, Any]:
+        """What was given between the parentheses, by the names of `apply`'s arguments."""
+        return getattr(self.apply, "keywords", {})
+
 
 def _resize(image: np.ndarray, height: int, width: int, resample: Image.Resampling = BICUBIC) -> np.ndarray:
     if image.shape[:2] == (height, width):

@@ -10,6 +10,9 @@ def topk_hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     Ties go to the lower class, so that a constant classifier does not score full marks; with k >= K every
     example is a hit. Where a logit is not finite the hit is NaN: sorting would name class 0.
     """
-    _, best = jax.lax.top_k(logits, min(k, logits.shape[-1]))  # [..., k]
+    if k == 1:  # a third of the time that sorting takes
+        best = logits.argmax(axis=-1, keepdims=True)  # [..., 1]
+    else:
+        _, best = jax.lax.top_k(logits, min(k, logits.shape[-1]))  # [..., k]
     hits = (best == labels[..., None]).any(axis=-1).astype(jnp.float32)
     return jnp.where(jnp.isfinite(logits).all(axis=-1), hits, jnp.nan)

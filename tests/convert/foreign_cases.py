@@ -124,6 +124,28 @@ def unet(kind: str) -> Any:
     )  # fmt: skip
 
 
+# What folders of transformers 4 (4.20 to 4.57, as those versions write them) have beside today's fields.
+OF_FOUR: dict[str, Any] = {
+    "torchscript": False, "torch_dtype": "float32", "use_bfloat16": False, "tf_legacy_loss": False,
+    "pruned_heads": {}, "tie_word_embeddings": True, "is_decoder": False, "add_cross_attention": False,
+    "cross_attention_hidden_size": None, "tie_encoder_decoder": False, "max_length": 20, "min_length": 0,
+    "do_sample": False, "early_stopping": False, "num_beams": 1, "num_beam_groups": 1,
+    "diversity_penalty": 0.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0,
+    "repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "bad_words_ids": None, "num_return_sequences": 1,
+    "output_scores": False, "return_dict_in_generate": False, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "remove_invalid_values": False, "exponential_decay_length_penalty": None,
+    "suppress_tokens": None, "begin_suppress_tokens": None, "finetuning_task": None, "tokenizer_class": None,
+    "prefix": None, "bos_token_id": 0, "pad_token_id": 1, "sep_token_id": None, "_commit_hash": None,
+    "decoder_start_token_id": None, "task_specific_params": None, "_attn_implementation_autoset": False,
+}  # fmt: skip
+FOURS_OWN: dict[str, dict[str, Any]] = {
+    "swin": {"path_norm": True},
+    "vilt": {"tie_word_embeddings": False},  # though they are tied
+    "clip": {"text_config_dict": None, "vision_config_dict": None},
+    "t5": {"n_positions": 512, "output_past": True},
+}
+
 CASES = {
     "vit": Case(
         "huggingface", "vit", "B/16",

@@ -24,7 +24,7 @@ import transformers
 from scaling.convert import FORMATS, foreign, transfer
 from scaling.engine import config
 from scaling.errors import UserError
-from tests.convert.foreign_cases import CASES, Case
+from tests.convert.foreign_cases import CASES, FOURS_OWN, OF_FOUR, Case
 from tests.models import parity
 
 # What no saved folder has by itself, and a library reads.
@@ -170,6 +170,19 @@ def test_no_field_is_imported_with_other_outputs_unsaid(
     assert silent == []
     assert len(refused) >= 10, refused
     assert not any(change.startswith((".dtype", ".transformers_version")) for change in refused)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.format == "huggingface"])
+def test_folders_of_transformers_4_open(name: str, tmp_path: Path) -> None:
+    """With all fields that its versions wrote, in the towers too: transformers 5 heeds none of them."""
+    case, cls = CASES[name], saved(name, tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    towers = {key: {**OF_FOUR, **said[key]} for key in ("vision_config", "text_config") if key in said}
+    (tmp_path / "config.json").write_text(
+        json.dumps({**OF_FOUR, **said, **towers, **FOURS_OWN.get(name, {})})
+    )
+    opened = transfer.open_checkpoint(case.format, tmp_path, case.config())
+    assert same(ours(case, opened, tmp_path, {}), theirs(case, cls, tmp_path))
 
 
 @pytest.mark.parametrize("name", CASES)

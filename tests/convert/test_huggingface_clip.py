@@ -87,6 +87,21 @@ def test_what_a_folder_leaves_out_is_transformers_default() -> None:
     assert huggingface_clip.fields(early | {"text_config_dict": None})["patch"] == 16
 
 
+def test_an_early_folders_second_towers_go_first_with_their_defaults() -> None:
+    """As transformers reads them: what only the first says, is not so."""
+    stated = {"hidden_size": 256, "layer_norm_eps": 1e-3}
+    early = {
+        **{f"{tower}_config": dict(stated) for tower in ("vision", "text")},
+        **{f"{tower}_config_dict": {"hidden_act": "gelu"} for tower in ("vision", "text")},
+    }
+    found = huggingface_clip.fields(early)
+    theirs = CLIPConfig(**{name: dict(value) for name, value in early.items()})
+    assert found["width"] == theirs.vision_config.hidden_size == 768
+    assert found["text_width"] == theirs.text_config.hidden_size == 512
+    assert found["epsilon"] == theirs.text_config.layer_norm_eps == 1e-5
+    assert found["activation"] == theirs.text_config.hidden_act == "gelu"
+
+
 @pytest.mark.parametrize(
     ("tower", "options", "message"),
     [

@@ -100,6 +100,16 @@ def test_averages_are_taken_beside_raw_weights(key: str, tmp_path: Path) -> None
     check(found, average)
 
 
+def test_what_an_average_keeps_beside_weights_is_none(tmp_path: Path) -> None:
+    """Settings, and weights without names, are not taken for those that lie beside them, which is said."""
+    model = made()
+    average = {"decay": 0.999, "shadow_params": list(model.parameters())}
+    torch.save({"ema": average, "state_dict": model.state_dict()}, tmp_path / "last.pth")
+    found, said = imported(tmp_path / "last.pth", tmp_path / "run")
+    assert said[0] == "last.pth: state_dict is taken, and not ema"
+    check(found, model)
+
+
 def test_torchs_averaged_model(tmp_path: Path) -> None:
     model = made()
     averaged = torch.optim.swa_utils.AveragedModel(copy.deepcopy(model))

@@ -65,7 +65,7 @@ def test_pixels_become_what_transformers_makes_of_them(
 ) -> None:
     processor, side = PROCESSORS[name]
     processor.save_pretrained(tmp_path)
-    seen, image = preprocessing.read(tmp_path), photo(*size)
+    seen, image = preprocessing.read(tmp_path, "vit"), photo(*size)
     assert seen is not None and seen.source == "preprocessor_config.json"
     expected = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     out = ours(seen, image, side)
@@ -81,7 +81,7 @@ def stated(
     tmp_path: Path, file: str = "preprocessor_config.json", **fields: Any
 ) -> preprocessing.Seen | None:
     (tmp_path / file).write_text(json.dumps(fields))
-    return preprocessing.read(tmp_path)
+    return preprocessing.read(tmp_path, "vit")
 
 
 def test_older_files_say_a_size_by_their_kind(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_older_files_say_a_size_by_their_kind(tmp_path: Path) -> None:
 
 def test_an_offset_is_part_of_the_mean(tmp_path: Path) -> None:
     """ViViT's processor: a pixel / 127.5 - 1, and then (if so said) less 0.5, by 0.5."""
-    fields = {"do_resize": False, "do_rescale": True, "rescale_factor": 1 / 127.5, "offset": True,
-              "image_processor_type": "VivitImageProcessor"}  # fmt: skip
+    fields = {"do_resize": False, "do_center_crop": False, "do_rescale": True, "rescale_factor": 1 / 127.5,
+              "offset": True, "image_processor_type": "VivitImageProcessor"}  # fmt: skip
     seen = stated(tmp_path, **fields, do_normalize=False)
     assert seen is not None and seen.normalisation == SYMMETRIC
     seen = stated(tmp_path, **fields, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -137,7 +137,7 @@ def test_transformers_5_and_timm_say_it_in_other_files(tmp_path: Path) -> None:
         tmp_path / "timm", "config.json", pretrained_cfg={**given, "crop_mode": "squash", "crop_pct": 1.0}
     )
     assert seen is not None and seen.transform(224) == "resize(bicubic)"
-    assert preprocessing.read(tmp_path / "model.pt") is None
+    assert preprocessing.read(tmp_path / "model.pt", "vit") is None
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,23 @@ def test_transformers_5_and_timm_say_it_in_other_files(tmp_path: Path) -> None:
             {"do_center_crop": True, "do_resize": False},
             "do_resize=False: with do_center_crop=True images are cropped alone",
         ),
-        ({"size": {"height": 8, "width": 12}}, r"size=.*: must be square; runs crop to squares"),
+        (
+            {"size": {"shortest_edge": 7}, "do_center_crop": True, "crop_size": 8},
+            "crop_size=8: images of a short side of 7 would be padded",
+        ),
+        (
+            {"feature_extractor_type": "XFeatureExtractor", "size": 8},
+            "resample: is absent, and not known of XF",
+        ),
+        (
+            {"image_processor_type": "XImageProcessor", "resample": 3, "size": 8, "crop_size": 8},
+            "do_center_crop: is absent, and not known of XImageProcessor",
+        ),
         (
             {"size": {"height": 9, "width": 9}, "do_center_crop": True, "crop_size": 8},
             "size=9: with crop_size=8 images are resized twice",
         ),
-        ({"size": 8, "resample": 9}, "resample=9: must be one of 0, 4, 2"),
+        ({"size": 8, "resample": 9}, r"resample=9: must be one of 0 \(nearest\), 1 \(lanczos\), 2"),
         ({"size": 8, "image_std": [0.0, 1.0, 1.0]}, r"std=.*: must be one number greater than 0"),
         ({"size": "large"}, r"cannot be read \(TypeError"),
     ],
@@ -161,6 +172,31 @@ def test_transformers_5_and_timm_say_it_in_other_files(tmp_path: Path) -> None:
 def test_what_no_run_does_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"preprocessor_config\.json: {message}"):
         stated(tmp_path, **{"do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **fields})
+
+
+@pytest.mark.parametrize("name", preprocessing.KINDS)
+def test_what_a_file_leaves_out_is_what_its_processor_takes(name: str, tmp_path: Path) -> None:
+    """Each field taken out in turn, and all: as where the library's own processor writes them all."""
+    there = [name + end for end in ("ImageProcessorPil", "ImageProcessor")]
+    cls = next(getattr(transformers, each) for each in there if hasattr(transformers, each))
+    whole = json.loads(json.dumps(cls().to_dict()))
+    keys = [key for key in preprocessing.READ.split() if not key.endswith("_type")]
+    deciding = {key: whole[key] for key in keys if whole.get(key) is not None}
+    kind = {"image_processor_type": f"{name}ImageProcessor"}
+    of = stated(tmp_path, **deciding, **kind)
+    assert of is not None and stated(tmp_path, **kind) == of
+    assert {"image_mean", "size", "resample"} <= deciding.keys()
+    for key in deciding:
+        assert stated(tmp_path, **{k: v for k, v in deciding.items() if k != key}, **kind) == of, key
+    family = next(family for family, its in preprocessing.KIND_OF.items() if its == name)
+    (tmp_path / preprocessing.FILE).write_text("{}")
+    assert preprocessing.read(tmp_path, family) == of
+
+
+def test_a_rectangle_is_said(tmp_path: Path) -> None:
+    seen = stated(tmp_path, size={"height": 8, "width": 12}, image_mean=0.4, image_std=0.2)
+    assert seen is not None and seen.transform(12) is None and seen.normalisation.mean == (0.4,)
+    assert seen.notes[0].startswith("images become size={'height': 8, 'width': 12} in this format")
 
 
 def test_what_is_usual_where_files_do_not_say() -> None:
@@ -230,7 +266,7 @@ def test_it_stands_in_the_run_and_is_applied_and_written_out(outside: Path, tmp_
     np.testing.assert_allclose(out, np.stack(expected), rtol=1e-3, atol=1e-3)
 
     assert transfer.export_run("huggingface", run, tmp_path / "back") == []
-    again = preprocessing.read(tmp_path / "back")
+    again = preprocessing.read(tmp_path / "back", "vit")
     assert again is not None and again.normalisation == Preprocessing((0.1,), (0.3,))
     stablehlo.export_function(run, tmp_path / "function")
     card = json.loads((tmp_path / "function/model.json").read_text())["preprocessing"]
@@ -304,7 +340,7 @@ def test_an_exported_processor_opens_and_gives_the_same(tmp_path: Path) -> None:
     opened = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     image = photo(30, 30)
     theirs = opened(Image.fromarray(image), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    seen = preprocessing.read(tmp_path)
+    seen = preprocessing.read(tmp_path, "vit")
     assert seen is not None
     np.testing.assert_allclose(ours(seen, image, 8), theirs, atol=0.02)
     video = preprocessing.described(chosen, (4, 8, 8, 3))[0]
@@ -353,3 +389,14 @@ def test_channels_that_a_kind_does_not_have_are_said(outside: Path, tmp_path: Pa
     assert said[0].startswith(
         "preprocessing: stays (pixel / 255 - (0.5,)) / (0.5,); what is usual for torchvision"
     )
+
+
+def test_no_square_is_made_of_what_a_rectangular_model_sees(outside: Path) -> None:
+    seen = preprocessing.read(outside, "vit")
+    assert seen is not None
+    frozen = config.load(f"{PRETRAINED}:vit/B/16", {"model.resolution": [12, 20]})
+    changes, said = preprocessing.changes(seen, frozen, (12, 20, 1))
+    assert changes.keys() == {"preprocessing.mean", "preprocessing.std"}
+    assert said[0].startswith("preprocessing: resize(bilinear) is left out, as it gives squares")
+    written, _ = preprocessing.described(frozen, (12, 20, 1))
+    assert written["do_resize"] is False and "size" not in written

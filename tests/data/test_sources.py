@@ -159,6 +159,14 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"eval_transforms": ("flip",)}, "eval_transforms: 'flip' is random"),
     ({"augment": ("center_crop",)}, "image_size=None: 'center_crop' in augment"),
     ({"image_size": 32}, "image_size=32: augment needs"),
+    (
+        {"image_size": 32, "augment": ("random_crop(31)",)},
+        r"image_size=32: 'random_crop\(31\)' in augment cuts it out of a short side of 31; .*crop\(0.875\)",
+    ),
+    (
+        {"image_size": 32, "augment": ("resize",), "eval_transforms": ("center_crop(20, bilinear)",)},
+        r"image_size=32: 'center_crop\(20, bilinear\)' in eval_transforms cuts it out of a short side of 20",
+    ),
     ({"image_size": 32, "augment": ("center_crop",)}, "image_size=32: eval_transforms needs"),
 ]
 
@@ -244,13 +252,13 @@ def notices_of(path: Path, caplog: pytest.LogCaptureFixture, **arrays: np.ndarra
 
 def test_labels_that_look_misnumbered_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (said,) = notices_of(tmp_path / "a.npz", caplog, train_labels=np.arange(20) % 4 + 1)
-    assert said.startswith(f"{tmp_path / 'a.npz'}: train_labels go from 1 to 4: no example has label 0")
+    assert said.startswith(f"{tmp_path / 'a.npz'}: labels go from 1 to 4: no example has label 0")
     assert said.endswith("subtract 1 from all labels") and "\n" not in said
     (said,) = notices_of(tmp_path / "b.npz", caplog, train_labels=np.array([0, 7, 99, 99]))
     assert "train_labels have examples of 3 of 100 classes, 0 to 99; number the classes without gaps" in said
     test = np.array([0, 1, 5, 5, 6])
     (said,) = notices_of(tmp_path / "c.npz", caplog, train_labels=np.arange(5), test_labels=test)
-    assert "test_labels have 2 classes without a training example, such as 5, so that 3 of 5 images" in said
+    assert "test_labels: 3 of 5 are of a class without a training example, such as 5, and cannot" in said
     extra = {"x_test": np.zeros((3, 4, 4, 1), np.uint8), "names": np.array(["a"])}
     (said,) = notices_of(tmp_path / "d.npz", caplog, train_labels=np.arange(5), **extra)
     assert "not read: names, x_test, which are no SPLIT_images and SPLIT_labels" in said
@@ -268,15 +276,15 @@ def test_nothing_is_said_of_labels_that_are_in_order(
     assert notices_of(tmp_path / "b.npz", caplog, train_labels=np.array([0, 2, 3, 3])) == []  # half, and more
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_channels_first_are_an_error(channels: int, tmp_path: Path) -> None:
     arrays = {f"{split}_labels": np.zeros(2, int) for split in ("train", "test")}
-    last = np.zeros((2, 6, 4, channels), np.uint8)
+    last = np.zeros((2, 6, 5, channels), np.uint8)
     for wrong in arrays:
         images = {"train_images": last, "test_images": last}
         images[f"{wrong.partition('_')[0]}_images"] = last.transpose(0, 3, 1, 2)
         np.savez(tmp_path / f"{wrong}.npz", **arrays, **images)
-        said = rf"_images: is \(2, {channels}, 6, 4\), channels first.*save images\.transpose\(0, 2, 3, 1\)"
+        said = rf"_images: is \(2, {channels}, 6, 5\), channels first.*save images\.transpose\(0, 2, 3, 1\)"
         with pytest.raises(UserError, match=said):
             info(Data(name="npz", data_dir=str(tmp_path / f"{wrong}.npz")))
 

@@ -144,16 +144,13 @@ def config(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a folder's config.json says of the model, in the names of its fields.
 
-    A `text_config_dict` or `vision_config_dict`, of early folders, goes before the other.
+    A `text_config_dict` or `vision_config_dict`, of early folders, goes before the other, with its defaults.
 
     Raises: UserError where the towers differ in what is one field here, for an activation that is neither,
     for an end of text that is not the greatest id, and for what else the family does not have.
     """
     config = FIELDS.read(config)
-    vision, text = (
-        known.read({**(config[tower] or {}), **(config[f"{tower}_dict"] or {})}, tower)
-        for tower, known in TOWERS.items()
-    )
+    vision, text = (_tower(config, name) for name in TOWERS)
     vision["mlp_ratio"], text["mlp_ratio"] = (
         t["intermediate_size"] / t["hidden_size"] for t in (vision, text)
     )
@@ -183,6 +180,13 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "activation": vision["hidden_act"],
         "epsilon": vision["layer_norm_eps"],
     }
+
+
+def _tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    known, stated, first = TOWERS[name], config[name] or {}, config[f"{name}_dict"]
+    if first is not None:
+        stated = {**stated, **known.only, **known.compared, **first}
+    return known.read(stated, name)
 
 
 def preprocessing(model: CLIP) -> Seen:

@@ -27,7 +27,7 @@ FIELDS = foreign.transformers(
     },
     only={"model_type": "t5", "dense_act_fn": "gelu_new", "is_gated_act": True},  # as of MLP
     free="dropout_rate classifier_dropout eos_token_id is_decoder"  # the encoder is none, whatever it says
-    " num_decoder_layers scale_decoder_outputs tie_word_embeddings n_positions output_past",
+    " num_decoder_layers scale_decoder_outputs n_positions output_past",
 )
 
 

@@ -37,7 +37,6 @@ FIELDS = foreign.transformers(
         "hidden_act": "gelu",
         "qkv_bias": True,
         "max_image_length": -1,  # else a random choice of patches
-        "tie_word_embeddings": True,
     },
     free="hidden_dropout_prob attention_probs_dropout_prob"
     " num_channels type_vocab_size modality_type_vocab_size num_images",  # the tensors' shapes have them
