@@ -1,4 +1,4 @@
-"""What pixels become before a model sees them: it belongs to the weights, and goes where they go."""
+"""Normalisation of pixels before a model sees them: it belongs to the weights, and goes where they go."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

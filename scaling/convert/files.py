@@ -137,7 +137,7 @@ def _torch(file: Path, said: list[str]) -> dict[str, np.ndarray]:
 
 
 def _unwrapped(file: Path, loaded: Any, said: list[str]) -> Any:
-    """What a training script's checkpoint holds as its weights: averages of them, where it has both."""
+    """Returns the weights of a training script's checkpoint: their averages, where it has both."""
     there = [w for w in WRAPPERS if isinstance(loaded, dict) and _holds_tensors(loaded.get(w))]
     if not there:
         return loaded

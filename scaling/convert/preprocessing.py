@@ -1,4 +1,4 @@
-"""What a checkpoint's files say of the images that its weights see, as keys of a run's config, and back."""
+"""Reads how images reach a checkpoint's weights, as keys of a run's config, and writes it."""
 
 import dataclasses
 import re
@@ -71,7 +71,7 @@ class Seen:
 
 
 def usual(of: str, normalisation: Preprocessing, **how: Any) -> Seen:
-    """What weights of a kind usually see, where their files do not say it."""
+    """Returns what weights of a kind usually see, where their files do not say it."""
     return Seen(normalisation, f"what is usual for {of}, since its files do not say", **how)
 
 
@@ -247,7 +247,7 @@ def _crops(transform: str, cfg: Config, side: int) -> dict[str, Any]:
 
 
 def _resolved(name: str, side: int) -> tuple[Any, ...]:
-    """What a transform does to make images of this side, whatever its name says of it."""
+    """Returns how a transform makes images of this side, whatever its name says of it."""
     options = named(name).options()
     short = options.get("short", 0.875)
     pixels = int(side / short) if short <= 1 else int(short)

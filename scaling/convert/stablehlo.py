@@ -113,7 +113,7 @@ def _card(folder: Path, trained: features.Trained, arguments: dict[str, Any], be
 
 
 def _images(trained: features.Trained, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What the card says of images: how those that go in are made, or the range of those that come out."""
+    """Returns what the card says of images: how inputs are made, or the range of those that come out."""
     built = trained.built
     if isinstance(built.task, Diffusion):
         return {"outputs": {"images": "float32 in about [-1, 1]; a pixel is clamp(127.5 x + 128, 0, 255)"}}

@@ -152,7 +152,7 @@ def _where(source: Path, stated: Any) -> Path:
 
 
 def _fields(family: ModuleType, stated: Mapping[str, Any] | None, source: Path) -> dict[str, Any]:
-    """What a folder's config.json says of the model; nothing where there is none.
+    """Returns what a folder's config.json says of the model; nothing where there is none.
 
     Raises: UserError for one that is of another model.
     """

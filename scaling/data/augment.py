@@ -17,7 +17,7 @@ Colour = tuple[int, int, int]
 
 
 def with_pillow(image: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """What `change` makes of an image, which it sees as a picture of mode L, RGB or RGBA.
+    """Returns what `change` makes of an image, which it sees as a picture of mode L, RGB or RGBA.
 
     Raises: UserError for another number of channels.
     """

@@ -1,4 +1,4 @@
-"""What readers of your own files share: the folder of a split, and files that cannot be or are not read."""
+"""Helpers for the readers of users' files: the folder of a split, and files that are not read."""
 
 import logging
 import os

@@ -41,7 +41,7 @@ class Transform(NamedTuple):
     resamples: bool = False  # takes an INTERPOLATION, bicubic by default
 
     def options(self) -> dict[str, Any]:
-        """What was given between the parentheses, by the names of `apply`'s arguments."""
+        """Returns what was given between the parentheses, by the names of `apply`'s arguments."""
         return getattr(self.apply, "keywords", {})
 
 

@@ -269,7 +269,7 @@ def config(model: UNet, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of its fields.
 
     Raises: UserError for a U-Net of another form.
     """

@@ -142,7 +142,7 @@ def config(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of its fields.
 
     A `text_config_dict` or `vision_config_dict`, of early folders, goes before the other, with its defaults.
 
@@ -190,5 +190,5 @@ def _tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def preprocessing(model: CLIP) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("CLIP", OPENAI, short=1.0)

@@ -69,7 +69,7 @@ def config(model: ResNet, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of its fields.
 
     Raises: UserError for a network that is none of these: another activation, the stride elsewhere, or
     stages that do not double in width.
@@ -83,5 +83,5 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(model: ResNet) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("transformers' ResNet", IMAGENET, short=0.875)

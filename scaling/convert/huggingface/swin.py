@@ -101,7 +101,7 @@ def config(model: Swin, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of its fields.
 
     Raises: UserError for what `Swin` does not have.
     """
@@ -118,5 +118,5 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(model: Swin) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("transformers' Swin", IMAGENET, square=True)

@@ -75,7 +75,7 @@ def config(model: T5Encoder, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of its fields.
 
     Raises: UserError for the first T5, whose MLP is another, and for what else the family has not.
     """

@@ -93,7 +93,7 @@ def config(model: TimeSformer, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of its fields.
 
     Raises: UserError where it is of another attention or activation, or has what the family has not.
     """
@@ -109,5 +109,5 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(model: TimeSformer) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("TimeSformer", Preprocessing((0.45,), (0.225,)), short=1.0, resample="bilinear")

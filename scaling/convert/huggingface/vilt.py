@@ -145,7 +145,7 @@ def config(model: ViLT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of its fields.
 
     Raises: UserError for an architecture that has no form here, and for what the family does not have.
     """
@@ -168,5 +168,5 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(model: ViLT) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("ViLT", SYMMETRIC)

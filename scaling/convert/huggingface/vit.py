@@ -86,7 +86,7 @@ def config(model: ViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of its fields.
 
     Raises: UserError for what the family does not have.
     """
@@ -110,5 +110,5 @@ def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> Vi
 
 
 def preprocessing(model: ViT) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("transformers' ViT", SYMMETRIC, square=True, resample="bilinear")

@@ -96,7 +96,7 @@ def config(model: ViViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says of the model in the names of its fields.
+    """Returns what a folder's config.json says of the model in the names of its fields.
 
     Raises: UserError for an activation that the model does not have, and for what else the family has not.
     """
@@ -118,5 +118,5 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(model: ViViT) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("ViViT", SYMMETRIC, short=0.875, resample="bilinear")

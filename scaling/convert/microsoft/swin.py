@@ -54,6 +54,6 @@ def buffers(model: Swin, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def preprocessing(model: Swin) -> Seen:
-    """What such weights usually see: at 384 pixels all of the image."""
+    """Returns what such weights usually see: at 384 pixels all of the image."""
     how: dict[str, Any] = {"square": True} if max(side_lengths(model.resolution)) >= 384 else {"short": 0.875}
     return usual("Swin", IMAGENET, **how)

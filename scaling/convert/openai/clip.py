@@ -92,5 +92,5 @@ def buffers(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def preprocessing(model: CLIP) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("CLIP", OPENAI, short=1.0)

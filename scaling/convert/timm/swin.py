@@ -44,5 +44,5 @@ def buffers(model: Swin, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def preprocessing(model: Swin) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("timm's Swin", IMAGENET, short=0.9)

@@ -42,5 +42,5 @@ def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> Vi
 
 
 def preprocessing(model: ViT) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("timm's ViT", SYMMETRIC, short=0.9)

@@ -30,5 +30,5 @@ def buffers(model: ResNet, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def preprocessing(model: ResNet) -> Seen:
-    """What such weights usually see."""
+    """Returns what such weights usually see."""
     return usual("torchvision's first weights", IMAGENET, short=0.875, resample="bilinear")
