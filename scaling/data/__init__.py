@@ -1,7 +1,7 @@
 """Data: named sources, one global order, batches for training and exact evaluation."""
 
 from scaling.data.options import DATASETS, Data, Info, info, open_source, open_views, tokenizer_of
-from scaling.data.pipeline import eval_batches, host_batches, train_batches, view_batches
+from scaling.data.pipeline import eval_batches, fingerprint, host_batches, train_batches, view_batches
 from scaling.data.text import TextInfo
 from scaling.data.transforms import named as named_transform
 
@@ -11,6 +11,7 @@ __all__ = [
     "Info",
     "TextInfo",
     "eval_batches",
+    "fingerprint",
     "host_batches",
     "info",
     "named_transform",

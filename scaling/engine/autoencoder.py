@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
@@ -35,8 +34,8 @@ def restore(folder: Path | str) -> Autoencoder:
         raise UserError(
             f"run={folder}: is a run of {family}, which has no latent; give one of the family vae"
         )
-    params = multihost_utils.process_allgather(trained.weights["params"], tiled=True)
-    return Autoencoder(built.model, params, features.weights_digest(trained.weights["params"]))
+    params = features.on_host(trained.weights["params"])
+    return Autoencoder(built.model, params, features.weights_digest(params))
 
 
 @dataclass(frozen=True, eq=False)

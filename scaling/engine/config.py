@@ -374,7 +374,7 @@ def from_dict(config: Mapping[str, Any]) -> Config:
     made["objective"] = Named(config["objective"]["name"], typed_options(hints, objective, "objective"))
 
     for section, cls in _sections().items():
-        made[section] = typed(cls, config.get(section, {}), section)  # of an older run, not every one
+        made[section] = typed(cls, config[section], section)
     made["evaluate"] = {
         name: typed(
             _evaluator_class(name, options["kind"]),

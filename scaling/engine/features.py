@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from scaling import data
-from scaling.engine import build, config, sharding, state, tracing
+from scaling.engine import build, changes, config, sharding, state, tracing
 from scaling.engine.checkpoint import Checkpoints
 from scaling.engine.runfolder import steps_in
 from scaling.errors import UserError
@@ -48,7 +48,7 @@ def restore(folder: Path | str) -> Trained:
         raise UserError(
             f"run={folder}: no config.json there; give the folder of a run made by `scaling train`"
         )
-    cfg = config.from_dict(described["config"])
+    cfg = config.from_dict(changes.stored(described))
     cfg = dataclasses.replace(cfg, mesh=cfg.mesh.elsewhere(jax.device_count()))
     built = build.build(cfg, info=_info(described))
     with Checkpoints(Path(folder) / "checkpoints", read_only=True) as checkpoints:
@@ -87,7 +87,7 @@ class Features:
             )
         self._apply = tracing.whole(built.mesh, self._forward)
         self._gather = tracing.whole(built.mesh, lambda x: x)
-        self._of = weights_digest({key: self.trained.weights[key] for key in ("params", "collections")})
+        self._of = weights_digest(on_host({k: self.trained.weights[k] for k in ("params", "collections")}))
         self.dim = int(jax.eval_shape(self._forward, built.batch(1)["image"]).shape[1])
 
     def _forward(self, images: jax.Array) -> jax.Array:
@@ -102,17 +102,18 @@ class Features:
     def real(self, split: str, images: data.Data | None = None) -> Real:
         """Returns statistics of every example of a split; measured once and kept in the classifier's folder.
 
-        `images` says of which set and how cropped, where that is not the classifier's own. What is kept says
-        of which weights and images it is, and is measured again where these are others now.
+        `images` says of which set and how cropped, where that is not the classifier's own. The file says of
+        which weights and images it is (`data.fingerprint`); it is measured again where these are others now.
         """
         own = self.trained.built.config.data
         images = images or own
         other = "" if _seen(images) == _seen(own) else f"_{zlib.crc32(repr(_seen(images)).encode()):08x}"
         path = self.folder / f"features_{split}{other}.npz"
-        of = f"{self._of} {split} {_seen(images)} {self.trained.built.config.preprocessing}"
-        kept = _kept(path, of)
-        if kept is not None:
-            return kept
+        seen = f"{split} {_seen(images)} {data.fingerprint(images, split)}"
+        of = f"{self._of} {seen} {self.trained.built.config.preprocessing}"
+        return _kept(path, of) or self._measured(path, of, split, images)
+
+    def _measured(self, path: Path, of: str, split: str, images: data.Data) -> Real:
         whole, *halves = (frechet.GaussianStatistics(self.dim) for _ in range(3))
         coin = np.random.default_rng(0)  # splits may be in order of class, or take the classes in turn
         for rows in self._split(split, images):
@@ -157,9 +158,13 @@ def _seen(images: data.Data) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(images).items() if key not in beside}
 
 
-def weights_digest(weights: Mapping[str, Any]) -> str:
-    """Returns a digest of a tree of arrays that are on this host or over all; the same on every process."""
-    whole = multihost_utils.process_allgather(weights, tiled=True)
+def on_host(weights: Any) -> Any:
+    """Returns a tree of arrays whole, wherever they lie; the same on every process."""
+    return multihost_utils.process_allgather(weights, tiled=True)
+
+
+def weights_digest(whole: Mapping[str, Any]) -> str:
+    """Returns a digest of a tree of arrays that are on this host."""
     digest = hashlib.sha256()
     for name, array in sorted(flatten_dict(whole, sep="/").items()):
         digest.update(f"{name} {array.shape}".encode() + np.asarray(array).tobytes())

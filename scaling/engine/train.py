@@ -121,7 +121,7 @@ def _same_config(path: Path, cfg: Config) -> None:
     there = read_json(path / "config.json")
     if there is None:
         return
-    old, new = config.flat(there["config"]), config.flat(cfg.raw)
+    old, new = config.flat(changes.stored(there)), config.flat(cfg.raw)
     free = FREE if cfg.optimizer.schedule != "constant" else (*FREE, "train.duration")
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not key.startswith(free):

@@ -77,9 +77,7 @@ def test_pixels_become_what_transformers_makes_of_them(
     assert moved[0] < 0.02 * np.abs(expected).max() or name in ("clip", "a share", "resnet")
 
 
-def stated(
-    tmp_path: Path, file: str = "preprocessor_config.json", **fields: Any
-) -> preprocessing.Seen | None:
+def stated(tmp_path: Path, file: str = preprocessing.FILE, **fields: Any) -> preprocessing.Seen | None:
     (tmp_path / file).write_text(json.dumps(fields))
     return preprocessing.read(tmp_path, "vit")
 
@@ -99,14 +97,8 @@ def test_older_files_say_a_size_by_their_kind(tmp_path: Path) -> None:
     )  # fmt: skip
     assert seen is not None and seen.transform(224) == "center_crop(224, bicubic)"
     assert seen.transform(448) == "center_crop(1, bicubic)"  # of another side, the same share
-    seen = stated(
-        tmp_path,
-        **old,
-        feature_extractor_type="ConvNextFeatureExtractor",
-        resample=3,
-        size=224,
-        crop_pct=0.875,
-    )
+    kind = {"feature_extractor_type": "ConvNextFeatureExtractor"}
+    seen = stated(tmp_path, **old, **kind, resample=3, size=224, crop_pct=0.875)
     assert seen is not None and seen.transform(224) == "center_crop(256, bicubic)"
 
 

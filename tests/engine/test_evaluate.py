@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from scaling import data
+from scaling.data import sources
 from scaling.engine import build, config, evaluate, features, measure, state, train
 from scaling.errors import UserError
 from scaling.sampling import Sampling
@@ -105,6 +106,23 @@ def test_kept_statistics_know_their_classifier(
         np.testing.assert_array_equal(found.real("test").mean, own.mean)
         assert not caplog.messages
     assert str(np.load(path)["of"]) == of
+
+
+def test_kept_statistics_know_their_images(
+    folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file by the same name with other images is measured again."""
+    found, rng = features.Features(folders[0]), np.random.default_rng(0)
+    dark = data.Data(name="npz", data_dir=str(tmp_path / "images.npz"))
+    for shade in (20, 200):
+        sources._npz.cache_clear()  # as in another process
+        images = rng.integers(0, shade, (80, 8, 8, 1)).astype(np.uint8)
+        np.savez(tmp_path / "images.npz", train_images=images, train_labels=np.arange(80) % 2)
+        rows = found(images)
+        np.testing.assert_allclose(found.real("train", dark).mean, rows.mean(0), atol=1e-4)
+    assert [line.partition(": ")[2] for line in caplog.messages] == [
+        "is of other weights or images; it is measured again"
+    ]
 
 
 def test_a_classifier_that_was_trained_on_is_another(tiny: dict[str, str], tmp_path: Path) -> None:

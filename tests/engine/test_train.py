@@ -1,5 +1,6 @@
 """The loop: what it writes, and that stopping it anywhere changes nothing."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling.engine import config, train
+from scaling.engine import config, features, train
 from scaling.engine.runfolder import RunFolder, read_events
 from scaling.errors import UserError
 from tests.run_folders import status
@@ -172,6 +173,29 @@ def test_another_config_is_refused_and_nothing_is_touched(tmp_path: Path, tiny: 
     with pytest.raises(UserError, match=r"holds a run with optimizer\.learning_rate=0\.001, not 0\.5"):
         train.run(config.load(tiny["vit"], ["optimizer.learning_rate=0.5"]), tmp_path)
     assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_an_older_runs_config_is_read_in_todays_words(tmp_path: Path, tiny: Tiny) -> None:
+    """Without the keys and sections that came later, and with names of before: it is resumed and restored."""
+    crops = [
+        "data.image_size=8",
+        "data.augment=('center_crop(1)',)",
+        "data.eval_transforms=('center_crop(1)',)",
+    ]
+    cfg = config.load(tiny["vit"], crops)
+    measured = train.run(cfg, tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    older = described["config"]
+    del older["preprocessing"], older["model"]["epsilon"], older["data"]["unreadable"]
+    older["data"] |= {"augment": ["center_crop_100"], "eval_transforms": ["center_crop_100"]}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert train.run(cfg, tmp_path) == measured
+    restored = features.restore(tmp_path).built.config
+    assert dataclasses.replace(restored, raw={}, mesh=cfg.mesh) == dataclasses.replace(cfg, raw={})
+    del older["optimizer"]["learning_rate"]  # whose default is another value
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"holds a run with optimizer\.learning_rate="):
+        train.run(cfg, tmp_path)
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path, tiny: Tiny) -> None:
