@@ -1,19 +1,20 @@
-"""CLIP as Radford et al. 2021 trained it, on pairs of one's own: tar shards of images and captions.
+"""CLIP as Radford et al. 2021 trained it, on your own pairs: tar shards of images and captions.
 
     scaling train --config=configs/clip.py:ViT-B/32 --workdir=runs/clip_b32 --config.data.data_dir=/data/pairs
 
-Table 18 and section 2.5 of the paper: 32 epochs in batches of 32,768 pairs, random square crops alone. On its
-400 million pairs ViT-B/32 names 63.3 % of ImageNet's validation images without having been trained to, and
-ViT-L/14 75.5 %, after 12 days on 256 V100 (section 2.5). Other pairs give other figures. `data_dir` needs
-the folders train and test. Text is cut at 77 tokens, by the vocabulary that the package open_clip_torch has
-(install it with --no-deps).
+The paper (table 18 and section 2.5) trains for 32 epochs in batches of 32,768 pairs, with random square crops
+alone. On its 400 million pairs ViT-B/32 names 63.3 % of ImageNet's validation images zero-shot, and ViT-L/14
+75.5 %, after 12 days on 256 V100 (section 2.5). Other pairs give other figures. `data_dir` needs the folders
+train and test. Text is cut at 77 tokens, by the vocabulary of the package open_clip_torch (install it with
+--no-deps).
 
-`microbatch` makes a chip's activations those of fewer pairs, at the price of one more forward pass.
+`objective.microbatch` lowers a chip's activations to those of fewer pairs, for one more forward pass.
 
-As in the paper all weights decay but gains and biases, tables of positions and tokens among them (so in
-open_clip up to its version 3.3). Rates are those of tables 19 and 20, as recalled. Otherwise than in the
-paper and OpenAI's code, the rate rises from 0, an image's transformer starts as the text's, BatchNorm sees
-the global batch, and arithmetic is bfloat16 with float32 moments.
+All weights decay except gains and biases, as in the paper and in open_clip up to its version 3.3: tables of
+positions and tokens decay too. The rates are those of tables 19 and 20, as recalled.
+
+Differences from the paper and OpenAI's code: the rate rises from 0, an image's transformer is initialised as
+the text's, BatchNorm sees the global batch, and arithmetic is bfloat16 with float32 moments.
 """
 
 from ml_collections import ConfigDict
@@ -27,16 +28,16 @@ def get_config(variant: str = "ViT-B/32") -> ConfigDict:
     imagenet = dict(name="tfds", builder="imagenet2012", image_size=side, eval_transforms=crop)
     return ConfigDict(
         dict(
-            model=dict(family="clip", variant=variant, dtype="bfloat16", remat="full"),
+            model=dict(name="clip", variant=variant, dtype="bfloat16", remat="full"),
             objective=dict(name="contrastive", chunk=4096),
             data=dict(
                 name="pairs",
                 data_dir="pairs",
                 image_size=side,
-                augment=("random_crop(1)",),
+                train_transforms=("random_crop(1)",),
                 eval_transforms=crop,
                 batch_size=32768,
-                text=dict(vocabulary="open_clip:bpe_simple_vocab_16e6.txt.gz", length=77),
+                text=dict(vocab_file="open_clip:bpe_simple_vocab_16e6.txt.gz", max_length=77),
                 workers=16,
             ),
             preprocessing=dict(
@@ -52,10 +53,10 @@ def get_config(variant: str = "ViT-B/32") -> ConfigDict:
                 warmup="2000 steps",
             ),
             train=dict(duration="32 epochs"),
-            evaluate=dict(
-                val=dict(kind="retrieval", every="10 %", batch_size=1024),
+            evaluators=dict(
+                val=dict(name="retrieval", every="10 %", batch_size=1024),
                 imagenet=dict(
-                    kind="zero_shot", every="10 %", data=imagenet, split="validation", classes="imagenet",
+                    name="zero_shot", every="10 %", data=imagenet, split="validation", classes="imagenet",
                     templates="imagenet", batch_size=1024,
                 ),
             ),

@@ -2,9 +2,9 @@
 
     scaling train --config=configs/mnist_dit.py:P/7 --workdir=runs/mnist_p7
 
-Straight path with velocity (SiT), since few steps then suffice to sample. The distance `fd_mnist` is
-measured on the features of a classifier that is trained on the same digits (`configs/mnist_vit.py`) the
-first time it is needed.
+The path is straight and the model predicts its velocity (SiT), since few steps then suffice to sample. The
+distance `fd_mnist` uses the features of a classifier (`configs/mnist_vit.py`), which is trained on the same
+digits the first time it is needed.
 """
 
 from ml_collections import ConfigDict
@@ -14,14 +14,14 @@ def get_config(variant: str = "P/7") -> ConfigDict:
     sampling = dict(integrator="heun", steps=8)
     return ConfigDict(
         dict(
-            model=dict(family="dit", variant=variant, learn_sigma=False),
+            model=dict(name="dit", variant=variant, learn_sigma=False),
             objective=dict(name="diffusion", path="straight", prediction="v", label_dropout=0.1),
             data=dict(name="mnist", batch_size=32),
-            optimizer=dict(learning_rate=1e-2, b2=0.95, warmup="5 %", clip=1.0, ema=(0.99,)),
+            optimizer=dict(learning_rate=1e-2, b2=0.95, warmup="5 %", grad_clip_norm=1.0, ema_decays=(0.99,)),
             train=dict(duration="1600 steps"),
-            evaluate=dict(
+            evaluators=dict(
                 fd=dict(
-                    kind="frechet",
+                    name="frechet",
                     classifier="runs/mnist_classifier",
                     classifier_config="configs/mnist_vit.py:N/7",
                     samples=700,
@@ -29,7 +29,7 @@ def get_config(variant: str = "P/7") -> ConfigDict:
                     sampling=sampling,
                 ),
                 # In the batches of the distance, so that the sampler is compiled once.
-                grid=dict(kind="grid", every="100 %", batch_size=350, sampling=sampling),
+                grid=dict(name="grid", every="100 %", batch_size=350, sampling=sampling),
             ),
             sampling=sampling,
             checkpoint=dict(every="25 %", keep=1),

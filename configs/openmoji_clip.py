@@ -2,17 +2,18 @@
 
     scaling train --config=configs/openmoji_clip.py:ViT-N/8 --workdir=runs/clip
 
-Measured among the 500 held-out pairs, each a new combination of known words: recall from image to text and
-back, where chance is 0.002 at 1. 200 steps reach 0.64 and 0.67, in 3 minutes of one core. `tones_top1` is how
-often it names a drawing's skin tone, by captions of the tones alone: chance is 0.2. `probe_top1` is what a
-linear classifier makes of the same images' embeddings.
+Recall, from image to text and back, is measured among the 500 held-out pairs, each a new combination of known
+words; chance at 1 is 0.002. 200 steps reach 0.64 and 0.67, in 3 minutes of one core. `tones_top1` is the
+accuracy of a drawing's skin tone, by captions of the tones alone; chance is 0.2. `probe_top1` is the accuracy
+of a linear classifier on the same images' embeddings.
 
-With a locked image tower (Zhai et al. 2022, arXiv:2111.07991), of another run of CLIP, give
+To lock the image tower (Zhai et al. 2022, arXiv:2111.07991) at the weights of another run of CLIP, give
 
-    --config.train.start=RUN --config.train.start_only=^image/
+    --config.train.init_from=RUN --config.train.init_only=^image/
     "--config.optimizer.rules=(('^image/',1.0,0.0,True),)"
 
-Or, of a ViT that was trained or imported, start_only='' and '^image/(?!projection)' in the rule, and
+For the weights of a ViT that was trained or imported, leave out init_only, write '^image/(?!projection)' in
+the rule, and add
 --config.model.pre_norm=False --config.model.activation=gelu --config.model.epsilon=1e-6.
 """
 
@@ -24,26 +25,31 @@ TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 def get_config(variant: str = "ViT-N/8") -> ConfigDict:
     return ConfigDict(
         dict(
-            model=dict(family="clip", variant=variant),
+            model=dict(name="clip", variant=variant),
             objective=dict(name="contrastive"),
             data=dict(
                 name="openmoji",
                 image_size=32,
                 batch_size=256,
-                text=dict(kind="clip", size=1000, length=16),
+                text=dict(name="clip", vocab_size=1000, max_length=16),
             ),
             optimizer=dict(
-                learning_rate=2e-3, b2=0.98, weight_decay=0.1, schedule="cosine", warmup="10 %", clip=1.0
+                learning_rate=2e-3,
+                b2=0.98,
+                weight_decay=0.1,
+                schedule="cosine",
+                warmup="10 %",
+                grad_clip_norm=1.0,
             ),
             train=dict(duration="300 steps"),
-            evaluate=dict(
-                val=dict(kind="retrieval"),
+            evaluators=dict(
+                val=dict(name="retrieval"),
                 tones=dict(
-                    kind="zero_shot",
+                    name="zero_shot",
                     data=dict(name="openmoji_tones"),
                     classes=tuple(f"{tone} skin tone" for tone in TONES),
                 ),
-                probe=dict(kind="linear", on="features", data=dict(name="openmoji_tones")),
+                probe=dict(name="linear", inputs="features", data=dict(name="openmoji_tones")),
             ),
         )
     )

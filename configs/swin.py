@@ -1,17 +1,17 @@
-"""Swin on ImageNet-1k from scratch, with the paper's recipe, as DeiT's (Liu et al. 2021, appendix A2.1).
+"""Swin on ImageNet-1k from scratch, with the paper's recipe, DeiT's (Liu et al. 2021, appendix A2.1).
 
     tfds build imagenet2012 --file_format=array_record      (once; extra `tf`)
     scaling train --config=configs/swin.py:T --workdir=runs/swin_t
 
 After 300 epochs T reaches 81.2 % top-1, S 83.2 %, B 83.5 % (the released weights). T takes 1.0e19 FLOPs,
-which would be 31 hours of an A100 at 30 % of its peak; not measured here. B at 384 pixels (84.5 %) goes on
-from 224:
+which would be 31 hours of an A100 at 30 % of its peak; not measured here. B at 384 pixels (84.5 %) starts
+from the weights of 224:
 
-    scaling export --format=microsoft runs/swin_b --out=swin_b
+    scaling export runs/swin_b --format=microsoft --out=swin_b
     scaling import --format=microsoft --config=configs/swin.py:B/384 swin_b --out=runs/swin_b384
     scaling train --config=configs/swin.py:B/384 --workdir=runs/swin_b384
 
-Otherwise than in the released code: the rate rises from 0 and falls after the warm-up (as there since 2022;
+Differences from the released code: the rate rises from 0 and falls after the warm-up (as there since 2022;
 the released weights' rate fell from the first step), mixing weights are of the global batch and not of a
 device's, random erasing fills with uniform bytes and not with normal numbers, and arithmetic is bfloat16.
 """
@@ -31,20 +31,20 @@ def get_config(variant: str = "T") -> ConfigDict:
     size = variant.removesuffix("/384")
     config = ConfigDict(
         dict(
-            model=dict(family="swin", variant=size, drop_path=DROP_PATH.get(size, 0.2), dtype="bfloat16"),
+            model=dict(name="swin", variant=size, drop_path=DROP_PATH.get(size, 0.2), dtype="bfloat16"),
             objective=dict(name="classification", label_smoothing=0.1, mixup=0.8, cutmix=1.0),
             data=dict(
                 name="tfds", builder="imagenet2012", batch_size=1024, image_size=224,
-                augment=("random_resized_crop", "flip", "randaugment_deit", "random_erasing"),
+                train_transforms=("random_resized_crop", "flip", "randaugment_deit", "random_erasing"),
                 eval_transforms=("center_crop",), workers=16,
             ),
             preprocessing=dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
             optimizer=dict(
-                learning_rate=1e-3, warmup="20 epochs", schedule="cosine", floor=0.01,
-                weight_decay=0.05, clip=5.0,
+                learning_rate=1e-3, warmup="20 epochs", schedule="cosine", final_lr_ratio=0.01,
+                weight_decay=0.05, grad_clip_norm=5.0,
             ),
             train=dict(duration="300 epochs", log_every=100),
-            evaluate=dict(val=dict(kind="metrics", split="validation", every="5 epochs", batch_size=1024)),
+            evaluators=dict(val=dict(name="metrics", split="validation", every="5 epochs", batch_size=1024)),
             checkpoint=dict(every="1 epochs"),
         )
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read."""
+"""Errors whose message is written for the user to read."""
 
 
 class UserError(Exception):
@@ -10,4 +10,4 @@ class UserError(Exception):
 
 
 class NotFinite(UserError):
-    """A metric cannot be measured, because numbers that it is of are not finite."""
+    """A metric that cannot be measured, because numbers it is computed from are not finite."""

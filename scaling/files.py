@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are complete or absent: atomic writes, and JSON."""
 
 import json
 import os
@@ -26,11 +26,16 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path, advice: str = "delete it or choose another folder") -> Any:
-    """The file's value, or None if there is no such file; raises UserError, with `advice`, if not JSON."""
+    """Returns the file's value, or None if there is no such file.
+
+    Raises:
+        UserError: if the file is not JSON; its message ends with `advice`.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

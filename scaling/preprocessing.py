@@ -1,4 +1,4 @@
-"""Normalisation of pixels before a model sees them: it belongs to the weights, and goes where they go."""
+"""Normalisation of pixels before a model sees them; it belongs to the weights and is stored with them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Normalisation of images, (pixel / 255 - mean) / std: alike for all channels, or one number for each.
+    """Normalisation of images, (pixel / 255 - mean) / std, with one number for all channels or one for each.
 
     The default maps 0..255 to [-1, 1].
+
+    Raises:
+        UserError: if numbers are not finite, a standard deviation is not positive, or their counts differ.
     """
 
     mean: tuple[float, ...] = (0.5,)
@@ -30,7 +33,11 @@ class Preprocessing:
             raise UserError(f"std={self.std}: must be as many numbers as mean={self.mean}")
 
     def require_channels(self, channels: int) -> None:
-        """Raises UserError unless this is for images with so many channels."""
+        """Checks that this is for images with so many channels.
+
+        Raises:
+            UserError: if it is not.
+        """
         if len(self.mean) not in (1, channels):
             raise UserError(f"mean={self.mean}: images have {channels} channels; give one number for each")
 
@@ -47,12 +54,12 @@ class Preprocessing:
         return x / np.asarray(255 * std, np.float32) - np.asarray(mean / std, np.float32)
 
     def range(self) -> tuple[float, float]:
-        """The least and the greatest number that a model sees of a pixel."""
+        """Returns the minimum and maximum that a model sees of a pixel."""
         low = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
         return low, max((1.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
 
 
 SYMMETRIC = Preprocessing()  # to [-1, 1]
-# Of ImageNet's channels, as torchvision, timm and Swin have them; and OpenAI's, of CLIP's data.
+# Statistics of ImageNet's channels, as in torchvision, timm and Swin, and those of CLIP's data, by OpenAI.
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = Preprocessing((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

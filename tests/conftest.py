@@ -23,11 +23,23 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of what small tests do
 
 import gc
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
+
+from scaling.run import build, state
+from scaling.run.checkpoint import Checkpoints
+from scaling.run.options import Config
+
+ROOT = Path(__file__).parents[1]
 
 gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, and few that are garbage
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -41,3 +53,40 @@ def same_numbers_in_any_order(request: pytest.FixtureRequest, monkeypatch: pytes
     """A module's RNG starts afresh with each test, whatever ran before it in this worker."""
     if hasattr(request.module, "RNG"):
         monkeypatch.setattr(request.module, "RNG", np.random.default_rng(0))
+
+
+# Runs of seconds, in this process or in one of their own.
+
+
+@pytest.fixture
+def tiny() -> dict[str, str]:
+    return {"dit": str(ROOT / "tests/support/tiny_dit.py"), "vit": str(ROOT / "tests/support/tiny_vit.py")}
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """`start("train", ..., devices=1)`: the command in a process of its own."""
+
+    def run(*words: str, devices: int = 1, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+        there = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **(env or {})}
+        command = [sys.executable, "-m", "scaling", *words]
+        return subprocess.Popen(
+            command, env=there, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    return run
+
+
+def restored(workdir: Path, cfg: Config) -> Any:
+    """The newest state of a run, as NumPy arrays."""
+    run = build.build(cfg)
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore(state.abstract(run))
+    assert found is not None
+    return jax.tree.map(np.asarray, found[0])
+
+
+@pytest.fixture
+def read_state() -> Callable[[Path, Config], Any]:
+    return restored

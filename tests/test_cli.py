@@ -47,7 +47,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     code = cli.main(
         [
             "train",
-            f"--config={ROOT / 'tests/tiny_vit.py'}",
+            f"--config={ROOT / 'tests/support/tiny_vit.py'}",
             "--config.train.sed=1",
             f"--workdir={tmp_path / 'run'}",
         ]
@@ -68,17 +68,17 @@ def test_a_verb_without_a_config_refuses_overrides(capsys: pytest.CaptureFixture
 
 
 def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = f"--config={ROOT / 'tests/tiny_vit.py'}"
+    config = f"--config={ROOT / 'tests/support/tiny_vit.py'}"
     assert (
         cli.main(["train", config, "--config.train.duration=4 steps", f"--workdir={tmp_path / 'run'}"]) == 0
     )
     capsys.readouterr()
-    assert cli.main(["evaluate", f"--run={tmp_path / 'run'}", "--json"]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out).keys() == {"val_loss", "val_top1", "val_top5"}
 
 
 def test_the_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["models", "--family=dit", "--json"]) == 0
+    assert cli.main(["models", "--name=dit", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     keys = {"family", "variant", "input_shape", "tokens", "params", "gmacs", "gflops", "block"}
     assert all(keys <= row.keys() for row in rows)
@@ -88,6 +88,6 @@ def test_the_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert xl2["gflops"] == pytest.approx(2 * xl2["gmacs"]) and xl2["gmacs"] == pytest.approx(
         118.621, rel=1e-3
     )
-    assert cli.main(["models", "--family=vit"]) == 0
+    assert cli.main(["models", "--name=vit"]) == 0
     assert "B/16" in capsys.readouterr().out
-    assert cli.main(["models", "--family=resnext"]) == 2
+    assert cli.main(["models", "--name=resnext"]) == 2

@@ -18,13 +18,17 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from scaling import data
+from scaling import data, evaluators
 from scaling.cli import main
-from scaling.engine import build, changes, config, features, start, state, train
-from scaling.engine.adopt import adopt
-from scaling.engine.evaluator import Evaluator
+from scaling.evaluators.base import Evaluator, data_of
+from scaling.overrides import flat
+from scaling.run import build, restore, state
+from scaling.run import config as run_config
+from scaling.run.options import Config
+from scaling.training import config, loop, warm_start
+from scaling.training.import_weights import create_run_from_weights
 from tests.data.test_video_folder import write_video
-from tests.latents import write_latents
+from tests.support.latents import write_latents
 
 ROOT = Path(__file__).parents[1]
 # The smallest variant of each recipe that has sizes; the others have one.
@@ -38,7 +42,7 @@ MORE: dict[str, dict[str, Any]] = {
     "clip": {"objective.chunk": 1},
     "imagenet_vae": {"model.channels": 3, "data.image_size": 64},
     "vilt": {"model.resolution": 384},
-    "vivit": {"train.start": None},  # for which there must be weights: below
+    "vivit": {"train.init_from": None},  # for which there must be weights: below
     "mnist_vivit": {"model.variant": "A/14x2"},
 }
 SETS = {  # of TFDS: version, label's classes, H and W, split -> examples
@@ -130,18 +134,18 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small(recipe: str, layout: Path, **more: Any) -> config.Config:
+def small(recipe: str, layout: Path, **more: Any) -> Config:
     source = f"configs/{recipe}.py" + (f":{SMALLEST[recipe]}" if recipe in SMALLEST else "")
     overrides = {"data.batch_size": 2, "data.workers": 0, **MORE.get(recipe, {}), **more}
     cfg = config.load(source, overrides)
-    places = ["data", *(f"evaluate.{name}.data" for name in cfg.evaluate)]
-    flat = config.flat(cfg.raw)
+    places = ["data", *(f"evaluators.{name}.data" for name in cfg.evaluators)]
+    values = flat(cfg.raw)
     folders = {}  # from the root, as a process remembers opened sets by name, and other tests run in it
     for place in places:
-        named = flat.get(f"{place}.data_dir") or ("tfds" if flat.get(f"{place}.name") == "tfds" else None)
+        named = values.get(f"{place}.data_dir") or ("tfds" if values.get(f"{place}.name") == "tfds" else None)
         if named:
             folders[f"{place}.data_dir"] = str(layout / named)
-    return changes.changed(cfg, folders)
+    return run_config.changed(cfg, folders)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -150,32 +154,32 @@ def test_a_recipe_takes_real_batches_and_a_step(
 ) -> None:
     monkeypatch.chdir(layout)
     cfg = small(recipe, layout)
-    built = build.build(cfg, jax.devices()[:1])
-    batches = data.train_batches(cfg.data, cfg.train.seed, 0, built.place())
-    current, step, scalars = state.init(built), state.make_step(built), state.scalars(built)
+    run = build.build(cfg, jax.devices()[:1])
+    batches = data.train_batches(cfg.data, cfg.train.seed, 0, run.batch_sharding())
+    current, step, traced_hparams = state.init(run), state.make_step(run), state.traced_hparams(run)
     before = jax.tree.map(np.asarray, current.params)
     for _, batch in zip(range(2), batches, strict=False):  # the rate of the first step may be 0
         assert {name: x.shape for name, x in batch.items()} == {
-            name: x.shape for name, x in built.batch(2).items()
+            name: x.shape for name, x in run.batch(2).items()
         }
-        current, metrics = step(current, batch, scalars)
+        current, metrics = step(current, batch, traced_hparams)
         assert all(math.isfinite(float(value)) for value in metrics.values()), metrics
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), current.params, before)
     assert any(jax.tree.leaves(moved))
-    for name, evaluator in cfg.evaluate.items():
-        read_what_is_evaluated(name, evaluator, built)
+    for name, evaluator in evaluators.make(cfg.evaluators).items():
+        read_what_is_evaluated(name, evaluator, run)
 
 
-def read_what_is_evaluated(name: str, evaluator: Any, built: build.Built) -> None:
+def read_what_is_evaluated(name: str, evaluator: Any, run: build.Run) -> None:
     """The first batch of an evaluator's own split, as it is read, in place of 50,000 images."""
     evaluator = dataclasses.replace(evaluator, batch_size=2)
     if hasattr(evaluator, "classifier"):
-        return  # measured by a run that would be trained first: tests/engine/test_evaluate.py
+        return  # measured by a run that would be trained first: tests/evaluators/test_evaluators.py
     if hasattr(evaluator, "split"):
-        Evaluator.check(evaluator, name, built)
-        images = build.data_of(built, getattr(evaluator, "data", {}), name)
-        batch = next(iter(evaluator.batches(name, built, evaluator.split, images)))
-        assert batch["image"].shape == (2, *built.image_shape)
+        Evaluator.check(evaluator, name, run)
+        images = data_of(run, getattr(evaluator, "data", {}), name)
+        batch = next(iter(evaluator.batches(name, run, evaluator.split, images)))
+        assert batch["image"].shape == (2, *run.image_shape)
 
 
 def test_every_recipe_is_here() -> None:
@@ -189,8 +193,8 @@ def test_worker_processes_read_what_threads_read(layout: Path, monkeypatch: pyte
     found = []
     for workers in (0, 1):
         cfg = small("swin", layout, **{"data.workers": workers})
-        built = build.build(cfg, jax.devices()[:1])
-        batches = data.train_batches(cfg.data, 0, 0, built.place())
+        run = build.build(cfg, jax.devices()[:1])
+        batches = data.train_batches(cfg.data, 0, 0, run.batch_sharding())
         found.append([np.asarray(next(batches)["image"]) for _ in range(3)])
         batches.close()  # type: ignore[attr-defined]
     np.testing.assert_array_equal(found[0], found[1])
@@ -202,16 +206,16 @@ def test_vilts_retrieval_goes_on_from_its_pre_training(layout: Path, monkeypatch
     first = build.build(small("vilt", layout), jax.devices()[:1])
     shapes = state.abstract(first).params
     rng = np.random.default_rng(0)
-    adopt(first, {"params": jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)},
-          layout / "runs/vilt_b32", "a test")  # fmt: skip
+    params = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
+    create_run_from_weights(first, {"params": params}, layout / "runs/vilt_b32", "a test")
     recipe = (ROOT / "configs/vilt.py").read_text()
     flags = recipe.partition("go on by\n")[2].partition('"""')[0].split("--config.")[1:]
     given = dict(flag.strip().replace('"', "").split("=", 1) for flag in flags)
     given.pop("data.batch_size"), given.update({"model.tasks": ("retrieval",)})
     cfg = small("vilt", layout, **{k: _number(v) for k, v in given.items()})
-    built = build.build(cfg, jax.devices()[:1])
-    begun, said = start.begin(built)
-    weights = features.restore(layout / "runs/vilt_b32").weights["params"]
+    run = build.build(cfg, jax.devices()[:1])
+    begun, said = warm_start.initial_state(run)
+    weights = restore.restore_run(layout / "runs/vilt_b32").weights["params"]
     np.testing.assert_array_equal(begun.params["retrieval"]["kernel"], weights["itm"]["kernel"][:, 1:])
     np.testing.assert_array_equal(begun.params["retrieval"]["bias"], weights["itm"]["bias"][1:])
     np.testing.assert_array_equal(begun.params["word"]["embedding"], weights["word"]["embedding"])
@@ -226,9 +230,9 @@ def test_vivits_recipe_starts_from_a_vit(layout: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(layout)
     vit = build.build(small("vit", layout), jax.devices()[:1])
     params = jax.tree.map(lambda s: np.ones(s.shape, np.float32), state.abstract(vit).params)
-    adopt(vit, {"params": params}, layout / "runs/vit_b16", "a test")
-    cfg = small("vivit", layout, **{"train.start": "runs/vit_b16", "data.batch_size": 8})
-    begun, said = start.begin(build.build(cfg))
+    create_run_from_weights(vit, {"params": params}, layout / "runs/vit_b16", "a test")
+    cfg = small("vivit", layout, **{"train.init_from": "runs/vit_b16", "data.batch_size": 8})
+    begun, said = warm_start.initial_state(build.build(cfg))
     assert said.startswith("starts from runs/vit_b16 at step 0") and begun.params
 
 
@@ -240,10 +244,10 @@ def test_a_recipe_trains_by_its_command(
     command = [
         "train", "--config=configs/resnet.py:A", f"--workdir={tmp_path / 'run'}", "--config.data.workers=0",
         f"--config.data.data_dir={layout / 'tfds'}", "--config.data.batch_size=8",
-        "--config.train.duration=2 steps", "--config.optimizer.drops=('1 steps',)",
-        "--config.evaluate.val.every=100 %", "--config.evaluate.val.batch_size=8",
+        "--config.train.duration=2 steps", "--config.optimizer.lr_milestones=('1 steps',)",
+        "--config.evaluators.val.every=100 %", "--config.evaluators.val.batch_size=8",
         "--config.checkpoint.every=100 %", "--config.data.image_size=64",
     ]  # fmt: skip
     assert main(command) == 0
-    (event,) = [e for e in train.read_events(tmp_path / "run") if e["event"] == "evaluate"]
+    (event,) = [e for e in loop.read_events(tmp_path / "run") if e["event"] == "evaluate"]
     assert event["values"].keys() == {"val_loss", "val_top1", "val_top5"}

@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from scaling import models
-from scaling.engine import config
 from scaling.study import launch, results, sweep
+from scaling.training import config
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted(p.parent for p in (ROOT / "experiments").glob("*/study.py"))
@@ -25,9 +25,9 @@ def test_every_run_of_every_study_is_a_checked_config(folder: Path) -> None:
         facts = [getattr(model, name, None) for name in ("depth", "depths", "width", "patch")]
         shapes.setdefault(chosen.name, set()).add(tuple(facts))
     assert sum(map(len, shapes.values())) >= 9
-    assert all(len(found) >= 3 for found in shapes.values())
-    for found in shapes.values() if len(shapes) == 1 else ():
-        assert len({shape[:3] for shape in found}) >= 3 and len({shape[3] for shape in found}) == 3
+    assert all(len(distinct) >= 3 for distinct in shapes.values())
+    for distinct in shapes.values() if len(shapes) == 1 else ():
+        assert len({shape[:3] for shape in distinct}) >= 3 and len({shape[3] for shape in distinct}) == 3
 
 
 @pytest.mark.slow

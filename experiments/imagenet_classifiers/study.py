@@ -13,7 +13,7 @@ STUDY = Study(
     config={family: f"configs/{family}.py" for family in SIZES},
     sweep=product(
         {"train.seed": [0]},
-        chain(*({"model.family": [family], "model.variant": sizes} for family, sizes in SIZES.items())),
+        chain(*({"model.name": [family], "model.variant": sizes} for family, sizes in SIZES.items())),
     ),
     metric="val_top1",
     lower_is_better=False,

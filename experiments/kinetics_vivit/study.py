@@ -12,7 +12,7 @@ STUDY = Study(
     name="kinetics_vivit",
     config="configs/vivit.py:B/16x2",
     sweep=product(
-        {"train.seed": [0], "train.start": [None], "model.attention": ["factorised-encoder"]},
+        {"train.seed": [0], "train.init_from": [None], "model.attention": ["factorised-encoder"]},
         {"model.patch": [14, 16, 32]},
         SIZES,
     ),

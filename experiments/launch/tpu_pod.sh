@@ -1,10 +1,10 @@
 #!/bin/bash
-# One run on a slice of TPUs, by a queued resource: the same command on every host, which find each other.
+# One run on a slice of TPUs, by a queued resource: the same command on every host; the hosts find each other.
 #
 #   experiments/launch/tpu_pod.sh NAME ZONE v5litepod-64 --config=configs/dit.py:XL/2 --workdir=/mnt/runs/xl2
 #
-# The run folder must lie where all hosts see it (Filestore, or a bucket mounted with gcsfuse). Run again, the
-# command goes on: after maintenance, or a slice that was taken back. Needs gcloud, logged in to a project.
+# The run folder must lie where all hosts see it (Filestore, or a bucket mounted with gcsfuse). Rerun the command
+# to resume, after maintenance or when the slice was taken back. Needs gcloud, logged in to a project.
 set -euo pipefail
 name=$1 zone=$2 slice=$3
 shift 3

@@ -10,7 +10,7 @@ STUDY = Study(
     # More seeds at the end of the list keep the runs that are done.
     sweep=product(
         {"train.seed": [0]},
-        chain(*({"model.family": [family], "model.variant": sizes} for family, sizes in SIZES.items())),
+        chain(*({"model.name": [family], "model.variant": sizes} for family, sizes in SIZES.items())),
     ),
     metric="val_top1",
     lower_is_better=False,

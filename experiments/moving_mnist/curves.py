@@ -1,23 +1,27 @@
 """The runs beside the study as a table and a picture: from scratch, started from an image model, shuffled.
 
-python experiments/moving_mnist/curves.py RUNS     (reads RUNS/<name>/metrics.jsonl; writes here)
+python experiments/moving_mnist/curves.py [RUNS]
+
+With RUNS, reads RUNS/<name>/metrics.jsonl and writes controls.csv here; draws start.png from controls.csv.
 """
 
 import sys
 from pathlib import Path
 
+import altair as alt
 import pandas as pd
-from matplotlib.figure import Figure
 
-from scaling.engine.runfolder import read_events
+from scaling.run.folder import read_events
+from scaling.study.charts import png, rows_chart, side_by_side
 
 HERE = Path(__file__).parent
 METRICS = {"val_top1": "item and motion", "val_item": "item", "val_motion": "motion"}
-DRAWN = {"joint": "from scratch", "started": "started from an image ViT", "shuffled": "frames shuffled"}
+RUNS = {"joint": "from scratch", "started": "started from an image ViT", "shuffled": "frames shuffled"}
+COLOURS = ["#2c718e", "#b3420a", "#3f9c35"]
 
 
 def table(runs: Path) -> pd.DataFrame:
-    """A row for each run and evaluated step."""
+    """Returns a row for each run and evaluated step."""
     rows = [
         {"run": folder.name, "step": event["step"], **{name: event["values"][name] for name in METRICS}}
         for folder in sorted(runs.iterdir())
@@ -28,19 +32,27 @@ def table(runs: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(found: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, 3, sharey=True), METRICS.items(), strict=True):
-        for run, label in DRAWN.items():
-            rows = found[found.run == run]
-            axes.plot(rows.step, rows[metric], marker="o", markersize=3, label=label)
-        axes.set(title=f"accuracy of {title}", xlabel="step", ylim=(0, 1.02))
-        axes.grid(color="#e4e4e4")
-    figure.axes[1].legend(fontsize=8, frameon=False)
-    return figure
+def panel(accuracies: pd.DataFrame, metric: str, title: str) -> alt.LayerChart:
+    """Draws the accuracy of every run against its steps."""
+    rows = accuracies[accuracies.run.isin(RUNS)].assign(label=accuracies.run.map(RUNS))
+    scale = alt.Scale(domain=list(RUNS.values()), range=COLOURS)
+    base = rows_chart(rows[["label", "step", metric]]).encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=4)),
+        y=alt.Y(f"{metric}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1])),
+        color=alt.Color("label:N", scale=scale, legend=alt.Legend(title=None)),
+    )
+    chart = alt.layer(base.mark_line(strokeWidth=1.8), base.mark_point(filled=True, size=30, opacity=1))
+    return chart.properties(
+        width=190, height=200, title=alt.TitleParams(title, anchor="start", frame="group")
+    )
+
+
+def draw(accuracies: pd.DataFrame) -> bytes:
+    """Draws a panel for each metric, side by side, as a PNG file."""
+    return png(side_by_side([panel(accuracies, metric, title) for metric, title in METRICS.items()]))
 
 
 if __name__ == "__main__":
-    found = table(Path(sys.argv[1]))
-    found.to_csv(HERE / "controls.csv", index=False)
-    draw(found).savefig(HERE / "start.png", dpi=120)
+    if len(sys.argv) > 1:
+        table(Path(sys.argv[1])).to_csv(HERE / "controls.csv", index=False)
+    (HERE / "start.png").write_bytes(draw(pd.read_csv(HERE / "controls.csv")))

@@ -15,7 +15,7 @@ STUDY = Study(
             # A third of the config's examples, in twice as many steps for each.
             "train.duration": ["12 epochs"],
             "data.batch_size": [32],
-            "evaluate.pairs.pairs": [100],
+            "evaluators.pairs.pairs": [100],
             "model.variant": VARIANTS,
         }
     ),

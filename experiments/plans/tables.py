@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaling import hardware
+from scaling.plan import hardware
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "plans.jsonl").read_text().splitlines()]
 GATHERED, REDUCED = ("all-gather", "all-to-all"), ("reduce-scatter", "all-reduce", "collective-permute")
-TERMS = {"TPUs": ("cycles", "attention", "network"), "GPUs": ("products", "memory", "kernels", "network")}
+TERMS = {"TPUs": ("cycles", "attention", "network"), "GPUs": ("matmuls", "memory", "kernels", "network")}
 
 
 def mebibytes(row: dict[str, Any], kinds: tuple[str, ...]) -> str:
@@ -30,8 +30,8 @@ def cells(row: dict[str, Any], terms: tuple[str, ...]) -> list[str]:
 
 def main() -> None:
     for kind, terms in TERMS.items():
-        head = ["config", "slice" if kind == "TPUs" else "node", "mesh", "batch", "remat", "GiB a chip"]
-        head += ["products", "gathered, MiB", "reduced, MiB", *(f"{term}, ms" for term in terms)]
+        head = ["config", "slice" if kind == "TPUs" else "node", "mesh", "batch", "remat", "GiB per chip"]
+        head += ["matmuls", "gathered, MiB", "reduced, MiB", *(f"{term}, ms" for term in terms)]
         head += ["step, ms", "MFU"]
         there = [row for row in ROWS if row["what"] == "train" and kind == _kind(row)]
         lines = [head, ["---"] * len(head), *(cells(row, terms) for row in there)]

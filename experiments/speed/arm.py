@@ -13,18 +13,18 @@ from timing import timed
 def main() -> None:
     name, arm, batch, dtype = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
     about: dict[str, float | None] = {}
-    if arm == "products":
-        import products
+    if arm == "matmuls":
+        import matmuls
 
-        about["flops"], run = products.FLOPS, products.step(dtype)
+        about["flops"], run = matmuls.FLOPS, matmuls.step(dtype)
     elif arm.startswith("scaling"):
         import ours
 
-        from scaling.engine import build
+        from scaling.run.cost import run_cost
 
         unrolled = ("model.unroll=True",) if arm.endswith("unrolled") else ()
-        made = ours.built(CASES[name], batch, dtype, *unrolled)
-        about, run = build.cost(made), ours.step(made)
+        made = ours.run(CASES[name], batch, dtype, *unrolled)
+        about, run = run_cost(made), ours.step(made)
         about["flops"] = about["train_flops_per_step"]
     else:
         import pytorch

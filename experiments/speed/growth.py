@@ -15,30 +15,31 @@ from cases import FLOW, Case
 from timing import spread, timed
 from tqdm import tqdm
 
-from scaling.engine import build
+from scaling.run import build
+from scaling.run.cost import run_cost
 
 BASE: dict[str, Any] = dict(depth=12, width=384, patch=4, batch=8)
 AXES = {"depth": (3, 6, 12, 24), "width": (192, 384, 768), "patch": (8, 4, 2), "batch": (4, 8, 16, 32)}
 
 
-def built(depth: int, width: int, patch: int, batch: int) -> build.Built:
+def run(depth: int, width: int, patch: int, batch: int) -> build.Run:
     sizes = (f"model.depth={depth}", f"model.width={width}", f"model.heads={width // 64}")
-    return ours.built(Case(f"configs/dit.py:S/{patch}", (*FLOW, *sizes), {}), batch, "float32")
+    return ours.run(Case(f"configs/dit.py:S/{patch}", (*FLOW, *sizes), {}), batch, "float32")
 
 
 def steps(rounds: int, seconds: float) -> list[str]:
-    """Rows: milliseconds a step, and how many times what the multiply-adds make of the base's."""
+    """Rows: milliseconds per step, and how many times what the multiply-adds make of the base's."""
     sizes = [BASE] + [{**BASE, axis: v} for axis, values in AXES.items() for v in values if v != BASE[axis]]
     runs, flops, times = [], [], [[] for _ in sizes]
     for size in tqdm(sizes, desc="compiling", leave=False):
-        made = built(**size)
+        made = run(**size)
         runs.append(ours.step(made))
-        flops.append(build.cost(made)["train_flops_per_step"] or 0.0)
+        flops.append(run_cost(made)["train_flops_per_step"] or 0.0)
         runs[-1](1)
     for _ in tqdm(range(rounds), desc="rounds", leave=False):
-        for run, found in zip(runs, times, strict=True):
-            one = timed(run, 1)
-            found.append(timed(run, max(1, round(seconds / one))))
+        for one_step, found in zip(runs, times, strict=True):
+            one = timed(one_step, 1)
+            found.append(timed(one_step, max(1, round(seconds / one))))
     middles = [statistics.median(found) for found in times]
     rows = []
     for size, found, middle, work in zip(sizes, times, middles, flops, strict=True):
@@ -54,7 +55,7 @@ def compilation(rounds: int) -> list[str]:
     for _ in tqdm(range(rounds), desc="compilation", leave=False):
         for depth, found in times.items():
             jax.clear_caches()
-            lowered = ours.lowered(built(**{**BASE, "depth": depth}))
+            lowered = ours.lowered(run(**{**BASE, "depth": depth}))
             found.append(timed(lambda _, lowered=lowered: lowered.compile(), 1))
     return [f"| {depth} | {spread(found, form='{:.1f}')} |" for depth, found in times.items()]
 
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of one turn, about")
     args = parser.parse_args()
     if "steps" in args.tables:
-        print(f"| {' | '.join(AXES)} | GFLOPs | ms a step, median (range) | over what GFLOPs predict |")
+        print(f"| {' | '.join(AXES)} | GFLOPs | ms per step, median (range) | over what GFLOPs predict |")
         print("| --- " * (len(AXES) + 3) + "|")
         print("\n".join([*steps(args.rounds, args.seconds), ""]), flush=True)
     if "compilation" in args.tables:

@@ -21,9 +21,10 @@ import numpy as np
 from timing import spread
 
 from scaling.data import Data, train_batches
-from scaling.data.latents import MANIFEST, Encoding, Latents, LatentSource, ShardWriter, Split
-from scaling.engine import config, sharding
+from scaling.data.sources.latents import MANIFEST, Encoding, Latents, LatentSource, ShardWriter, Split
 from scaling.files import write_json
+from scaling.parallel import sharding
+from scaling.parallel.mesh import Mesh
 
 EXAMPLES, BATCH = 20_000, 256
 READERS = ({"threads": 1}, {"threads": 2}, {"threads": 1, "workers": 1}, {"threads": 1, "workers": 2})
@@ -47,13 +48,13 @@ def written(folder: Path, views: int) -> Data:
 
 def rate(data: Data, seconds: float, drawn: bool) -> float:
     """Examples a second, once the readers have begun; if not `drawn`, moments as they are placed."""
-    finish = LatentSource.finish if drawn else lambda source, batch, key: batch
-    with mock.patch.object(LatentSource, "finish", finish):
+    transform = LatentSource.device_transform if drawn else lambda source, batch, key: batch
+    with mock.patch.object(LatentSource, "device_transform", transform):
         return _rate(data, seconds)
 
 
 def _rate(data: Data, seconds: float) -> float:
-    place = sharding.batch_sharding(sharding.make_mesh(config.Mesh()), BATCH, "batch")
+    place = sharding.batch_sharding(sharding.make_mesh(Mesh()), BATCH, "batch")
     with closing(train_batches(data, 0, 0, place)) as batches:  # type: ignore[type-var]
         for _ in range(20):
             jax.block_until_ready(next(batches))

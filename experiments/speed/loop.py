@@ -18,10 +18,11 @@ from cases import FLOW, Case
 from timing import spread, timed
 from tqdm import tqdm
 
-from scaling.engine import config, train
-from scaling.engine.runfolder import read_events
+from scaling.run import config as run_config
+from scaling.run.folder import read_events
+from scaling.training import config, loop
 
-SIZES = ("model.depth=1", "model.width=64", "model.heads=1", "optimizer.ema=()")
+SIZES = ("model.depth=1", "model.width=64", "model.heads=1", "optimizer.ema_decays=()")
 STEPS, EVERY, BATCH = 600, 100, 8
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     case = Case("configs/dit.py:S/4", (*FLOW, *SIZES), {})
-    run = ours.step(ours.built(case, BATCH, "float32"))
+    run = ours.step(ours.run(case, BATCH, "float32"))
     run(2)
     alone, whole, waited = [], [], []
     with tempfile.TemporaryDirectory() as temporary:
@@ -40,14 +41,14 @@ def main() -> None:
         words += [f"data.data_dir='{section.data_dir}'", f"train.duration='{STEPS} steps'"]
         words += [f"train.log_every={EVERY}", f"checkpoint.every='{STEPS} steps'"]
         whole_config = config.load_dict(case.config, words)
-        cfg = config.from_dict({**whole_config, "evaluate": {}})
+        cfg = run_config.from_dict({**whole_config, "evaluators": {}})
         for i in tqdm(range(args.rounds), desc="rounds", leave=False):
             alone.append(timed(run, STEPS - EVERY))
-            train.run(cfg, folder / str(i))
+            loop.train(cfg, folder / str(i))
             lines = [e for e in read_events(folder / str(i)) if e["event"] == "train"]
             whole.append((lines[-1]["wall"] - lines[0]["wall"]) / (STEPS - EVERY))
             waited.append(sum(line["input_wait"] for line in lines[1:]) / (STEPS - EVERY))
-    print("| | ms a step, median (range) |\n| --- | --- |")
+    print("| | ms per step, median (range) |\n| --- | --- |")
     besides = [b - a for a, b in zip(alone, whole, strict=True)]
     named = {"jitted step alone": alone, "the loop": whole, "of it, waiting for data": waited}
     for name, found in {**named, "the loop, besides the step": besides}.items():

@@ -7,16 +7,19 @@ import jax
 import numpy as np
 from cases import Case
 
-from scaling.engine import aot, build, config, sharding, state
+from scaling.parallel import sharding
+from scaling.plan import compile
+from scaling.run import build, state
+from scaling.training import config
 
 
-def built(case: Case, batch: int, dtype: str, *more: str) -> build.Built:
+def run(case: Case, batch: int, dtype: str, *more: str) -> build.Run:
     run_of = (f"data.batch_size={batch}", f"model.dtype='{dtype}'", "train.duration='1000000 steps'")
     cfg = config.load(case.config, [*case.overrides, *run_of, *more])
     return build.build(cfg, info=build.made_for(cfg))
 
 
-def random_batch(made: build.Built) -> Any:
+def random_batch(made: build.Run) -> Any:
     rng = np.random.default_rng(0)
 
     def one(like: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -29,15 +32,15 @@ def random_batch(made: build.Built) -> Any:
     return jax.device_put(found, sharding.batch_sharding(made.mesh, size, "batch"))
 
 
-def step(made: build.Built) -> Callable[[int], float]:
+def step(made: build.Run) -> Callable[[int], float]:
     """`run(steps) -> loss`."""
-    batch, advance, numbers = random_batch(made), state.make_step(made), state.scalars(made)
+    batch, advance, hparam_values = random_batch(made), state.make_step(made), state.traced_hparams(made)
     current = state.init(made)
 
     def run(steps: int) -> float:
         nonlocal current
         for _ in range(steps):
-            current, metrics = advance(current, batch, numbers)
+            current, metrics = advance(current, batch, hparam_values)
         loss = float(metrics["loss"])
         jax.block_until_ready(current)
         return loss
@@ -45,9 +48,9 @@ def step(made: build.Built) -> Callable[[int], float]:
     return run
 
 
-def sampler(made: build.Built) -> Callable[[int], float]:
+def sampler(made: build.Run) -> Callable[[int], float]:
     """`run(calls)`: each samples a batch."""
-    program, (_, indices, labels) = aot.PROGRAMS["sample"](made, made.config.data.batch_size)
+    program, (_, indices, labels) = compile.PROGRAMS["sample"](made, made.config.data.batch_size)
     params = state.init(made).params
     given = jax.device_put(np.arange(len(indices), dtype=np.int32), indices.sharding)
     classes = jax.device_put(np.arange(len(labels), dtype=np.int32), labels.sharding)
@@ -60,7 +63,7 @@ def sampler(made: build.Built) -> Callable[[int], float]:
     return run
 
 
-def lowered(made: build.Built) -> Any:
+def lowered(made: build.Run) -> Any:
     """The step, ready to be compiled."""
-    program, arguments = aot.PROGRAMS["train"](made, made.config.data.batch_size)
+    program, arguments = compile.PROGRAMS["train"](made, made.config.data.batch_size)
     return program.lower(*arguments)

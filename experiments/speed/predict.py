@@ -4,7 +4,7 @@
     python experiments/speed/predict.py --cases DiT-XL/2 --batch 256 --dtype bfloat16    a GPU
 
 The program is compiled, read as `scaling plan` reads a TPU's, and then run. A GPU's rates are those of
-`scaling.hardware`; a CPU's are measured here first: square products, and a large array doubled in place.
+`scaling.plan.hardware`; a CPU's are measured here first: square matmuls, and a large array doubled in place.
 """
 
 import argparse
@@ -18,8 +18,7 @@ from cases import CASES, ON_A_CPU
 from timing import spread, timed
 from tqdm import tqdm
 
-from scaling import hardware, hlo
-from scaling.study import plan
+from scaling.plan import hardware, hlo_cost, step_time
 
 
 def fastest(run: Callable[[], jax.Array]) -> float:
@@ -52,16 +51,16 @@ def main() -> None:
     args = parser.parse_args()
     chip = here()
     print(f"{chip.name}: {chip.flops / 1e9:,.0f} GFLOP/s, {chip.hbm_bytes / 1e9:.0f} GB/s ({chip.source})\n")
-    print("| model | products, ms | memory, ms | predicted, ms | measured, ms (range) | over predicted |")
+    print("| model | matmuls, ms | memory, ms | predicted, ms | measured, ms (range) | over predicted |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for name in tqdm(args.cases, leave=False):
-        made = ours.built(CASES[name], args.batch, args.dtype)
-        facts = hlo.read(ours.lowered(made).compile().as_text(), chip.flops, chip.hbm_bytes)
-        terms = plan.terms(dataclasses.asdict(facts), chip) | {"network": 0.0}
-        predicted, run = plan.total(terms), ours.step(made)
+        made = ours.run(CASES[name], args.batch, args.dtype)
+        facts = hlo_cost.program_cost(ours.lowered(made).compile().as_text(), chip.flops, chip.hbm_bytes)
+        terms = step_time.terms(dataclasses.asdict(facts), chip) | {"network": 0.0}
+        predicted, run = step_time.total(terms), ours.step(made)
         run(2)
         found = [1e3 * timed(run, 2) for _ in range(7)]
-        shown = f"{terms['products']:.0f} | {terms['memory']:.0f} | {predicted:.0f}"
+        shown = f"{terms['matmuls']:.0f} | {terms['memory']:.0f} | {predicted:.0f}"
         print(
             f"| {name} | {shown} | {spread(found)} | {statistics.median(found) / predicted:.2f} |", flush=True
         )

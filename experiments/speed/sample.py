@@ -3,7 +3,7 @@
     python experiments/speed/sample.py                                               two CPU threads, float32
     python experiments/speed/sample.py --cases DiT-XL/2 --steps 250 --dtype bfloat16 --threads 0     a GPU
 
-Calls take turns with products of square matrices, whose rate is what a share is of. DDPM, as in the paper.
+Calls take turns with matmuls of square matrices; the share is of their rate. DDPM, as in the paper.
 """
 
 import argparse
@@ -28,23 +28,23 @@ def main() -> None:
     if args.threads:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     import jax
+    import matmuls
     import ours
-    import products
 
-    from scaling.engine import build
+    from scaling.run.cost import run_cost
 
     print("| model | images a call | steps | seconds a call, median (range) | images/s | share of rate |")
     print("| --- | --- | --- | --- | --- | --- |")
-    multiply = products.step(args.dtype)
+    multiply = matmuls.step(args.dtype)
     for name in args.cases:
         sampling = (f"sampling.steps={args.steps}", "sampling.integrator='ddpm'")
-        made = ours.built(Case(CASES[name].config, sampling, {}), args.images, args.dtype)
+        made = ours.run(Case(CASES[name].config, sampling, {}), args.images, args.dtype)
         run, times, rates = ours.sampler(made), [], []
         run(1)
         for _ in tqdm(range(args.rounds), desc=name, leave=False):
             times.append(timed(run, 1))
-            rates.append(products.FLOPS / timed(multiply, 10))
-        work = 2 * 1e9 * (build.cost(made)["gflops"] or 0.0) * args.steps * args.images
+            rates.append(matmuls.FLOPS / timed(multiply, 10))
+        work = 2 * 1e9 * (run_cost(made)["gflops"] or 0.0) * args.steps * args.images
         share = work / statistics.median(times) / statistics.median(rates)
         made_a_second = [args.images / seconds for seconds in times]
         shown = f"{spread(times, 1, '{:.1f}')} | {spread(made_a_second, 1, '{:.2f}')} | {share:.2f}"

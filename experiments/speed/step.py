@@ -25,7 +25,7 @@ from timing import spread
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
-# What is fastest for a transformer on a CPU: layers unrolled, products by Eigen rather than by YNNPACK.
+# What is fastest for a transformer on a CPU: layers unrolled, matmuls by Eigen rather than by YNNPACK.
 EIGEN = "--xla_cpu_experimental_ynn_fusion_type="
 ARMS = ("scaling", "scaling, unrolled", "torch", "torch.compile")
 
@@ -71,9 +71,9 @@ def compare(name: str, args: argparse.Namespace, allocator: str | None) -> list[
     arms: dict[str, Arm] = {}
     times: dict[str, list[float]] = {}
     try:
-        for arm in tqdm(("products", *args.arms), desc=f"{name}: compiling", leave=False):
+        for arm in tqdm(("matmuls", *args.arms), desc=f"{name}: compiling", leave=False):
             arms[arm] = Arm(name, arm, args, allocator)
-        sizes = {arm: each.about["params"] for arm, each in arms.items() if arm != "products"}
+        sizes = {arm: each.about["params"] for arm, each in arms.items() if arm != "matmuls"}
         if len(set(sizes.values())) > 1:
             raise SystemExit(f"{name}: the models differ: {sizes}")
         for i in tqdm(range(args.rounds), desc=f"{name}: rounds", leave=False):
@@ -82,7 +82,7 @@ def compare(name: str, args: argparse.Namespace, allocator: str | None) -> list[
     finally:
         for each in arms.values():
             each.close()
-    peak = arms["products"].about["flops"] / statistics.median(times["products"])
+    peak = arms["matmuls"].about["flops"] / statistics.median(times["matmuls"])
     ours = min((arm for arm in ARMS[:2] if arm in times), key=lambda arm: statistics.median(times[arm]))
     flops, rows = arms[ours].about["flops"], []
     for arm in args.arms:
@@ -92,7 +92,7 @@ def compare(name: str, args: argparse.Namespace, allocator: str | None) -> list[
         rows.append(f"| {name} | {arm} | {spread(times[arm], 1e3)} | {share:.2f} | {faster} |")
     return [
         *rows,
-        f"| {name} | products, {peak / 1e9:,.0f} GFLOP/s | {spread(times['products'], 1e3, '{:.1f}')} | | |",
+        f"| {name} | matmuls, {peak / 1e9:,.0f} GFLOP/s | {spread(times['matmuls'], 1e3, '{:.1f}')} | | |",
     ]
 
 
@@ -120,7 +120,7 @@ def main() -> None:
     print(
         f"{args.dtype}, batch {args.batch}, {args.threads or 'all'} threads, {allocator or 'no tcmalloc'}\n"
     )
-    print("| model | arm | ms a step, median (range) | share of products' rate | ours faster, times |")
+    print("| model | arm | ms per step, median (range) | share of matmul rate | ours faster, times |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     for name in args.cases:
         print("\n".join(compare(name, args, allocator)), flush=True)

@@ -1,18 +1,19 @@
-"""Checkpoints in and out: a package an outside format, in it a file a family.
+"""Import and export of other libraries' checkpoints: a package per format, in it a file per model family.
 
-A family's file has `table(model)`, the rules between outside names and ours, and where there is need
-- `IGNORED`, patterns of outside names that are computed and not read, and `buffers(model, inputs)`, what an
-  export adds to the table's tensors: those that are not trained, but must be there for a strict load;
-- `UNUSED`, patterns of names that other heads have; `BASE`, what the names of a model with a head begin with;
-  `RENAMED`, by version the patterns of its names and what stands for them in the table;
-- `source(model, tensors, config)`, the model that the outside tensors are of, where that can be one for
-  another resolution than `model`; `config` is that of config.json, or None;
-- `preprocessing(model)`, how the weights usually see images, where they are of images in pixels.
-A format with a config.json has `config(model, inputs)`, which writes it, and `fields(config)`, what it says
-of the model in the names of our fields, by a table `FIELDS` of what is compared and what cannot matter.
-`SETS` are fields that the file decides where a config leaves them open, `notes(config)` what is to be said,
-`check_inputs(config, inputs)` and `check_export(model)` refuse what the other side would compute otherwise.
-What several files share is in `layouts`.
+A family's file has `table(model)`, the rules between the names of foreign tensors and paths in the model's
+variables, and where needed
+- `IGNORED`, patterns of names that are computed, not trained, and are not read, and `buffers(model, inputs)`,
+  the tensors that an export adds to the table's: they are not trained, but a strict load needs them;
+- `UNUSED`, patterns of names that belong to other heads; `BASE`, the prefix of names in a model with a head;
+  `RENAMED`, for each version of the library the patterns of its names and their replacements in the table;
+- `source(model, tensors, config)`, the model that the foreign tensors belong to, where its resolution may
+  differ from that of `model`; `config` is the content of config.json, or None;
+- `preprocessing(model)`, the usual preprocessing of images, for models of images in pixels.
+A format with a config.json has `config(model, inputs)`, which writes it, and `fields(config)`, which returns
+what it says of the model in the names of our fields, by a table `FIELDS` of the keys that are compared and of
+those that cannot matter. `SETS` are fields that the file decides where a config leaves them open,
+`notes(config)` returns the lines to report, and `check_inputs(config, inputs)` and `check_export(model)`
+refuse what the other library would compute differently. `layouts` holds what several files share.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from scaling.convert import diffusers, facebookresearch, huggingface, microsoft,
 
 @dataclass(frozen=True)
 class Format:
-    """An outside format: its families, and the name of its file of weights."""
+    """A foreign format: its families, and the name of its weights file."""
 
     families: Mapping[str, ModuleType]
     file: str = "model"

@@ -1,4 +1,4 @@
-"""Outside checkpoints as files: read without running anything that they hold, written whole or not at all."""
+"""Foreign checkpoints as files: reading one runs no code from it, and writing one is all or nothing."""
 
 import argparse
 import json
@@ -20,13 +20,13 @@ from scaling.files import read_json
 
 Tensors = Mapping[str, np.ndarray]
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
-SHARD = 4 * 2**30  # bytes; beyond this an exported checkpoint is cut into several files
-# Where training scripts put the weights: averages first.
+SHARD = 4 * 2**30  # maximum bytes of tensors per exported file; larger checkpoints are split
+# Keys under which training scripts put the weights, averages first.
 WRAPPERS = (
     *("ema", "state_dict_ema", "model_ema", "ema_state_dict", "params_ema"),
     *("state_dict", "model_state_dict", "model", "params"),
 )
-# What training leaves beside the weights, with the same endings: transformers' Trainer, accelerate.
+# Files that training (transformers' Trainer, accelerate) leaves beside the weights, with the same endings.
 BESIDE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|sampler)[\w-]*\.")
 DTYPES: dict[str, Any] = {  # safetensors' own loader for NumPy has no bfloat16
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloat16,
@@ -34,43 +34,45 @@ DTYPES: dict[str, Any] = {  # safetensors' own loader for NumPy has no bfloat16
 }  # fmt: skip
 
 
-def read_tensors(source: Path, said: list[str] | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a file (.safetensors, or PyTorch's .pt, .pth, .bin) or of a folder with such files.
+def read_tensors(source: Path, notes: list[str] | None = None) -> dict[str, np.ndarray]:
+    """Reads the tensors of a file (.safetensors, or PyTorch's .pt, .pth, .bin) or of a folder of such files.
 
-    What is to be said of the choice among a file's contents is added to `said`.
+    A line for each choice among a file's contents is appended to `notes`.
 
-    Raises: UserError where there are none, or they are truncated, foreign, or hold more than tensors.
+    Raises:
+        UserError: if there is no such file, or one is truncated, of another kind, or holds more than tensors.
     """
-    said = [] if said is None else said
-    files = _files(source, said)
+    notes = [] if notes is None else notes
+    files = _weight_files(source, notes)
     tensors: dict[str, np.ndarray] = {}
     for file in files:
-        read = _torch(file, said) if file.suffix in TORCH else _safetensors(file)
-        twice = sorted(tensors.keys() & read.keys())
+        loaded = _read_torch(file, notes) if file.suffix in TORCH else _read_safetensors(file)
+        twice = sorted(tensors.keys() & loaded.keys())
         if twice:
             raise UserError(f"{source}: {twice[0]} is in {file.name} and in another file; give one of them")
-        tensors |= read
+        tensors |= loaded
     return tensors
 
 
 def read_config(source: Path, name: str = "config.json") -> dict[str, Any] | None:
-    """A folder's config.json, or another of its JSON files; None for a file, or a folder without one.
+    """Reads a folder's config.json, or another of its JSON files; None for a file, or a folder without one.
 
-    Raises: UserError where it is not a JSON object.
+    Raises:
+        UserError: if the file is not a JSON object.
     """
     path = source / name
-    return _object(path) if path.is_file() else None
+    return _read_object(path) if path.is_file() else None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     value = read_json(path, advice="get the file again")
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a JSON object; get the file again")
     return value
 
 
-def _files(source: Path, said: list[str]) -> list[Path]:
-    """The file, or the folder's: safetensors where it has any."""
+def _weight_files(source: Path, notes: list[str]) -> list[Path]:
+    """Returns the file itself, or the folder's weight files: its safetensors where it has any."""
     if source.is_file():
         if source.suffix not in (".safetensors", *TORCH):
             raise UserError(f"{source}: must end in .safetensors, {', '.join(TORCH)}")
@@ -78,39 +80,39 @@ def _files(source: Path, said: list[str]) -> list[Path]:
     if not source.is_dir():
         raise UserError(f"{source}: no such file or folder")
     for endings in ((".safetensors",), TORCH):
-        every = sorted(f for f in source.iterdir() if f.suffix in endings)
-        found = [file for file in every if not BESIDE.match(file.name)]
-        if found:
-            left = [file.name for file in every if file not in found]
-            if left:
-                said.append(f"not read: {', '.join(left)}")
+        candidates = sorted(f for f in source.iterdir() if f.suffix in endings)
+        weights = [file for file in candidates if not BESIDE.match(file.name)]
+        if weights:
+            skipped = [file.name for file in candidates if file not in weights]
+            if skipped:
+                notes.append(f"not read: {', '.join(skipped)}")
             for ending in endings:
                 for index in source.glob(f"*{ending}.index.json"):
-                    _check_shards(index, {file.name for file in found})
-            return found
+                    _check_shards(index, {file.name for file in weights})
+            return weights
     raise UserError(f"{source}: holds no .safetensors, {', '.join(TORCH)}")
 
 
-def _check_shards(index: Path, found: set[str]) -> None:
-    """Every shard that an index file names must be there."""
-    placed = _object(index).get("weight_map")
-    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+def _check_shards(index: Path, present: set[str]) -> None:
+    """Checks that every shard that an index file names is present."""
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{index}: is not an index of shards; get the file again")
-    missing = set(placed.values()) - found
+    missing = set(weight_map.values()) - present
     if missing:
         raise UserError(f"{index.parent}: the index names {', '.join(sorted(missing))}, which are missing")
 
 
-def _safetensors(file: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     try:
-        found = deserialize(file.read_bytes())
-        return {name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in found}
+        entries = deserialize(file.read_bytes())
+        return {name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in entries}
     except (SafetensorError, OSError, ValueError, KeyError) as e:
         raise UserError(f"{file}: cannot be read as safetensors ({_reason(e)}); get the file again") from None
 
 
-def _torch(file: Path, said: list[str]) -> dict[str, np.ndarray]:
-    """With `weights_only`: tensors and containers, and an error for anything that would run."""
+def _read_torch(file: Path, notes: list[str]) -> dict[str, np.ndarray]:
+    """Reads with `weights_only`: tensors and containers load, anything that would run code is an error."""
     try:
         import torch
     except ImportError:
@@ -124,31 +126,31 @@ def _torch(file: Path, said: list[str]) -> dict[str, np.ndarray]:
         # Training scripts keep their arguments beside the weights; a Namespace only holds values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as e:  # a foreign file fails in many ways, and none of them may go further
+    except Exception as e:  # a file from elsewhere fails in many ways, and each must become a UserError
         raise UserError(
             f"{file}: cannot be read as tensors alone ({_reason(e)}); save its state_dict() as safetensors"
         ) from None
-    wrapped = _unwrapped(file, loaded, said)
-    if not isinstance(wrapped, dict) or not all(
-        isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in wrapped.items()
+    weights = _unwrap(file, loaded, notes)
+    if not isinstance(weights, dict) or not all(
+        isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in weights.items()
     ):
         raise UserError(f"{file}: is not a state dict of tensors; save its state_dict() as safetensors")
-    return {name: _array(file, name, tensor) for name, tensor in wrapped.items()}
+    return {name: _to_array(file, name, tensor) for name, tensor in weights.items()}
 
 
-def _unwrapped(file: Path, loaded: Any, said: list[str]) -> Any:
+def _unwrap(file: Path, loaded: Any, notes: list[str]) -> Any:
     """Returns the weights of a training script's checkpoint: their averages, where it has both."""
-    there = [w for w in WRAPPERS if isinstance(loaded, dict) and _holds_tensors(loaded.get(w))]
-    if not there:
+    wrappers = [w for w in WRAPPERS if isinstance(loaded, dict) and _holds_tensors(loaded.get(w))]
+    if not wrappers:
         return loaded
-    beside = [w for w in WRAPPERS if w in loaded and w != there[0]]
-    if beside:
-        said.append(f"{file.name}: {there[0]} is taken, and not {', '.join(beside)}")
-    return _unwrapped(file, loaded[there[0]], said)
+    passed_over = [w for w in WRAPPERS if w in loaded and w != wrappers[0]]
+    if passed_over:
+        notes.append(f"{file.name}: {wrappers[0]} is taken, and not {', '.join(passed_over)}")
+    return _unwrap(file, loaded[wrappers[0]], notes)
 
 
 def _holds_tensors(part: Any) -> bool:
-    """Whether it is a dict of tensors alone, or holds one: an average's settings are none."""
+    """Returns whether `part` is a dict of tensors alone, or holds one; an average's settings are none."""
     import torch
 
     if not isinstance(part, dict) or not part:
@@ -158,7 +160,7 @@ def _holds_tensors(part: Any) -> bool:
 
 
 def _is_program(file: Path) -> bool:
-    """Whether it is an archive by `torch.jit.save`: that keeps constants apart, and `torch.save` has none."""
+    """Returns whether `torch.jit.save` wrote the file: it stores constants apart; `torch.save` has none."""
     try:
         with zipfile.ZipFile(file) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -167,50 +169,53 @@ def _is_program(file: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """In a line: what the file would call, or the first line of what PyTorch says."""
-    said = str(error)
-    called = re.search(r"GLOBAL (\S+)", said)
+    """Returns one line: the function that the file would call, or the first line of PyTorch's message."""
+    message = str(error)
+    called = re.search(r"GLOBAL (\S+)", message)
     if called:
         return f"it would call {called[1]}"
-    return said.splitlines()[0][:160] if said else type(error).__name__
+    return message.splitlines()[0][:160] if message else type(error).__name__
 
 
-def _array(file: Path, name: str, tensor: Any) -> np.ndarray:
+def _to_array(file: Path, name: str, tensor: Any) -> np.ndarray:
     import torch
 
     try:
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-    except (TypeError, RuntimeError) as e:  # sparse, quantised, or of a type that NumPy has not
+    except (TypeError, RuntimeError) as e:  # sparse, quantised, or of a type that NumPy lacks
         raise UserError(f"{file}: {name} cannot be read ({_reason(e)}); save it as a plain float32") from None
 
 
 def write_folder(out: Path, name: str, tensors: Tensors, others: Mapping[str, bytes]) -> None:
-    """A new folder with `name`.safetensors, in shards where it is large, and others; whole or not at all.
+    """Writes a new folder with `name`.safetensors, in shards where it is large, and the files `others`.
 
-    Raises: UserError where `out` exists or cannot be written.
+    The folder appears complete or not at all.
+
+    Raises:
+        UserError: if `out` exists or cannot be written.
     """
     if out.exists():
         raise UserError(f"out={out}: exists; choose another folder, nothing is written over")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as e:
         raise UserError(f"out={out}: cannot be written ({e.strerror}); choose another folder") from None
     try:
         if tensors:
-            _write_shards(made, name, tensors)
+            _write_shards(staging, name, tensors)
         for file, content in others.items():
-            (made / file).write_bytes(content)
-        made.chmod(0o755)
-        made.replace(out)
+            (staging / file).write_bytes(content)
+        staging.chmod(0o755)
+        staging.replace(out)
     except (OSError, SafetensorError) as e:
         raise UserError(f"out={out}: cannot be written ({e}); free space, then try again") from None
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_shards(folder: Path, name: str, tensors: Tensors) -> None:
-    """As transformers and diffusers name them: one file, or NAME-00001-of-00002 with an index."""
+    """Writes the files that transformers and diffusers expect: one, or NAME-00001-of-00002 with an index."""
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for key, tensor in tensors.items():
@@ -222,11 +227,11 @@ def _write_shards(folder: Path, name: str, tensors: Tensors) -> None:
     if len(shards) == 1:
         save_file(shards[0], folder / f"{name}.safetensors", metadata={"format": "pt"})
         return
-    placed: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"{name}-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
-        placed |= dict.fromkeys(shard, file)
+        weight_map |= dict.fromkeys(shard, file)
     total = sum(t.nbytes for t in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": placed}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / f"{name}.safetensors.index.json").write_text(json.dumps(index, indent=1))

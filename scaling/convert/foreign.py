@@ -1,4 +1,4 @@
-"""A foreign config.json, field by field: what is compared, what cannot matter, and that there is no other."""
+"""The fields of a foreign config.json: those compared and those that cannot matter; any other is refused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 from scaling.errors import UserError
 
-# Of every transformers config: names, training, text generation, and how outputs are returned.
+# Fields of every transformers config: names, training, text generation, and how outputs are returned.
 _TRANSFORMERS = """
 _attn_implementation_autoset _attn_implementation_internal _commit_hash _name_or_path architectures
 attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
@@ -20,8 +20,8 @@ task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_emb
 top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
 """
 TRANSFORMERS = frozenset(_TRANSFORMERS.split())
-DIFFUSERS = frozenset(["_diffusers_version", "_name_or_path", "dropout"])  # of every diffusers config
-# What every transformers config may say, and the only value that any family here has.
+DIFFUSERS = frozenset(["_diffusers_version", "_name_or_path", "dropout"])  # fields of every diffusers config
+# Fields of every transformers config, with the only value that the families here support.
 PLAIN: dict[str, Any] = {
     "add_cross_attention": False,
     "cross_attention_hidden_size": None,
@@ -32,7 +32,11 @@ PLAIN: dict[str, Any] = {
 
 
 def require(family: str, stated: Mapping[str, Any], wanted: Mapping[str, Any], section: str = "") -> None:
-    """Raises UserError where config.json has another value than the only one of a family."""
+    """Checks that config.json has no other value than the only one that a family supports.
+
+    Raises:
+        UserError: if a field of `stated` differs from its value in `wanted`.
+    """
     for key, value in wanted.items():
         if stated.get(key, value) != value:
             name = f"{section}.{key}" if section else key
@@ -43,9 +47,9 @@ def require(family: str, stated: Mapping[str, Any], wanted: Mapping[str, Any], s
 class Fields:
     """The fields that a config.json of a `family` may have.
 
-    `compared` has the value that the library takes where a field is absent. Of those in `only` the family
-    has one value, which is the library's default too, unless `otherwise` has that. Those that are `free`
-    leave the outputs of evaluation as they are.
+    `compared` maps a field to the library's default, which holds where config.json leaves the field out.
+    `only` maps a field to the one value that the family supports; this is the library's default too, unless
+    `otherwise` gives another default. The fields in `free` do not change the outputs of evaluation.
     """
 
     family: str
@@ -57,8 +61,9 @@ class Fields:
     def read(self, stated: Mapping[str, Any], section: str = "") -> dict[str, Any]:
         """Returns the compared fields, each with its value or its default.
 
-        Raises: UserError, which begins with the field, for a value that the family does not have, and for a
-        field that this table does not know.
+        Raises:
+            UserError: if the family does not have a field's value, or this table does not know a field; the
+                message begins with the field.
         """
         require(self.family, {**self.otherwise, **stated}, self.only, section)
         for key, value in stated.items():
@@ -75,7 +80,10 @@ class Fields:
 def transformers(
     family: str, compared: Mapping[str, Any], only: Mapping[str, Any] | None = None, free: str = ""
 ) -> Fields:
-    """Returns the fields of a transformers config, those that all have among them; `free` are names."""
+    """Returns the fields of a transformers config, with those that all such configs share.
+
+    `free` holds the names of the family's own free fields, separated by spaces.
+    """
     own = set(free.split())
     only = {key: value for key, value in PLAIN.items() if key not in own} | dict(only or {})
     return Fields(family, compared, only, (TRANSFORMERS | own) - set(compared) - set(only))

@@ -1,6 +1,6 @@
-"""What the files of several formats have in common, with each format's names as data.
+"""Parts that the files of several formats share, with each format's names as data.
 
-What a model or a config.json must say, the blocks of transformers, Swin's stages and ResNet's.
+These are the requirements on a model, the blocks of transformers, and the stages of Swin and of ResNet.
 """
 
 import math
@@ -20,11 +20,15 @@ from scaling.models.variants import side_lengths
 M = TypeVar("M", bound=nn.Module)
 
 
-# What must be so
+# Requirements
 
 
 def only(model: nn.Module, **values: Any) -> None:
-    """Raises UserError where a field of the model is not what it must be for a format."""
+    """Checks that the model's fields have these values, the only ones of a format.
+
+    Raises:
+        UserError: if a field has another value.
+    """
     for name, value in values.items():
         if getattr(model, name) != value:
             raise UserError(
@@ -33,7 +37,7 @@ def only(model: nn.Module, **values: Any) -> None:
 
 
 def labels(count: int) -> dict[str, Any]:
-    """What transformers reads the number of classes from."""
+    """Returns the fields of config.json from which transformers reads the number of classes."""
     return {
         "id2label": {str(i): f"LABEL_{i}" for i in range(count)},
         "label2id": {f"LABEL_{i}": i for i in range(count)},
@@ -45,19 +49,20 @@ def labels(count: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class BlockNames:
-    """The parts of a transformer block: attention and an MLP, with a norm before each.
+    """The names of a transformer block's parts: attention and an MLP, with a norm before each.
 
-    `qkv` names three linear layers, or what precedes "weight" and "bias" of the one that is all three.
+    `qkv` names three linear layers; for one layer that holds all three, it is the prefix of its "weight" and
+    "bias".
     """
 
     qkv: tuple[str, str, str] | str
     out: str
     up: str
     down: str
-    norms: tuple[str, str] | None = None  # None where they have no parameters
+    norms: tuple[str, str] | None = None  # None for norms without parameters
 
 
-TRANSFORMERS = BlockNames(  # the ViT of Hugging Face's library, and most that came after it
+TRANSFORMERS = BlockNames(  # the names of Hugging Face's ViT and of most models that came after it
     norms=("layernorm_before", "layernorm_after"),
     qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
     out="attention.output.dense",
@@ -67,21 +72,21 @@ TRANSFORMERS = BlockNames(  # the ViT of Hugging Face's library, and most that c
 TIMM = BlockNames("attn.qkv.", "attn.proj", "mlp.fc1", "mlp.fc2", norms=("norm1", "norm2"))
 
 
-def blocks(names: BlockNames, theirs: str, ours: str, heads: int, layers: Layers) -> Rules:
-    """A stack of blocks; `theirs` is the name of one, with "{i}" for its number."""
+def blocks(names: BlockNames, block: str, path: str, heads: int, layers: Layers) -> Rules:
+    """Returns the rules for a stack of blocks; `block` is the name of one, with "{i}" for its number."""
     layers = None if layers is None else tuple(layers)
-    out = f"{theirs}.{names.out}"
+    out = f"{block}.{names.out}"
     if isinstance(names.qkv, str):
-        weight, bias = (f"{theirs}.{names.qkv}{part}" for part in ("weight", "bias"))
-        made = rules.fused_attention(weight, bias, out, f"{ours}/attention", heads, layers)
+        weight, bias = (f"{block}.{names.qkv}{part}" for part in ("weight", "bias"))
+        table = rules.fused_attention(weight, bias, out, f"{path}/attention", heads, layers)
     else:
-        query, key, value = (f"{theirs}.{name}" for name in names.qkv)
-        made = rules.attention(query, key, value, out, f"{ours}/attention", heads, layers)
+        query, key, value = (f"{block}.{name}" for name in names.qkv)
+        table = rules.attention(query, key, value, out, f"{path}/attention", heads, layers)
     if names.norms is not None:
-        made += rules.norm(f"{theirs}.{names.norms[0]}", f"{ours}/norm_attention", layers)
-        made += rules.norm(f"{theirs}.{names.norms[1]}", f"{ours}/norm_mlp", layers)
-    made += rules.linear(f"{theirs}.{names.up}", f"{ours}/mlp/up", layers)
-    return made + rules.linear(f"{theirs}.{names.down}", f"{ours}/mlp/down", layers)
+        table += rules.norm(f"{block}.{names.norms[0]}", f"{path}/norm_attention", layers)
+        table += rules.norm(f"{block}.{names.norms[1]}", f"{path}/norm_mlp", layers)
+    table += rules.linear(f"{block}.{names.up}", f"{path}/mlp/up", layers)
+    return table + rules.linear(f"{block}.{names.down}", f"{path}/mlp/down", layers)
 
 
 def with_resolution(
@@ -91,15 +96,15 @@ def with_resolution(
     extra: int = 1,
     stated: int | Sequence[int] | None = None,
 ) -> M:
-    """Returns the model for the resolution that a position table [..., extra + N, D] is for.
+    """Returns the model at the resolution of a position table [..., extra + N, D].
 
-    It is the `stated` one; where nothing states it, the model's own if that has as many patches, else a
-    square.
+    The resolution is the `stated` one. Without it, the model keeps its own where that has N patches, and
+    otherwise becomes a square.
     """
     if stated is not None:
         sides = (stated, stated) if isinstance(stated, int) else tuple(stated)
-        same = sides == side_lengths(model.resolution)  # type: ignore[attr-defined]
-        return model if same else model.clone(resolution=stated if isinstance(stated, int) else sides)
+        unchanged = sides == side_lengths(model.resolution)  # type: ignore[attr-defined]
+        return model if unchanged else model.clone(resolution=stated if isinstance(stated, int) else sides)
     if positions is None or positions.ndim < 2:
         return model
     height, width = side_lengths(model.resolution)  # type: ignore[attr-defined]
@@ -114,7 +119,7 @@ def with_resolution(
 
 @dataclass(frozen=True)
 class SwinNames:
-    """The parts of a Swin. Of a stage, "{stage}" is the number, from 0."""
+    """The names of a Swin's parts; "{stage}" is a stage's number, from 0."""
 
     patch: str
     norm_patch: str
@@ -122,13 +127,13 @@ class SwinNames:
     head: str
     stage: str
     block: BlockNames
-    bias: str  # the table of relative positions, within a block
-    leads: bool = False  # a stage begins with the merging before it, instead of ending with the one after
+    bias: str  # the table of relative position biases, within a block
+    leads: bool = False  # whether a stage begins with the merging before it, not ends with the one after it
 
 
 def swin(model: Swin, names: SwinNames) -> Rules:
-    """The tensors that are trained."""
-    made: Rules = [
+    """Returns the rules for the tensors that are trained."""
+    table: Rules = [
         *rules.linear(names.patch, "patch", shape=rules.patches(model.patch, model.patch)),
         *rules.norm(names.norm_patch, "norm_patch"),
         *rules.norm(names.norm, "norm"),
@@ -137,18 +142,18 @@ def swin(model: Swin, names: SwinNames) -> Rules:
     for stage, (depth, heads) in enumerate(zip(model.depths, model.heads, strict=True)):
         block = f"{names.stage.format(stage=stage)}.blocks.{{i}}"
         for parity, name in enumerate(("plain", "shifted")):
-            ours, layers = f"stage{stage + 1}/{name}", range(parity, depth, 2)
-            made += blocks(names.block, block, ours, heads, layers)
-            made += rules.tensor(f"{block}.{names.bias}", f"{ours}/attention/relative_bias", layers=layers)
+            path, layers = f"stage{stage + 1}/{name}", range(parity, depth, 2)
+            table += blocks(names.block, block, path, heads, layers)
+            table += rules.tensor(f"{block}.{names.bias}", f"{path}/attention/relative_bias", layers=layers)
         if stage > 0:
             merging = f"{names.stage.format(stage=stage if names.leads else stage - 1)}.downsample"
-            made += rules.norm(f"{merging}.norm", f"merging{stage + 1}/norm")
-            made += rules.linear(f"{merging}.reduction", f"merging{stage + 1}/reduction", bias=False)
-    return made
+            table += rules.norm(f"{merging}.norm", f"merging{stage + 1}/norm")
+            table += rules.linear(f"{merging}.reduction", f"merging{stage + 1}/reduction", bias=False)
+    return table
 
 
 def with_window(model: Swin, tensors: Tensors, names: SwinNames) -> Swin:
-    """The model with the window M that the tensors' bias tables [(2M - 1)^2, heads] are for."""
+    """Returns the model with the window M of the tensors' bias tables [(2M - 1)^2, heads]."""
     table = tensors.get(f"{names.stage.format(stage=0)}.blocks.0.{names.bias}")
     if table is None or table.ndim != 2 or not len(table):
         return model
@@ -156,10 +161,11 @@ def with_window(model: Swin, tensors: Tensors, names: SwinNames) -> Swin:
 
 
 def swin_maps(model: Swin, inputs: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
-    """The sides (h, w), in tokens, of each stage's map.
+    """Yields the sides (h, w), in tokens, of each stage's map.
 
-    Raises: UserError where the window does not divide them. Other libraries then have smaller windows, and
-    tables for these, or pad elsewhere than `Swin` does.
+    Raises:
+        UserError: if the window does not divide them. Other libraries then have smaller windows, and tables
+            for these, or pad elsewhere than `Swin` does.
     """
     height, width = inputs["x"].shape[1:3]
     for stage in range(len(model.depths)):
@@ -177,59 +183,62 @@ def swin_maps(model: Swin, inputs: Mapping[str, Any]) -> Iterator[tuple[int, int
 
 @dataclass(frozen=True)
 class ResNetNames:
-    """The parts of a ResNet's stages: "{stage}" is a stage's number, "{j}" that of a block's convolution."""
+    """The names of a ResNet's parts; "{stage}" is a stage's number, "{j}" that of a block's convolution."""
 
     stage: str
     convolution: str
     norm: str
-    shortcut: tuple[str, str]  # its convolution and its norm
-    first: int = 1  # what the numbers begin with
+    shortcut: tuple[str, str]  # the shortcut's convolution and norm
+    first: int = 1  # the first number of stages and of convolutions
 
 
 TORCHVISION = ResNetNames("layer{stage}", "conv{j}", "bn{j}", ("downsample.0", "downsample.1"))
 
 
 def resnet_stages(
-    depths: tuple[int, ...], bottleneck: bool, names: ResNetNames, theirs: str = "", ours: str = ""
+    depths: tuple[int, ...],
+    bottleneck: bool,
+    names: ResNetNames,
+    name_prefix: str = "",
+    path_prefix: str = "",
 ) -> Rules:
-    """All stages, behind the prefixes `theirs` and `ours`."""
-    made: Rules = []
+    """Returns the rules for all stages, whose names and paths begin with the given prefixes."""
+    table: Rules = []
     for i, depth in enumerate(depths):
-        their, stage = f"{theirs}{names.stage.format(stage=i + names.first)}", f"{ours}stage{i + 1}"
-        made += _residual(names, f"{their}.0", f"{stage}/first", bottleneck)
+        stage = f"{name_prefix}{names.stage.format(stage=i + names.first)}"
+        path = f"{path_prefix}stage{i + 1}"
+        table += _residual(names, f"{stage}.0", f"{path}/first", bottleneck)
         if i > 0 or bottleneck:
-            conv, norm = (f"{their}.0.{name}" for name in names.shortcut)
-            made += normed_convolution(conv, norm, f"{stage}/first/shortcut", f"{stage}/first/norm_shortcut")
+            conv, norm = (f"{stage}.0.{name}" for name in names.shortcut)
+            table += normed_convolution(conv, norm, f"{path}/first/shortcut", f"{path}/first/norm_shortcut")
         if depth > 1:
-            made += _residual(names, their + ".{i}", f"{stage}/blocks", bottleneck, range(1, depth))
-    return made
+            table += _residual(names, stage + ".{i}", f"{path}/blocks", bottleneck, range(1, depth))
+    return table
 
 
-def _residual(names: ResNetNames, theirs: str, ours: str, bottleneck: bool, layers: Layers = None) -> Rules:
-    made: Rules = []
+def _residual(names: ResNetNames, block: str, path: str, bottleneck: bool, layers: Layers = None) -> Rules:
+    table: Rules = []
     for j in range(3 if bottleneck else 2):
         conv, norm = (name.format(j=j + names.first) for name in (names.convolution, names.norm))
-        made += normed_convolution(
-            f"{theirs}.{conv}", f"{theirs}.{norm}", f"{ours}/conv{j + 1}", f"{ours}/norm{j + 1}", layers
+        table += normed_convolution(
+            f"{block}.{conv}", f"{block}.{norm}", f"{path}/conv{j + 1}", f"{path}/norm{j + 1}", layers
         )
-    return made
+    return table
 
 
-def normed_convolution(
-    theirs: str, their_norm: str, ours: str, our_norm: str, layers: Layers = None
-) -> Rules:
-    """A convolution without bias, and the BatchNorm after it."""
+def normed_convolution(conv: str, norm: str, conv_path: str, norm_path: str, layers: Layers = None) -> Rules:
+    """Returns the rules for a convolution without bias and the BatchNorm after it."""
     return [
-        *rules.convolution(theirs, ours, layers, bias=False),
-        *rules.batch_norm(their_norm, our_norm, layers),
+        *rules.convolution(conv, conv_path, layers, bias=False),
+        *rules.batch_norm(norm, norm_path, layers),
     ]
 
 
-COUNTERS = (r"\.num_batches_tracked$",)  # of training steps, one a BatchNorm; nothing reads them
+COUNTERS = (r"\.num_batches_tracked$",)  # counters of training steps, one per BatchNorm; nothing reads them
 
 
 def counters(table: Rules) -> dict[str, np.ndarray]:
-    """The counter beside every running variance, at 0."""
+    """Returns a counter of 0 for every running variance."""
     names = (name for rule in table for name in rules.names(rule))
     norms = (name.removesuffix("running_var") for name in names if name.endswith(".running_var"))
     return {f"{norm}num_batches_tracked": np.zeros((), np.int64) for norm in norms}

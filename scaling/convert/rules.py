@@ -1,6 +1,7 @@
-"""An outside format as a table: which of its tensors is which of ours, and how the shapes go over and back.
+"""A foreign format as a table: which tensor becomes which array of a model, and how shapes change both ways.
 
-Every rule only moves numbers about, so that loading and then saving gives the same tensors bit for bit.
+Foreign tensors have names ("layers.0.fc.weight"), a model's arrays have paths ("params/blocks/fc/kernel").
+Every rule only rearranges numbers, so that loading and then saving gives the same tensors bit for bit.
 """
 
 import difflib
@@ -13,39 +14,39 @@ import flax.traverse_util
 import numpy as np
 
 Array = np.ndarray
-FLOATS = "fV"  # NumPy's kinds of them; bfloat16 is a V
+FLOATS = "fV"  # NumPy's kinds of floats; bfloat16 is a V
 Tensors = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One outside array to the arrays of ours that it holds, and back."""
+    """A conversion of one foreign array into the arrays of the model that it holds, and back."""
 
     load: Callable[[Array], tuple[Array, ...]]
     save: Callable[..., Array]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One outside tensor, or one a layer where `theirs` holds "{i}".
+class ConversionRule:
+    """A rule for one foreign tensor, or for one tensor per layer where `name` holds "{i}".
 
-    `ours` are paths in a model's variables ("params/patch/kernel"). With `layers`, the outside tensors of
+    `paths` are paths in a model's variables ("params/patch/kernel"). With `layers`, the foreign tensors of
     these layers are stacked, in this order, on a leading axis. `copies` are further names of the same tensor,
-    and `echoes` such names that some files have.
+    and `echoes` are further names that only some files have.
     """
 
-    theirs: str
-    ours: tuple[str, ...]
+    name: str
+    paths: tuple[str, ...]
     shape: Shape
     layers: tuple[int, ...] | None = None
     copies: tuple[str, ...] = ()
     echoes: tuple[str, ...] = ()
 
 
-Rules = list[Rule]
+Rules = list[ConversionRule]
 
 
-# Shapes. Outside kernels are PyTorch's: linear [out, in], convolution [out, in, ...].
+# Shapes. Foreign kernels are PyTorch's: linear [out, in], convolution [out, in, ...].
 
 SAME = Shape(lambda x: (x,), lambda x: x)
 TRANSPOSED = Shape(lambda x: (x.T,), lambda x: x.T)
@@ -55,13 +56,13 @@ CONVOLUTION = Shape(  # [O, I, ...] <-> [..., I, O]
 LEADING = Shape(lambda x: (x.reshape(x.shape[1:]),), lambda x: x[None])  # [1, ...] <-> [...]
 
 
-def reshaped(theirs: Sequence[int], ours: Sequence[int]) -> Shape:
-    """Between two shapes of the same numbers; one size of each may be -1."""
-    return Shape(lambda x: (x.reshape(ours),), lambda x: x.reshape(theirs))
+def reshaped(foreign: Sequence[int], native: Sequence[int]) -> Shape:
+    """Returns the reshape between a foreign and a native shape; one size of each may be -1."""
+    return Shape(lambda x: (x.reshape(native),), lambda x: x.reshape(foreign))
 
 
 def patches(*sides: int) -> Shape:
-    """A patch embedding's convolution [D, C, *sides] <-> [prod(sides) * C, D], in the order of `patchify`."""
+    """Converts a patch embedding [D, C, *sides] <-> [prod(sides) * C, D], in the order of `patchify`."""
 
     def load(x: Array) -> tuple[Array]:
         return (np.moveaxis(x, (0, 1), (-1, -2)).reshape(-1, x.shape[0]),)
@@ -73,7 +74,7 @@ def patches(*sides: int) -> Shape:
 
 
 def split_heads(heads: int, parts: int = 1) -> Shape:
-    """[parts * heads * d, D] <-> `parts` kernels [D, heads, d]; a bias likewise <-> [heads, d]."""
+    """Converts [parts * heads * d, D] <-> `parts` kernels [D, heads, d]; a bias likewise <-> [heads, d]."""
 
     def load(x: Array) -> tuple[Array, ...]:
         pieces = np.split(x, parts)
@@ -89,64 +90,66 @@ def split_heads(heads: int, parts: int = 1) -> Shape:
 
 
 def side_by_side(parts: int) -> Shape:
-    """[parts * out, in] <-> `parts` kernels [in, out]; a bias likewise <-> [out]."""
+    """Converts [parts * out, in] <-> `parts` kernels [in, out]; a bias likewise <-> [out]."""
     return Shape(
         lambda x: tuple(part.T for part in np.split(x, parts)), lambda *x: np.concatenate([p.T for p in x])
     )
 
 
 def merged_heads(heads: int) -> Shape:
-    """The projection after attention: [D, heads * d] <-> [heads, d, D]."""
+    """Converts the projection after attention, [D, heads * d] <-> [heads, d, D]."""
     return Shape(lambda x: (x.T.reshape(heads, -1, len(x)),), lambda x: x.reshape(-1, x.shape[-1]).T)
 
 
-# Layers, in the names that both sides give them.
+# Rules of layers: `name` is the foreign layer's name, `path` its path in the model's parameters.
 
 Layers = Iterable[int] | None
 
 
-def tensor(theirs: str, ours: str, shape: Shape = SAME, layers: Layers = None) -> Rules:
-    """One array of the parameters."""
-    return [Rule(theirs, (f"params/{ours}",), shape, None if layers is None else tuple(layers))]
+def tensor(name: str, path: str, shape: Shape = SAME, layers: Layers = None) -> Rules:
+    """Returns the rule for one array of the parameters."""
+    return [ConversionRule(name, (f"params/{path}",), shape, None if layers is None else tuple(layers))]
 
 
 def linear(
-    theirs: str, ours: str, layers: Layers = None, *, bias: bool = True, shape: Shape = TRANSPOSED
+    name: str, path: str, layers: Layers = None, *, bias: bool = True, shape: Shape = TRANSPOSED
 ) -> Rules:
-    """A kernel of the given shape and, where there is one, a bias."""
+    """Returns the rules for a kernel that `shape` converts and, with `bias`, its bias."""
     layers = None if layers is None else tuple(layers)
-    rules = tensor(f"{theirs}.weight", f"{ours}/kernel", shape, layers)
-    return rules + (tensor(f"{theirs}.bias", f"{ours}/bias", SAME, layers) if bias else [])
+    rules = tensor(f"{name}.weight", f"{path}/kernel", shape, layers)
+    return rules + (tensor(f"{name}.bias", f"{path}/bias", SAME, layers) if bias else [])
 
 
-def gated(theirs: str, ours: str) -> Rules:
-    """The first layer of a gated MLP, one tensor with the values before the gates."""
+def gated(name: str, path: str) -> Rules:
+    """Returns the rules for the first layer of a gated MLP, one tensor with the values before the gates."""
     return [
-        Rule(f"{theirs}.{their}", (f"params/{ours}/up/{our}", f"params/{ours}/gate/{our}"), side_by_side(2))
-        for their, our in (("weight", "kernel"), ("bias", "bias"))
+        ConversionRule(
+            f"{name}.{suffix}", (f"params/{path}/up/{leaf}", f"params/{path}/gate/{leaf}"), side_by_side(2)
+        )
+        for suffix, leaf in (("weight", "kernel"), ("bias", "bias"))
     ]
 
 
-def convolution(theirs: str, ours: str, layers: Layers = None, *, bias: bool = True) -> Rules:
-    """A convolution [O, I, ...] of any rank."""
-    return linear(theirs, ours, layers, bias=bias, shape=CONVOLUTION)
+def convolution(name: str, path: str, layers: Layers = None, *, bias: bool = True) -> Rules:
+    """Returns the rules for a convolution [O, I, ...] of any rank."""
+    return linear(name, path, layers, bias=bias, shape=CONVOLUTION)
 
 
-def norm(theirs: str, ours: str, layers: Layers = None, *, bias: bool = True) -> Rules:
-    """LayerNorm, GroupNorm or RMSNorm."""
+def norm(name: str, path: str, layers: Layers = None, *, bias: bool = True) -> Rules:
+    """Returns the rules for a LayerNorm, GroupNorm or RMSNorm."""
     layers = None if layers is None else tuple(layers)
-    rules = tensor(f"{theirs}.weight", f"{ours}/scale", SAME, layers)
-    return rules + (tensor(f"{theirs}.bias", f"{ours}/bias", SAME, layers) if bias else [])
+    rules = tensor(f"{name}.weight", f"{path}/scale", SAME, layers)
+    return rules + (tensor(f"{name}.bias", f"{path}/bias", SAME, layers) if bias else [])
 
 
-def batch_norm(theirs: str, ours: str, layers: Layers = None) -> Rules:
-    """BatchNorm with its running statistics, which stand in the collection `batch_stats`."""
+def batch_norm(name: str, path: str, layers: Layers = None) -> Rules:
+    """Returns the rules for a BatchNorm with its running statistics, in the collection `batch_stats`."""
     layers = None if layers is None else tuple(layers)
     statistics = [
-        Rule(f"{theirs}.running_{name}", (f"batch_stats/{ours}/{name}",), SAME, layers)
-        for name in ("mean", "var")
+        ConversionRule(f"{name}.running_{statistic}", (f"batch_stats/{path}/{statistic}",), SAME, layers)
+        for statistic in ("mean", "var")
     ]
-    return norm(theirs, ours, layers) + statistics
+    return norm(name, path, layers) + statistics
 
 
 def attention(
@@ -154,108 +157,111 @@ def attention(
     key: str,
     value: str,
     out: str,
-    ours: str,
+    path: str,
     heads: int,
     layers: Layers = None,
     *,
     bias: bool = True,
 ) -> Rules:
-    """Multi-head attention whose query, key and value are linear layers of their own."""
+    """Returns the rules for multi-head attention whose query, key and value are separate linear layers."""
     layers = None if layers is None else tuple(layers)
     rules: Rules = []
-    for theirs, name in ((query, "query"), (key, "key"), (value, "value")):
-        rules += tensor(f"{theirs}.weight", f"{ours}/{name}/kernel", split_heads(heads), layers)
+    for name, part in ((query, "query"), (key, "key"), (value, "value")):
+        rules += tensor(f"{name}.weight", f"{path}/{part}/kernel", split_heads(heads), layers)
         if bias:
-            rules += tensor(f"{theirs}.bias", f"{ours}/{name}/bias", split_heads(heads), layers)
-    return rules + linear(out, f"{ours}/out", layers, bias=bias, shape=merged_heads(heads))
+            rules += tensor(f"{name}.bias", f"{path}/{part}/bias", split_heads(heads), layers)
+    return rules + linear(out, f"{path}/out", layers, bias=bias, shape=merged_heads(heads))
 
 
 def fused_attention(
-    weight: str, bias: str | None, out: str, ours: str, heads: int, layers: Layers = None
+    weight: str, bias: str | None, out: str, path: str, heads: int, layers: Layers = None
 ) -> Rules:
-    """Multi-head attention with query, key and value in one tensor [3D, D]; `weight` and `bias` name it."""
+    """Returns the rules for multi-head attention with query, key and value in one tensor [3D, D].
+
+    `weight` and `bias` are the names of that tensor and of its bias.
+    """
     layers = None if layers is None else tuple(layers)
-    shape, names = split_heads(heads, 3), ("query", "key", "value")
-    rules = [Rule(weight, tuple(f"params/{ours}/{n}/kernel" for n in names), shape, layers)]
+    shape, parts = split_heads(heads, 3), ("query", "key", "value")
+    rules = [ConversionRule(weight, tuple(f"params/{path}/{p}/kernel" for p in parts), shape, layers)]
     if bias is not None:
-        rules.append(Rule(bias, tuple(f"params/{ours}/{n}/bias" for n in names), shape, layers))
-    return rules + linear(out, f"{ours}/out", layers, shape=merged_heads(heads))
+        rules.append(ConversionRule(bias, tuple(f"params/{path}/{p}/bias" for p in parts), shape, layers))
+    return rules + linear(out, f"{path}/out", layers, shape=merged_heads(heads))
 
 
-# Over and back
+# Loading, saving and checking
 
 
-def names(rule: Rule) -> list[str]:
-    """The outside names of a rule's tensors, one a layer, without copies."""
-    return [rule.theirs] if rule.layers is None else [rule.theirs.format(i=i) for i in rule.layers]
+def names(rule: ConversionRule) -> list[str]:
+    """Returns the names of a rule's foreign tensors, one per layer, without copies."""
+    return [rule.name] if rule.layers is None else [rule.name.format(i=i) for i in rule.layers]
 
 
 def load(rules: Rules, tensors: Tensors) -> dict[str, Any]:
-    """Variables {"params": ..., ...} from outside tensors; every name must be there."""
+    """Returns variables {"params": ..., ...} from foreign tensors; every name must be present."""
     flat: dict[str, Array] = {}
     for rule in rules:
-        each = [rule.shape.load(tensors[name]) for name in names(rule)]
-        for path, *parts in zip(rule.ours, *each, strict=True):
+        per_layer = [rule.shape.load(tensors[name]) for name in names(rule)]
+        for path, *parts in zip(rule.paths, *per_layer, strict=True):
             flat[path] = parts[0] if rule.layers is None else np.stack(parts)
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def save(rules: Rules, variables: Mapping[str, Any]) -> dict[str, Array]:
-    """Outside tensors from variables: the inverse of `load`, copies included."""
+    """Returns foreign tensors from variables: the inverse of `load`, copies included."""
     flat = flax.traverse_util.flatten_dict(variables, sep="/")
     tensors: dict[str, Array] = {}
     for rule in rules:
-        parts = [np.asarray(flat[path]) for path in rule.ours]
+        parts = [np.asarray(flat[path]) for path in rule.paths]
         for row, name in enumerate(names(rule)):
-            one = parts if rule.layers is None else [p[row] for p in parts]
-            tensors[name] = np.asarray(rule.shape.save(*one), order="C")
+            layer = parts if rule.layers is None else [p[row] for p in parts]
+            tensors[name] = np.asarray(rule.shape.save(*layer), order="C")
         tensors |= dict.fromkeys(rule.copies, tensors[names(rule)[0]])
     return tensors
 
 
 def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: Iterable[str]) -> list[str]:
-    """What keeps `tensors` from being a model of these `shapes` (a tree of variables), in words.
+    """Returns, in words, what keeps `tensors` from being a model of these `shapes` (a tree of variables).
 
-    Missing and extra names, tensors of another shape or that are no floats, and copies that differ. `ignored`
-    are patterns of names that may be there and are not read.
+    These are missing and extra names, tensors of another shape or that are no floats, and copies that differ.
+    `ignored` are patterns of names that may be present and are not read.
     """
     flat = flax.traverse_util.flatten_dict(shapes, sep="/")
     wanted = [name for rule in rules for name in (*names(rule), *rule.copies)]
     missing = sorted(set(wanted) - set(tensors))
     extra = sorted(set(tensors) - set(wanted) - {name for rule in rules for name in rule.echoes})
     extra = [name for name in extra if not any(re.search(pattern, name) for pattern in ignored)]
-    found = _beside(missing, extra)
+    messages = _name_faults(missing, extra)
     for rule in rules:
-        needed = [flat[path].shape[rule.layers is not None :] for path in rule.ours]
+        needed = [flat[path].shape[rule.layers is not None :] for path in rule.paths]
         for name in names(rule):
-            if name in tensors and _loaded(rule.shape, tensors[name]) != needed:
-                outside = rule.shape.save(*(np.empty(shape, np.float32) for shape in needed)).shape
-                found.append(f"{name} has shape {tensors[name].shape}, not {outside}")
+            if name in tensors and _loaded_shapes(rule.shape, tensors[name]) != needed:
+                expected = rule.shape.save(*(np.empty(shape, np.float32) for shape in needed)).shape
+                messages.append(f"{name} has shape {tensors[name].shape}, not {expected}")
             if name in tensors and tensors[name].dtype.kind not in FLOATS:
-                found.append(f"{name} is of {tensors[name].dtype}, not of a float")
+                messages.append(f"{name} is of {tensors[name].dtype}, not of a float")
         first = names(rule)[0]
-        found += [
+        messages += [
             f"{copy} differs from {first}, of which it must be a copy"
             for copy in (*rule.copies, *rule.echoes)
             if copy in tensors and first in tensors and not np.array_equal(tensors[copy], tensors[first])
         ]
-    return found
+    return messages
 
 
-def _beside(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
-    """Returns the faults "missing A" and "unexpected B" in turn: the first of each side by side."""
-    left, found = list(extra), []
+def _name_faults(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
+    """Returns the faults "missing A" and "unexpected B" in turn, the first missing with its closest match."""
+    left, messages = list(extra), []
     for name in missing:
-        found.append(f"missing {name}")
+        messages.append(f"missing {name}")
         if left:
-            near = difflib.get_close_matches(name, left, n=1, cutoff=0.0) if len(found) == 1 else left
-            found.append(f"unexpected {near[0]}")
+            near = difflib.get_close_matches(name, left, n=1, cutoff=0.0) if len(messages) == 1 else left
+            messages.append(f"unexpected {near[0]}")
             left.remove(near[0])
-    return found + [f"unexpected {name}" for name in left]
+    return messages + [f"unexpected {name}" for name in left]
 
 
-def _loaded(shape: Shape, tensor: Array) -> list[tuple[int, ...]] | None:
+def _loaded_shapes(shape: Shape, tensor: Array) -> list[tuple[int, ...]] | None:
     try:
         return [part.shape for part in shape.load(tensor)]
-    except (ValueError, IndexError, TypeError):  # of another rank, or not divisible
+    except (ValueError, IndexError, TypeError):  # the tensor has another rank, or sizes that do not divide
         return None

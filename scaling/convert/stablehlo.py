@@ -1,10 +1,10 @@
 """A trained model as a serialised function (StableHLO) that runs without this package.
 
 `function.bin` is a `jax.export` of one call, for any batch size, on CPU, GPU and TPU. A classifier takes
-images [B, H, W, C] float32, normalised as the card's "preprocessing" says, and gives logits [B, K]. A
-generator takes indices and labels, int32 [B] each, and gives images [B, H, W, C] float32 in [-1, 1], its
-whole guided sampling loop inside (and the decoder of latents): image i depends on its index and label alone.
-A frozen model takes its own arguments and gives what it gives.
+images [B, H, W, C] float32, normalised as the card's "preprocessing" says, and returns logits [B, K]. A
+generator takes indices and labels, int32 [B] each, and returns images [B, H, W, C] float32 in [-1, 1]. Its
+function contains the whole guided sampling loop (and the decoder of latents), and image i depends on its
+index and label alone. A frozen model keeps its own arguments and outputs.
 """
 
 import functools
@@ -20,16 +20,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from scaling.convert import files
-from scaling.engine import autoencoder, features
-from scaling.engine.runfolder import read_events
 from scaling.errors import UserError
+from scaling.evaluators import autoencoder
 from scaling.files import read_json
 from scaling.objectives.classification import Classification
 from scaling.objectives.diffusion import Diffusion
 from scaling.objectives.frozen import Frozen
+from scaling.run import restore
+from scaling.run.folder import read_events
 from scaling.sampling import make_sampler
 
-INSIDE = 2**30  # bytes; weights above this stand beside the function, as its first argument
+INSIDE = 2**30  # maximum bytes of weights inside the function; larger ones are its first argument, in a file
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 USE = """\
@@ -44,57 +45,64 @@ outputs = function.call(*weights, {names})
 def export_function(folder: Path, out: Path, inside: int = INSIDE) -> None:
     """Writes the run `folder` as `out`: function.bin, model.json (the card) and, where large, its weights.
 
-    Weights of up to `inside` bytes are constants of the function. Raises: UserError for a run of another
-    kind, or an `out` that exists.
+    Weights of up to `inside` bytes are constants of the function.
+
+    Raises:
+        UserError: if the run is of another kind, or `out` exists.
     """
-    trained = features.restore(folder)
+    trained = restore.restore_run(folder)
     call, arguments = _call(trained)
     weights = jax.device_get({"params": trained.weights["params"], **trained.weights["collections"]})
-    decoder = autoencoder.decoder(trained.built).params
+    decoder = autoencoder.decoder(trained.run).params
     if decoder is not None:
         weights["decoder"] = jax.device_get(decoder)
     flat = {name: np.asarray(x) for name, x in flatten_dict(weights, sep="/").items()}
     beside = sum(x.nbytes for x in flat.values()) > inside
     if beside:
-        given: tuple[Any, ...] = ({name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items()},)
+        weights_argument: tuple[Any, ...] = (
+            {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items()},
+        )
         function = jax.jit(lambda weights, *x: call(unflatten_dict(weights, sep="/"), *x))
     else:
-        given = ()
+        weights_argument = ()
         function = jax.jit(lambda *x: call(unflatten_dict(flat, sep="/"), *x))
-    exported = export.export(function, platforms=PLATFORMS)(*given, *arguments.values())
+    exported = export.export(function, platforms=PLATFORMS)(*weights_argument, *arguments.values())
     card = json.dumps(_card(folder, trained, arguments, beside), indent=2) + "\n"
     written = {"function.bin": bytes(exported.serialize()), "model.json": card.encode()}
     files.write_folder(out, "weights", flat if beside else {}, written)
 
 
-def _call(trained: features.Trained) -> tuple[Callable[..., jax.Array], dict[str, Any]]:
-    """`call(variables, *arguments)`, and the arguments by name with a symbolic batch size."""
-    built, task = trained.built, trained.built.task
+def _call(trained: restore.RestoredRun) -> tuple[Callable[..., jax.Array], dict[str, Any]]:
+    """Returns `call(variables, *arguments)`, and the arguments by name with a symbolic batch size."""
+    run, objective = trained.run, trained.run.objective
     (batch,) = export.symbolic_shape("batch")
-    if isinstance(task, Classification):
-        model = task.model
-        image = jax.ShapeDtypeStruct((batch, *built.image_shape), jnp.float32)
+    if isinstance(objective, Classification):
+        model = objective.model
+        image = jax.ShapeDtypeStruct((batch, *run.image_shape), jnp.float32)
         return lambda variables, x: jnp.asarray(model.apply(variables, x)), {"images": image}
-    if isinstance(task, Diffusion):
-        sampler = make_sampler(built.config.sampling, task, built.image_shape)
+    if isinstance(objective, Diffusion):
+        sampler = make_sampler(run.config.sampling, objective, run.image_shape)
         count = jax.ShapeDtypeStruct((batch,), jnp.int32)
         arguments = {"indices": count, "labels": count}
-        decode = autoencoder.decoder(built)
-        return lambda w, i, y: decode(w.get("decoder"), sampler(w["params"], i, y)), arguments
-    if isinstance(task, Frozen):
-        own = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in built.batch(1).items()}
-        return functools.partial(_forward, task.model, tuple(own)), own
-    raise UserError(f"format='stablehlo': {built.config.objective.name} has no function to export")
+        decode = autoencoder.decoder(run)
+        tile = run.config.sampling.decode_tile
+        return lambda w, i, y: decode(w.get("decoder"), sampler(w["params"], i, y), tile), arguments
+    if isinstance(objective, Frozen):
+        inputs = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in run.batch(1).items()}
+        return functools.partial(_forward, objective.model, tuple(inputs)), inputs
+    raise UserError(f"format='stablehlo': {run.config.objective.name} has no function to export")
 
 
 def _forward(model: Any, names: tuple[str, ...], variables: Any, *arguments: jax.Array) -> Any:
-    """What the model gives, a named tuple as a dict, which needs no class to be read."""
+    """Returns the model's outputs, a named tuple as a dict, which can be read without its class."""
     out = model.apply(variables, **dict(zip(names, arguments, strict=True)))
     return out._asdict() if hasattr(out, "_asdict") else out
 
 
-def _card(folder: Path, trained: features.Trained, arguments: dict[str, Any], beside: bool) -> dict[str, Any]:
-    """What the function is: config, cost, metrics, data and commit, and how to call it."""
+def _card(
+    folder: Path, trained: restore.RestoredRun, arguments: dict[str, Any], beside: bool
+) -> dict[str, Any]:
+    """Returns the description of the function: config, cost, metrics, data, commit, and how to call it."""
     described = read_json(folder / "config.json")
     metrics: dict[str, float] = {}
     for event in read_events(folder):
@@ -112,15 +120,15 @@ def _card(folder: Path, trained: features.Trained, arguments: dict[str, Any], be
     }
 
 
-def _images(trained: features.Trained, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the card says of images: how inputs are made, or the range of those that come out."""
-    built = trained.built
-    if isinstance(built.task, Diffusion):
+def _images(trained: restore.RestoredRun, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the card's entry on images: how inputs are preprocessed, or the range of generated ones."""
+    run = trained.run
+    if isinstance(run.objective, Diffusion):
         return {"outputs": {"images": "float32 in about [-1, 1]; a pixel is clamp(127.5 x + 128, 0, 255)"}}
     name = next((name for name in ("images", "x") if name in arguments), None)
     if name is None or "t" in arguments:  # a text, or a noisy image
         return {}
-    cfg = built.config
+    cfg = run.config
     crops = "resized and cropped by `transforms` to `size`" if cfg.data.eval_transforms else "of `size`"
     return {
         "preprocessing": {

@@ -1,4 +1,4 @@
-"""Data: named sources, one global order, batches for training and exact evaluation."""
+"""Data: named sources, one global order of examples, and batches for training and exact evaluation."""
 
 from scaling.data.options import DATASETS, Data, Info, info, open_source, open_views, tokenizer_of
 from scaling.data.pipeline import eval_batches, fingerprint, host_batches, train_batches, view_batches

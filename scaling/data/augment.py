@@ -1,7 +1,7 @@
-"""Augmentation that distorts: RandAugment and random erasing, with Pillow's own operations.
+"""Augmentations that distort: RandAugment and random erasing, with Pillow's own operations.
 
-uint8 [H, W, C] in and out, C = 1 or 3. Everything random is drawn from the example's generator. Fill colours
-are RGB; gray images are filled with their mean.
+Images are uint8 [H, W, C] in and out, C = 1 or 3. All random numbers come from the example's generator. Fill
+colours are RGB; grey images are filled with the mean of the three values.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,27 +17,29 @@ Colour = tuple[int, int, int]
 
 
 def with_pillow(image: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """Returns what `change` makes of an image, which it sees as a picture of mode L, RGB or RGBA.
+    """Returns an image after `change`, which gets it as a Pillow picture of mode L, RGB or RGBA.
 
-    Raises: UserError for another number of channels.
+    Raises:
+        UserError: if the image does not have 1, 3 or 4 channels.
     """
     if image.shape[-1] not in (1, 3, 4):
         raise UserError(f"an image of {image.shape}: transforms are of 1, 3 or 4 channels; leave them out")
-    gray = image.shape[-1] == 1
-    changed = np.asarray(change(Image.fromarray(image[..., 0] if gray else image)))
-    return changed[..., None] if gray else changed
+    is_grey = image.shape[-1] == 1
+    changed = np.asarray(change(Image.fromarray(image[..., 0] if is_grey else image)))
+    return changed[..., None] if is_grey else changed
 
 
-# --- operations: (picture, amount, how empty pixels are made) -> picture --------------------------
+# --- operations: (picture, amount, fill) -> picture ------------------------------------------------
 
 
 class Fill(NamedTuple):
-    """How pixels are read between others, and what is seen beyond the border."""
+    """A resampling filter, and the colour of pixels from beyond the border."""
 
     resample: Image.Resampling
     colour: Colour
 
     def of(self, picture: Image.Image) -> Colour | int:
+        """Returns the colour as a pixel of this picture's mode."""
         return self.colour if picture.mode == "RGB" else round(sum(self.colour) / 3)
 
 
@@ -45,7 +47,7 @@ Apply = Callable[[Image.Image, float, Fill], Image.Image]
 
 
 def _affine(picture: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Image.Image:
-    """Pixel (x, y) is taken from (a x + b y + c, d x + e y + f)."""
+    """Takes pixel (x, y) from (a x + b y + c, d x + e y + f), where `matrix` is (a, b, c, d, e, f)."""
     return picture.transform(
         picture.size, Image.Transform.AFFINE, matrix, fill.resample, fillcolor=fill.of(picture)
     )
@@ -72,13 +74,13 @@ def _translate_y(picture: Image.Image, share: float, fill: Fill) -> Image.Image:
 
 
 def _posterize(picture: Image.Image, bits: float, fill: Fill) -> Image.Image:
-    """The highest bits of every value; none is black. Pillow's own refuses to keep none."""
-    kept = 256 - 2 ** (8 - int(bits))
-    return picture.point([value & kept for value in range(256)] * len(picture.getbands()))
+    """Keeps the highest `bits` of every value; 0 bits, which Pillow's own function refuses, is black."""
+    mask = 256 - 2 ** (8 - int(bits))
+    return picture.point([value & mask for value in range(256)] * len(picture.getbands()))
 
 
 def _solarize_add(picture: Image.Image, amount: float, fill: Fill) -> Image.Image:
-    """The darker half is made brighter."""
+    """Adds `amount` to the values of the darker half, below 128."""
     table = [min(value + int(amount), 255) if value < 128 else value for value in range(256)]
     return picture.point(table * len(picture.getbands()))
 
@@ -95,13 +97,13 @@ APPLY: dict[str, Apply] = {
     "posterize": _posterize,  # bits
     "solarize": lambda picture, threshold, fill: ImageOps.solarize(picture, int(threshold)),
     "solarize_add": _solarize_add,
-    "color": _enhance(ImageEnhance.Color),  # factors: 1 changes nothing
+    "color": _enhance(ImageEnhance.Color),  # this and the next three: factor, where 1 changes nothing
     "contrast": _enhance(ImageEnhance.Contrast),
     "brightness": _enhance(ImageEnhance.Brightness),
     "sharpness": _enhance(ImageEnhance.Sharpness),
     "shear_x": _shear_x,
     "shear_y": _shear_y,
-    "translate_x": _translate_x,  # shares of the side
+    "translate_x": _translate_x,  # share of the side, as translate_y
     "translate_y": _translate_y,
 }
 
@@ -111,19 +113,17 @@ APPLY: dict[str, Apply] = {
 
 @dataclass(frozen=True)
 class Policy:
-    """A form of RandAugment: `count` of the operations, each any of them, at one magnitude of 10.
+    """A form of RandAugment: `count` operations, each chosen from all of them, at a magnitude of 0 to 10.
 
-    `amounts` has each operation's amount as a function of magnitude / 10 and of a sign, -1 or 1. The
-    magnitude is drawn for each operation from N(magnitude, deviation^2) within 0 and 10, and the operation
-    is done with probability `chance`.
+    The magnitude of each operation is drawn from N(magnitude, deviation^2) and clipped to [0, 10].
     """
 
-    amounts: Mapping[str, Callable[[float, int], float]]
+    amounts: Mapping[str, Callable[[float, int], float]]  # (magnitude / 10, sign -1 or 1) -> amount
     fill: Fill
-    magnitude: float
-    deviation: float = 0.0
-    chance: float = 1.0
-    count: int = 2
+    magnitude: float  # mean magnitude
+    deviation: float = 0.0  # standard deviation of the magnitude
+    chance: float = 1.0  # probability that a chosen operation is applied
+    count: int = 2  # operations per image
 
 
 def _none(level: float, sign: int) -> float:
@@ -137,9 +137,9 @@ _GEOMETRY: dict[str, Callable[[float, int], float]] = {
 }
 _COLOURS = ("color", "contrast", "brightness", "sharpness")
 
-# As in the released code of EfficientNet and Big Vision, "randaug(2, 10)": the amounts are AutoAugment's, so
-# that at 10 a colour's factor is 1.9 and solarize does nothing. Their translation by 100 pixels and cutout of
-# 80 are, for images of 224 pixels, these shares.
+# As in the released code of EfficientNet and Big Vision, "randaug(2, 10)". The amounts are AutoAugment's: at
+# magnitude 10 a colour's factor is 1.9, and solarize does nothing. Their translation by 100 pixels and cutout
+# of 80 are given as shares of an image of 224 pixels.
 AUTOAUGMENT = Policy(
     amounts={
         "autocontrast": _none,
@@ -157,8 +157,8 @@ AUTOAUGMENT = Policy(
     magnitude=10.0,
 )
 
-# As in DeiT (Touvron et al. 2021, arXiv:2012.12877, table 9) and Swin, "rand-m9-mstd0.5-inc1": every amount
-# grows with the magnitude, and half of the operations are left out.
+# As in DeiT (Touvron et al. 2021, arXiv:2012.12877, table 9) and Swin, "rand-m9-mstd0.5-inc1": operations
+# become stronger with the magnitude, and each is skipped with probability 1/2.
 INCREASING = Policy(
     amounts={
         "autocontrast": _none,
@@ -179,7 +179,7 @@ INCREASING = Policy(
 
 
 def rand_augment(image: np.ndarray, rng: np.random.Generator, size: int, policy: Policy) -> np.ndarray:
-    """RandAugment (Cubuk et al. 2020, arXiv:1909.13719, algorithm 1): operations chosen at random."""
+    """Applies RandAugment (Cubuk et al. 2020, arXiv:1909.13719, algorithm 1): operations chosen at random."""
     names = list(policy.amounts)
     for _ in range(policy.count):
         name = names[rng.integers(len(names))]
@@ -195,24 +195,24 @@ def rand_augment(image: np.ndarray, rng: np.random.Generator, size: int, policy:
 
 
 def _cutout(image: np.ndarray, rng: np.random.Generator, share: float, colour: Colour) -> np.ndarray:
-    """A box of one colour with these shares of H and W, around any pixel (DeVries & Taylor 2017)."""
+    """Paints a box of `share` of H and of W in one colour, around a random pixel (DeVries & Taylor 2017)."""
     height, width, channels = image.shape
     y, x = int(rng.integers(height)), int(rng.integers(width))
     half_height, half_width = int(height * share / 2), int(width * share / 2)
-    cut = image.copy()
+    painted = image.copy()
     box = slice(max(y - half_height, 0), y + half_height), slice(max(x - half_width, 0), x + half_width)
-    cut[box] = colour if channels == 3 else round(sum(colour) / 3)
-    return cut
+    painted[box] = colour if channels == 3 else round(sum(colour) / 3)
+    return painted
 
 
 # --- random erasing ------------------------------------------------------------------------------
 
 
 def random_erasing(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """A box of noise in a quarter of the images (Zhong et al. 2020, arXiv:1708.04896, algorithm 1).
+    """Replaces a box by noise with probability 1/4 (Zhong et al. 2020, arXiv:1708.04896, algorithm 1).
 
-    It has 2 % to a third of the area and a ratio of 0.3 to 1 / 0.3, as in DeiT's and Swin's recipes; every
-    byte is uniform (the paper's RE-R).
+    The box has 2 % to a third of the area and an aspect ratio of 0.3 to 1 / 0.3, as in DeiT's and Swin's
+    recipes; every byte of the noise is uniform (the paper's RE-R).
     """
     if rng.random() >= 0.25:
         return image

@@ -1,51 +1,47 @@
-"""The `data` section of a config, and what is known of a data set before any example is read."""
+"""The `data` section of a config, the table of data sets, and their properties before any example is read."""
 
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from scaling.data import (
-    latents,
-    moving,
-    openmoji,
-    openmoji_questions,
-    pair_files,
-    sources,
-    tfds_source,
-    video_folder,
-)
-from scaling.data.latents import Latents, LatentSource
 from scaling.data.pairs import Pairs, Tokenized, all_captions
-from scaling.data.sources import Source
+from scaling.data.sources import arrays, latents, openmoji, openmoji_questions
+from scaling.data.sources.base import ArraySource, Source
+from scaling.data.sources.latents import Latents, LatentSource
+from scaling.data.sources.moving import Moving
+from scaling.data.sources.pair_files import pair_files
+from scaling.data.sources.tfds import tfds_set
+from scaling.data.sources.video_folder import video_folder
 from scaling.data.text import Text, TextInfo, Tokenizer, tokenizer
 from scaling.data.transforms import TRANSFORMS, named
-from scaling.data.video import Clips, Sampled, Shuffled, Video, Views, check_views
+from scaling.data.video import Clips, ClipViews, Sampled, Shuffled, Video, check_views
 from scaling.errors import UserError
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which examples, in what batches, and how they are read.
+    """The `data` section: which examples, in what batches, and how they are read.
 
-    The order of training examples and their augmentation depend on the run's seed, which is not part of
-    the data: it is passed to `train_batches`.
+    The order of training examples and their random transforms depend on the run's seed, which is not part of
+    this section; it is passed to `train_batches`.
     """
 
     name: str = "mnist"  # a key of DATASETS
-    builder: str = ""  # tfds: name of the set, "cifar10" or "name/config:version"
-    data_dir: str | None = None  # folder of the set (None: the usual one); npz: the file
-    batch_size: int = 64  # examples of one step, over all devices and hosts
+    builder: str = ""  # tfds: name of the set, such as "cifar10" or "name/config:version"
+    data_dir: str | None = None  # folder of the set, or the file of npz; None: the usual folder
+    batch_size: int = 64  # examples per step, over all devices and hosts
     train_split: str = "train"
-    image_size: int | None = None  # side that the cropping transforms give, in pixels
-    augment: tuple[str, ...] = ()  # transforms of training images, in order
-    eval_transforms: tuple[str, ...] = ()  # the same for evaluation: nothing random
-    text: Text = field(default_factory=Text)  # of sets with captions: how they become tokens
-    video: Video = field(default_factory=Video)  # of videos: how clips are taken
-    unreadable: Literal["fail", "skip"] = "fail"  # files that cannot be read stop the run, or are left out
-    threads: int = 2  # that read, in each process
-    workers: int = 0  # processes that read training batches; 0 reads in the run's own
-    prefetch: int = 2  # batches kept ready, on the host and again on the devices
+    image_size: int | None = None  # side of the cropping transforms' images, in pixels
+    train_transforms: tuple[str, ...] = ()  # names of the transforms of training images, in order
+    eval_transforms: tuple[str, ...] = ()  # names of the transforms of evaluation images: none random
+    text: Text = field(default_factory=Text)  # tokenisation of captions, for sets that have them
+    video: Video = field(default_factory=Video)  # selection of clips, for sets of videos
+    unreadable: Literal["fail", "skip"] = "fail"  # treatment of files that cannot be read
+    threads: int = 2  # reading threads per process
+    workers: int = 0  # processes that read training batches; 0: the run's own process reads
+    prefetch: int = 2  # batches kept ready on the host, and as many on the devices
 
     def __post_init__(self) -> None:
         if self.name not in DATASETS:
@@ -54,30 +50,40 @@ class Data:
             raise UserError("builder='': name='tfds' needs the set's name, for example builder='cifar10'")
         if self.name != "tfds" and self.builder:
             raise UserError(f"builder={self.builder!r}: only read with name='tfds', not name={self.name!r}")
-        if self.data_dir is None and self.name in NEEDS:
-            raise UserError(f"data_dir=None: name={self.name!r} needs {NEEDS[self.name]}")
-        if self.data_dir is not None and self.name not in FOLDERS:
+        dataset = DATASETS[self.name]
+        if self.data_dir is None and dataset.folder is not None:
+            raise UserError(f"data_dir=None: name={self.name!r} needs {dataset.folder}")
+        if self.data_dir is not None and not dataset.takes_folder:
             raise UserError(f"data_dir={self.data_dir!r}: {self.name} comes with a package; leave it out")
-        if self.unreadable != "fail" and self.name not in ("pairs", "video_folder"):
-            raise UserError(f"unreadable={self.unreadable!r}: only read with name='pairs' or 'video_folder'")
-        if self.name.startswith("moving_") and "flip" in self.augment:
-            raise UserError(f"augment={self.augment!r}: 'flip' turns the motions of {self.name} around")
-        for key in ("image_size", "augment", "eval_transforms"):
+        if self.unreadable != "fail" and not dataset.skips:
+            skips = " or ".join(repr(name) for name, entry in DATASETS.items() if entry.skips)
+            raise UserError(f"unreadable={self.unreadable!r}: only read with name={skips}")
+        if not dataset.mirrors and "flip" in self.train_transforms:
+            raise UserError(
+                f"train_transforms={self.train_transforms!r}: 'flip' turns the motions of {self.name} around"
+            )
+        for key in ("image_size", "train_transforms", "eval_transforms"):
             if self.name == "latents" and getattr(self, key):
                 raise UserError(f"{key}={getattr(self, key)!r}: latents were encoded with it; leave it out")
-        for key, least in (("batch_size", 1), ("threads", 1), ("workers", 0), ("prefetch", 1)):
-            if getattr(self, key) < least:
-                raise UserError(f"{key}={getattr(self, key)}: must be at least {least}")
+        for key, minimum in (("batch_size", 1), ("threads", 1), ("workers", 0), ("prefetch", 1)):
+            if getattr(self, key) < minimum:
+                raise UserError(f"{key}={getattr(self, key)}: must be at least {minimum}")
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size={self.image_size}: must be at least 1, or None to keep the size")
-        self._check_transforms("augment", self.augment)
+        self._check_transforms("train_transforms", self.train_transforms)
         self._check_transforms("eval_transforms", self.eval_transforms)
         for name in self.eval_transforms:
             if named(name).random:
                 fixed = ", ".join(key for key, value in TRANSFORMS.items() if not value.random)
                 raise UserError(f"eval_transforms: {name!r} is random; evaluation may use {fixed}")
 
+    @property
+    def side(self) -> int:
+        """The side in pixels that images are cropped or drawn to; 0 if they keep their size."""
+        return self.image_size or 0
+
     def _check_transforms(self, field: str, names: tuple[str, ...]) -> None:
+        """Checks that the transforms of a field exist and agree with `image_size`."""
         try:
             sized = [name for name in names if named(name).sized]
         except UserError as e:
@@ -91,68 +97,126 @@ class Data:
                     f"image_size={self.image_size}: {name!r} in {field} cuts it out of a short side of "
                     f"{short:g}; give that as a share, such as {name.partition('(')[0]}(0.875)"
                 )
-        if self.name in DRAWN and self.image_size is None:
+        drawn_to_size = DATASETS[self.name].drawn_to_size
+        if drawn_to_size and self.image_size is None:
             raise UserError(f"image_size=None: {self.name} is drawn at any size; give the side in pixels")
-        if self.image_size is not None and not sized and self.name not in DRAWN:
+        if self.image_size is not None and not sized and not drawn_to_size:
             crops = ", ".join(key for key, value in TRANSFORMS.items() if value.sized)
             raise UserError(f"image_size={self.image_size}: {field} needs a transform that crops: {crops}")
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """A named data set: how it is opened, and which keys of the `data` section it reads."""
+
+    open: "Callable[[Data, str], Source]"  # (data, split) -> examples of the split
+    folder: str | None = None  # description of the data_dir that is needed, for the error if it is left out
+    reads_folder: bool = False  # whether data_dir may be given, though it need not
+    drawn_to_size: bool = False  # whether images are drawn at image_size, not cropped to it
+    mirrors: bool = True  # whether a mirrored image keeps its label
+    skips: bool = False  # whether unreadable="skip" is supported
+
+    @property
+    def takes_folder(self) -> bool:
+        """Whether data_dir may be given."""
+        return self.reads_folder or self.folder is not None
+
+
+def _open_moving(open_images: "Callable[[Data, str], Source]") -> "Callable[[Data, str], Source]":
+    """Returns a function that opens clips in which the images of another set move."""
+
+    def open_clips(data: "Data", split: str) -> Source:
+        source = open_images(data, split)
+        assert isinstance(source, ArraySource)
+        return Moving(source, data.video.frames, data.video.stride)
+
+    return open_clips
+
+
+def _data_dir(data: "Data") -> Path:
+    return Path(str(data.data_dir))  # `Data` has checked that it is given
+
+
+def _open_fashion_mnist(data: "Data", split: str) -> Source:
+    return arrays.fashion_mnist(None if data.data_dir is None else _data_dir(data), split)
+
+
+DATASETS: dict[str, Dataset] = {
+    "digits": Dataset(lambda data, split: arrays.digits(split)),
+    "mnist": Dataset(lambda data, split: arrays.mnist(split)),
+    "fashion_mnist": Dataset(_open_fashion_mnist, reads_folder=True),
+    "npz": Dataset(
+        lambda data, split: arrays.npz(_data_dir(data), split),
+        folder="the file, for example data_dir='birds.npz'",
+    ),
+    "tfds": Dataset(
+        lambda data, split: tfds_set(data.builder, data.data_dir, split, data.video), reads_folder=True
+    ),
+    "latents": Dataset(
+        lambda data, split: latents.latents(_data_dir(data), split),
+        folder="the folder that `scaling encode` made",
+    ),
+    "pairs": Dataset(
+        lambda data, split: pair_files(_data_dir(data), split, data.unreadable == "skip", data.threads),
+        folder="the folder with a folder for each split",
+        skips=True,
+    ),
+    "openmoji": Dataset(lambda data, split: openmoji.openmoji(data.side, split), drawn_to_size=True),
+    "openmoji_tones": Dataset(
+        lambda data, split: openmoji.openmoji_tones(data.side, split), drawn_to_size=True
+    ),
+    "openmoji_answers": Dataset(
+        lambda data, split: openmoji_questions.openmoji_answers(data.side, split), drawn_to_size=True
+    ),
+    "openmoji_both": Dataset(
+        lambda data, split: openmoji_questions.openmoji_both(data.side, split), drawn_to_size=True
+    ),
+    "moving_mnist": Dataset(_open_moving(lambda data, split: arrays.mnist(split)), mirrors=False),
+    "moving_fashion_mnist": Dataset(_open_moving(_open_fashion_mnist), reads_folder=True, mirrors=False),
+    "video_folder": Dataset(
+        lambda data, split: video_folder(
+            _data_dir(data), split, data.train_split, data.video, data.unreadable == "skip", data.threads
+        ),
+        folder="the folder of SPLIT/CLASS/*.mp4",
+        skips=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Info:
-    """What a model needs to know of its data."""
+    """Properties of a data set that a model needs to know."""
 
     name: str  # "mnist", or the builder's name for a TFDS set
-    num_classes: int  # 0: no labels
-    image_shape: tuple[int, ...]  # [H, W, C] of a batch's images, after cropping; of videos [T, H, W, C]
+    num_classes: int  # number of classes; 0: no labels
+    image_shape: tuple[int, ...]  # [H, W, C] of a batch's images, after cropping; [T, H, W, C] of videos
     train_examples: int
-    latents: Latents | None = None  # what a batch's images are instead of pixels
-    text: TextInfo | None = None  # of captions
-    factors: dict[str, int] = field(default_factory=dict)  # whose product the classes are, the last fastest
+    latents: Latents | None = None  # description of the latents, if a batch has these instead of pixels
+    text: TextInfo | None = None  # properties of the tokenised captions
+    # Numbers of values of a label's factors, whose product is num_classes; the last factor varies fastest.
+    factors: dict[str, int] = field(default_factory=dict)
 
     @property
     def columns(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Of a batch, the shape of one example and the type: "image", and what else the data have."""
-        found: dict[str, tuple[tuple[int, ...], str]] = {
+        """The columns of a batch, "image" among them, each with the shape of one example and the type."""
+        columns: dict[str, tuple[tuple[int, ...], str]] = {
             "image": (self.image_shape, "uint8" if self.latents is None else "float32")
         }
         if self.num_classes:
-            found["label"] = ((), "int32")
+            columns["label"] = ((), "int32")
         if self.text is not None:
             types = {"text": "int32", "text_mask": "bool", "text_word": "int32"}
-            found |= {name: ((self.text.length,), dtype) for name, dtype in types.items()}
-        return found
-
-
-DATASETS: dict[str, Callable[[Data, str], Source]] = {
-    "digits": sources.digits,
-    "mnist": sources.mnist,
-    "fashion_mnist": sources.fashion_mnist,
-    "npz": sources.npz,
-    "tfds": tfds_source.tfds_set,
-    "latents": latents.latents,
-    "pairs": pair_files.pair_files,
-    "openmoji": openmoji.openmoji,
-    "openmoji_tones": openmoji.openmoji_tones,
-    "openmoji_answers": openmoji_questions.openmoji_answers,
-    "openmoji_both": openmoji_questions.openmoji_both,
-    "moving_mnist": moving.moving_mnist,
-    "moving_fashion_mnist": moving.moving_fashion_mnist,
-    "video_folder": video_folder.video_folder,
-}
-DRAWN = tuple(name for name in DATASETS if name.startswith("openmoji"))  # at image_size, not cropped to it
-NEEDS = {  # of data_dir: sets without one
-    "npz": "the file, for example data_dir='birds.npz'",
-    "pairs": "the folder with a folder for each split",
-    "latents": "the folder that `scaling encode` made",
-    "video_folder": "the folder of SPLIT/CLASS/*.mp4",
-}
-FOLDERS = ("tfds", "fashion_mnist", "moving_fashion_mnist", *NEEDS)  # may have a data_dir
+            columns |= {name: ((self.text.length,), dtype) for name, dtype in types.items()}
+        return columns
 
 
 def open_source(data: Data, split: str) -> Source:
-    """The examples of one split, by index. Raises UserError when they are not there."""
-    source = DATASETS[data.name](data, split)
+    """Returns the examples of one split, by index.
+
+    Raises:
+        UserError: if they are missing, or `video.shuffle` is set for images.
+    """
+    source = DATASETS[data.name].open(data, split)
     if isinstance(source, Pairs):
         return Tokenized(source, tokenizer_of(data))
     if isinstance(source, Clips):
@@ -162,62 +226,74 @@ def open_source(data: Data, split: str) -> Source:
     return Shuffled(source) if data.video.shuffle else source
 
 
-def open_views(data: Data, split: str, temporal: int, spatial: int) -> Source:
-    """Every example of a split as `temporal` x `spatial` clips, cropped as evaluation does (`Views`).
+def open_views(data: Data, split: str, num_clips: int, num_crops: int) -> Source:
+    """Returns a split with `num_clips` x `num_crops` views of every example, cropped as in evaluation.
 
-    Raises: UserError where the data are no videos, or do not have these views.
+    Raises:
+        UserError: if the data are not videos, or do not have these views.
     """
-    source = DATASETS[data.name](data, split)
-    check_views(data, source, temporal, spatial)
-    views = Views(source, data, temporal, spatial)
+    source = DATASETS[data.name].open(data, split)
+    check_views(source, num_clips, num_crops, data.eval_transforms)
+    views = ClipViews(source, num_clips, num_crops, data.image_size, data.eval_transforms)
     return Shuffled(views) if data.video.shuffle else views
 
 
 @functools.lru_cache(maxsize=4)
 def tokenizer_of(data: Data) -> Tokenizer:
-    """Of a set with captions: the one that is named, or learned from the training split."""
+    """Returns the tokenizer of a set with captions: of `text.vocab_file`, or learned from the training split.
 
-    unread: list[UserError] = []  # of the captions, and not of `data.text`
+    Raises:
+        UserError: if the vocabulary or the captions cannot be read.
+    """
+
+    caption_errors: list[UserError] = []  # those about the captions, not about `data.text`
 
     def captions() -> Iterator[str]:
         try:
-            source = DATASETS[data.name](data, data.train_split)
+            source = DATASETS[data.name].open(data, data.train_split)
             assert isinstance(source, Pairs)
             yield from all_captions(source)
         except UserError as e:
-            unread.append(e)
+            caption_errors.append(e)
             raise
 
     try:
         return tokenizer(data.text, captions)
     except UserError as e:
-        raise (e if e in unread else UserError(f"text.{e}")) from None
+        raise (e if e in caption_errors else UserError(f"text.{e}")) from None
 
 
 def image_shape(data: Data, source: Source) -> tuple[int, ...]:
-    """[H, W, C] of every image that a batch holds (of videos [T, H, W, C]).
+    """Returns [H, W, C] of every image in a batch, or [T, H, W, C] of every video.
 
-    Raises: UserError for images of many sizes.
+    Raises:
+        UserError: if the images differ in size and are not cropped.
     """
     *frames, height, width, channels = source.image_shape
     if data.image_size is not None:
         height = width = data.image_size
-    known = tuple(side for side in (*frames, height, width, channels) if side is not None)
-    if len(known) < len(source.image_shape):
+    shape = tuple(side for side in (*frames, height, width, channels) if side is not None)
+    if len(shape) < len(source.image_shape):
         raise UserError(
-            f"image_size=None: images of {source.name} differ in size; set image_size, and a crop in augment "
-            "and eval_transforms"
+            f"image_size=None: images of {source.name} differ in size; set image_size, and a crop in "
+            "train_transforms and eval_transforms"
         )
-    return known
+    return shape
 
 
 def info(data: Data) -> Info:
-    """Classes, image shape and number of training examples; reads no image of a set on disk."""
+    """Returns a data set's classes, image shape, number of training examples and so on.
+
+    No image of a set on disk is read.
+    """
     source = open_source(data, data.train_split)
-    plain = source.source if isinstance(source, Shuffled) else source
-    factors = dict(plain.factors) if isinstance(plain, moving.Moving) else {}
-    encoded = source.latents if isinstance(source, LatentSource) else None
-    words = source.tokenizer.info if isinstance(source, Tokenized) else None
+    in_order = source.source if isinstance(source, Shuffled) else source
     return Info(
-        source.name, source.num_classes, image_shape(data, source), len(source), encoded, words, factors
+        name=source.name,
+        num_classes=source.num_classes,
+        image_shape=image_shape(data, source),
+        train_examples=len(source),
+        latents=source.latents if isinstance(source, LatentSource) else None,
+        text=source.tokenizer.info if isinstance(source, Tokenized) else None,
+        factors=dict(in_order.factors) if isinstance(in_order, Moving) else {},
     )

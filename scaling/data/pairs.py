@@ -1,4 +1,4 @@
-"""Pairs of images and captions: what has them, and their captions as tokens."""
+"""Pairs of images and captions: the protocol of sources that hold them, and their captions as tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,26 +6,28 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from scaling.data.sources import Columns, Source, Wrapped
+from scaling.data.sources.base import Columns, Source, Wrapped
 from scaling.data.text import Tokenizer
 from scaling.data.transforms import CAPTION, generators
 from scaling.errors import UserError
 
-LEARNED_FROM = 100_000  # examples whose captions a vocabulary is learned from, at most
+LEARNED_FROM = 100_000  # maximum number of examples whose captions a vocabulary is learned from
 
 
 @runtime_checkable
 class Pairs(Source, Protocol):
-    """Images with captions: its columns leave captions out, which are one or more of each image."""
+    """A source of images with one or more captions each, which `read` leaves out of its columns."""
 
-    def captions(self, indices: np.ndarray) -> list[tuple[str, ...]]: ...
+    def captions(self, indices: np.ndarray) -> list[tuple[str, ...]]:
+        """Returns the captions of each of these examples."""
+        ...
 
 
 @dataclass(frozen=True)
 class Tokenized(Wrapped):
-    """Pairs whose columns have their captions as tokens (`Tokenizer`).
+    """Pairs whose columns include a caption as tokens (`Tokenizer`).
 
-    Of an image's captions training draws one, and evaluation takes the first.
+    Training draws one of an image's captions, and evaluation takes the first.
     """
 
     source: Pairs
@@ -34,22 +36,23 @@ class Tokenized(Wrapped):
     def read(self, indices: np.ndarray) -> Columns:
         return self._columns(indices, [0] * len(indices))
 
-    def draw(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
+    def read_train(self, indices: np.ndarray, seed: int, positions: np.ndarray) -> Columns:
         return self._columns(
             indices, [int(rng.integers(2**31)) for rng in generators(seed, positions, CAPTION)]
         )
 
-    def _columns(self, indices: np.ndarray, chosen: list[int]) -> Columns:
-        several = self.source.captions(indices)  # of each image
-        for index, captions in zip(indices.tolist(), several, strict=True):
+    def _columns(self, indices: np.ndarray, choices: list[int]) -> Columns:
+        """Returns columns with one caption of each image: `choices`, modulo the number that it has."""
+        captions_of = self.source.captions(indices)  # one tuple for each image
+        for index, captions in zip(indices.tolist(), captions_of, strict=True):
             if not captions:
                 raise UserError(f"{self.name}: example {index} has no caption; leave it out, or give it one")
-        texts = [captions[i % len(captions)] for captions, i in zip(several, chosen, strict=True)]
+        texts = [captions[i % len(captions)] for captions, i in zip(captions_of, choices, strict=True)]
         return {**self.source.read(indices), **self.tokenizer(texts)}
 
 
 def all_captions(pairs: Pairs) -> Iterator[str]:
-    """What a vocabulary is learned from, in order."""
+    """Yields the captions that a vocabulary is learned from, in the order of their examples."""
     for start in range(0, min(len(pairs), LEARNED_FROM), 1000):
         for captions in pairs.captions(np.arange(start, min(start + 1000, len(pairs)))):
             yield from captions

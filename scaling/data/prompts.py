@@ -15,18 +15,25 @@ TEMPLATES = ("plain", "imagenet")
 
 
 def prompts(classes: str | Sequence[str], templates: str | Sequence[str]) -> list[list[str]]:
-    """For each class, its name in every template.
+    """Returns for each class the list of its name in every template.
 
-    Raises: UserError for a list that is not there or empty, and a template without a place for the class.
+    `classes` and `templates` are the names of lists that the package has (`CLASSES`, `TEMPLATES`), or the
+    texts themselves.
+
+    Raises:
+        UserError: if there is no such list, a list is empty, a class has no name, or a template does not
+            have exactly one place for the class.
     """
-    names = _lines(classes, "classes", CLASSES) if isinstance(classes, str) else list(classes)
+    names = _read_list(classes, "classes", CLASSES) if isinstance(classes, str) else list(classes)
     if templates == "plain":
         forms = ["{}"]
     else:
-        forms = _lines(templates, "templates", TEMPLATES) if isinstance(templates, str) else list(templates)
-    for key, given in (("classes", names), ("templates", forms)):
-        if not given:
-            raise UserError(f"{key}={given!r}: must have at least one")
+        forms = (
+            _read_list(templates, "templates", TEMPLATES) if isinstance(templates, str) else list(templates)
+        )
+    for key, texts in (("classes", names), ("templates", forms)):
+        if not texts:
+            raise UserError(f"{key}={texts!r}: must have at least one")
     for form in forms:
         if form.count("{}") != 1:
             raise UserError(f"templates: {form!r} must have one {{}}, where the class goes")
@@ -35,7 +42,8 @@ def prompts(classes: str | Sequence[str], templates: str | Sequence[str]) -> lis
     return [[form.replace("{}", name) for form in forms] for name in names]
 
 
-def _lines(name: str, key: str, known: Sequence[str]) -> list[str]:
-    if name not in known:
-        raise UserError(f"{key}={name!r}: must be one of {', '.join(known)}, or the {key} themselves")
+def _read_list(name: str, key: str, choices: Sequence[str]) -> list[str]:
+    """Returns the lines of a list that comes with the package; `key` is "classes" or "templates"."""
+    if name not in choices:
+        raise UserError(f"{key}={name!r}: must be one of {', '.join(choices)}, or the {key} themselves")
     return (LISTS / f"{name}_{key}.txt").read_text(encoding="utf-8").splitlines()

@@ -1,7 +1,7 @@
 """Image transforms of the loader: uint8 [H, W, C] in and out, C = 1 or 3, with Pillow and NumPy.
 
-Each gets the example's own random generator, and the side to crop to where it crops. Of a video [T, H, W, C]
-every frame is transformed alike.
+Each transform gets the example's own random generator, and the side of the crop if it crops. All frames of a
+video [T, H, W, C] are transformed alike.
 """
 
 import functools
@@ -12,19 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from scaling import former_names
 from scaling.data.augment import AUTOAUGMENT, INCREASING, rand_augment, random_erasing, with_pillow
 from scaling.errors import UserError
 
-# What is drawn: second word of every key of the data, so that no two of these share a stream.
-EPOCH = 0  # the order of examples (pipeline.py)
-AUGMENT = 1
-PLACE = 2  # where a clip begins
-ORDER = 3  # of shuffled frames
+# Purposes of random streams: the second word of every Philox key in `data`, so that no two share a stream.
+EPOCH = 0  # order of the examples (pipeline.py)
+AUGMENT = 1  # random transforms
+PLACE = 2  # start of a clip
+ORDER = 3  # order of shuffled frames
 HELD = 4  # the one clip of an example that evaluation sees
-CAPTION = 5  # which of an image's
+CAPTION = 5  # choice among an image's captions
 
 
-INTERPOLATIONS = {  # how pixels are read between others; all but nearest average where an image shrinks
+INTERPOLATIONS = {  # resampling filters by name; all but nearest average pixels where an image shrinks
     name.lower(): getattr(Image.Resampling, name)
     for name in ("NEAREST", "BOX", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS")
 }
@@ -32,39 +33,40 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 class Transform(NamedTuple):
-    """A transform that a config names: NAME, or NAME(NUMBER, INTERPOLATION) where it takes them."""
+    """A transform as a config names it: NAME, or NAME(NUMBER, INTERPOLATION) if it takes arguments."""
 
-    apply: Callable[..., np.ndarray]  # (image, generator, size); of central crops `offset` too
-    random: bool  # draws from the generator
-    sized: bool  # gives images of side image_size
-    number: str = ""  # the argument that NUMBER is
-    resamples: bool = False  # takes an INTERPOLATION, bicubic by default
+    apply: Callable[..., np.ndarray]  # (image, generator, size), for central crops also `offset`
+    random: bool  # whether it draws from the generator
+    sized: bool  # whether its images have sides of image_size
+    number: str = ""  # name of the parameter that NUMBER sets
+    resamples: bool = False  # whether it takes an INTERPOLATION, bicubic by default
 
     def options(self) -> dict[str, Any]:
-        """Returns what was given between the parentheses, by the names of `apply`'s arguments."""
+        """Returns the arguments between the parentheses, by the names of `apply`'s parameters."""
         return getattr(self.apply, "keywords", {})
 
 
 def _resize(image: np.ndarray, height: int, width: int, resample: Image.Resampling = BICUBIC) -> np.ndarray:
+    """Returns the image resized to height x width; an image of that size is returned as it is."""
     if image.shape[:2] == (height, width):
         return image
     return with_pillow(image, lambda picture: picture.resize((width, height), resample))
 
 
 def _scale_short_side(image: np.ndarray, size: int, short: float, resample: Image.Resampling) -> np.ndarray:
-    """Resizes the short side to `short` pixels, or to size / short for a share of at most 1.
+    """Resizes the short side to `short` pixels, or to size / short if `short` is a share of at most 1.
 
-    The long side is rounded down, as torchvision's Resize has it.
+    The long side is rounded down, as in torchvision's Resize.
     """
     height, width = image.shape[:2]
-    target, least = int(size / short) if short <= 1 else int(short), min(height, width)
-    return _resize(image, target * height // least, target * width // least, resample)
+    target, shorter = int(size / short) if short <= 1 else int(short), min(height, width)
+    return _resize(image, target * height // shorter, target * width // shorter, resample)
 
 
 def _central(image: np.ndarray, size: int, offset: float | None = None) -> np.ndarray:
-    """Returns the central square; with an `offset` in [0, 1] one that lies there along the long side.
+    """Returns the central square, or the square at `offset` in [0, 1] along the long side.
 
-    Half a pixel is rounded to the even one, as torchvision's CenterCrop has it.
+    Half a pixel is rounded to even, as in torchvision's CenterCrop.
     """
     down, right = image.shape[0] - size, image.shape[1] - size
     top, left = round(down / 2), round(right / 2)
@@ -82,9 +84,9 @@ def random_resized_crop(
     area: float = 0.08,
     resample: Image.Resampling = BICUBIC,
 ) -> np.ndarray:
-    """A random share of the image, from `area` to all of it, with a ratio of 3/4 to 4/3, resized.
+    """Crops a box of a random share of the area, from `area` to 1, and aspect ratio 3/4 to 4/3; resizes it.
 
-    Szegedy et al. 2015 (arXiv:1409.4842), section 6. The box is cut out before it is resized.
+    Szegedy et al. 2015 (arXiv:1409.4842), section 6.
     """
     height, width = image.shape[:2]
     for _ in range(10):
@@ -98,12 +100,12 @@ def random_resized_crop(
 
 
 def flip(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Left and right exchanged in half of the cases."""
+    """Mirrors the image left to right with probability 1/2."""
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 def pad_crop(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """4 black pixels on each side, then a random crop of the image's own size (He et al. 2016, sec. 4.2)."""
+    """Pads 4 black pixels on each side, then crops the original size at random (He et al. 2016, sec. 4.2)."""
     height, width = image.shape[:2]
     padded = np.zeros((height + 8, width + 8, image.shape[2]), np.uint8)  # np.pad takes ten times as long
     padded[4:-4, 4:-4] = image
@@ -118,7 +120,10 @@ def random_crop(
     short: float = 0.875,
     resample: Image.Resampling = BICUBIC,
 ) -> np.ndarray:
-    """The short side resized (`_scale_short_side`), then a random square: of videos 256 pixels, then 224."""
+    """Resizes the short side (`_scale_short_side`), then crops a random square.
+
+    The default, 0.875, resizes to 256 pixels for crops of 224, as is usual for videos.
+    """
     scaled = _scale_short_side(image, size, short, resample)
     height, width = scaled.shape[:2]
     top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
@@ -133,9 +138,9 @@ def center_crop(
     resample: Image.Resampling = BICUBIC,
     offset: float | None = None,
 ) -> np.ndarray:
-    """The short side resized (`_scale_short_side`), then the central square, or another (`_central`).
+    """Resizes the short side (`_scale_short_side`), then crops the central square, or another (`_central`).
 
-    To the pixel torchvision's Resize and CenterCrop, which timm, CLIP, Swin and DeiT call.
+    Agrees to the pixel with torchvision's Resize and CenterCrop, which timm, CLIP, Swin and DeiT use.
     """
     return _central(_scale_short_side(image, size, short, resample), size, offset)
 
@@ -143,15 +148,16 @@ def center_crop(
 def resize(
     image: np.ndarray, rng: np.random.Generator, size: int, resample: Image.Resampling = BICUBIC
 ) -> np.ndarray:
-    """The whole image made square, whatever its ratio."""
+    """Resizes the whole image to a square, whatever its aspect ratio."""
     return _resize(image, size, size, resample)
 
 
 def adm_crop(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """The crop of ADM's and DiT's ImageNet (Dhariwal & Nichol 2021).
+    """Crops as for the ImageNet of ADM and DiT (Dhariwal & Nichol 2021).
 
-    Halved with a box filter while the short side is at least 2·size, then bicubic, then the central square;
-    both sides are rounded to the nearest pixel, and half a pixel of the corner down.
+    The image is halved with a box filter while its short side is at least 2·size, resized with a bicubic
+    filter, and cropped to the central square. Both sides are rounded to the nearest pixel; the corner's
+    position is rounded down.
     """
     while min(image.shape[:2]) >= 2 * size:
         image = _resize(image, image.shape[0] // 2, image.shape[1] // 2, Image.Resampling.BOX)
@@ -163,67 +169,67 @@ def adm_crop(image: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarr
 
 
 TRANSFORMS: dict[str, Transform] = {
-    # NUMBER: the least share of the area.
+    # NUMBER: minimum share of the area.
     "random_resized_crop": Transform(
         random_resized_crop, random=True, sized=True, number="area", resamples=True
     ),
-    # NUMBER: the part of the short side that the square keeps, or what the side is resized to, in pixels.
+    # NUMBER: share of the short side that the square keeps, or that side's new length in pixels.
     "random_crop": Transform(random_crop, random=True, sized=True, number="short", resamples=True),
     "center_crop": Transform(center_crop, random=False, sized=True, number="short", resamples=True),
     "resize": Transform(resize, random=False, sized=True, resamples=True),
     "adm_crop": Transform(adm_crop, random=False, sized=True),
     "flip": Transform(flip, random=True, sized=False),
     "pad_crop": Transform(pad_crop, random=True, sized=False),
-    # Two operations at magnitude 10, and DeiT's and Swin's two at 9 with a standard deviation of 0.5.
+    # Two operations at magnitude 10; DeiT's and Swin's two at magnitude 9 with a standard deviation of 0.5.
     "randaugment": Transform(functools.partial(rand_augment, policy=AUTOAUGMENT), random=True, sized=False),
     "randaugment_deit": Transform(
         functools.partial(rand_augment, policy=INCREASING), random=True, sized=False
     ),
     "random_erasing": Transform(random_erasing, random=True, sized=False),
 }
-FORMER = {"center_crop_90": "center_crop(0.9)", "center_crop_100": "center_crop(1)"}
 
 
 @functools.cache
 def named(text: str) -> Transform:
     """Returns the transform that `text` names: "flip", "center_crop(0.9)", "center_crop(256, bilinear)".
 
-    Raises: UserError for one that is not there, and for arguments that it does not take.
+    Raises:
+        UserError: if there is no such transform, or it does not take these arguments.
     """
-    if text in FORMER:
-        raise UserError(f"{text!r} is now called {FORMER[text]!r}")
+    if text in former_names.VALUES:
+        raise UserError(f"{text!r} is now called {former_names.VALUES[text]!r}")
     match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", text)
     if match is None or match[1] not in TRANSFORMS:
         raise UserError(f"{text!r} is not a transform; choose from {', '.join(TRANSFORMS)}")
-    chosen, options = TRANSFORMS[match[1]], {}
+    plain, options = TRANSFORMS[match[1]], {}  # the transform without its arguments
     for word in match[2].split(",") if match[2] is not None else ():
-        key, value = _argument(text, chosen, word.strip())
+        key, value = _parse_argument(text, plain, word.strip())
         if key in options:
             raise UserError(f"{text!r}: has {key} twice")
         options[key] = value
-    return chosen._replace(apply=functools.partial(chosen.apply, **options)) if options else chosen
+    return plain._replace(apply=functools.partial(plain.apply, **options)) if options else plain
 
 
-def _argument(text: str, chosen: Transform, word: str) -> tuple[str, Any]:
-    """The keyword and the value that a word between the parentheses stands for."""
-    if chosen.resamples and word in INTERPOLATIONS:
+def _parse_argument(text: str, plain: Transform, word: str) -> tuple[str, Any]:
+    """Returns the keyword and the value that a word between the parentheses of `text` stands for."""
+    if plain.resamples and word in INTERPOLATIONS:
         return "resample", INTERPOLATIONS[word]
     number = re.fullmatch(r"\d+(\.\d+)?", word)
-    if chosen.number and number is not None and float(word) > 0:
-        share = float(word) <= 1
-        if share or (chosen.number == "short" and number[1] is None):
-            return chosen.number, float(word)
+    if plain.number and number is not None and float(word) > 0:
+        is_share = float(word) <= 1
+        if is_share or (plain.number == "short" and number[1] is None):
+            return plain.number, float(word)
     numbers = {"short": "a share in (0, 1], or pixels", "area": "a share in (0, 1]"}
-    takes = [numbers[chosen.number]] if chosen.number else []
-    takes += [f"one of {', '.join(INTERPOLATIONS)}"] if chosen.resamples else []
-    raise UserError(f"{text!r}: {word!r} is not what it takes: {'; or '.join(takes) or 'no arguments'}")
+    forms = [numbers[plain.number]] if plain.number else []
+    forms += [f"one of {', '.join(INTERPOLATIONS)}"] if plain.resamples else []
+    raise UserError(f"{text!r}: {word!r} is not what it takes: {'; or '.join(forms) or 'no arguments'}")
 
 
 def generators(seed: int, positions: np.ndarray, purpose: int = AUGMENT) -> Iterator[np.random.Generator]:
-    """A generator for each position of the training stream: a function of (seed, purpose, position) alone.
+    """Yields a generator for each position of the training stream: a function of (seed, purpose, position).
 
-    One Philox is moved from counter to counter, since making one takes seven times as long; so a
-    generator must be used before the next is asked for.
+    All are the same Philox, moved from counter to counter, since making a new one takes seven times as long.
+    So each generator must be used before the next is taken.
     """
     bits = np.random.Philox(key=(seed, purpose))
     rng, state = np.random.Generator(bits), bits.state
@@ -236,28 +242,28 @@ def generators(seed: int, positions: np.ndarray, purpose: int = AUGMENT) -> Iter
 def transform(
     images: Iterable[np.ndarray], names: Sequence[str], size: int, seed: int, positions: np.ndarray
 ) -> list[np.ndarray]:
-    """Each image through the named transforms, with the generator of its position; of a video each frame."""
+    """Applies the named transforms to each image or video, with the generator of its position."""
     steps = [named(name).apply for name in names]
 
-    def one(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def apply_all(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         for step in steps:
             image = step(image, rng, size)
         return image
 
     results = []
     for image, rng in zip(images, generators(seed, positions), strict=True):
-        results.append(one(image, rng) if image.ndim == 3 else _alike(image, rng, one))
+        results.append(apply_all(image, rng) if image.ndim == 3 else _transform_frames(image, rng, apply_all))
     return results
 
 
-def _alike(
+def _transform_frames(
     video: np.ndarray,
     rng: np.random.Generator,
-    one: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    apply_all: Callable[[np.ndarray, np.random.Generator], np.ndarray],
 ) -> np.ndarray:
-    """Every frame with the same random numbers."""
+    """Transforms every frame of a video with the same random numbers."""
     state, frames = rng.bit_generator.state, []
     for frame in video:
         rng.bit_generator.state = state
-        frames.append(one(frame, rng))
+        frames.append(apply_all(frame, rng))
     return np.stack(frames)

@@ -1,1 +1,1 @@
-"""What is measured, given features or logits: no models, no data."""
+"""Metrics of features or logits: no models, no data."""

@@ -1,7 +1,7 @@
 """The Fréchet distance between Gaussians fitted to features, on the host in float64.
 
-It is called after the classifier and data that the features come from (`fd_mnist`), and "FID" only with the
-published Inception network.
+A distance is named after the classifier and data that its features come from (`fd_mnist`); only with the
+published Inception network is it called "FID".
 """
 
 import numpy as np
@@ -18,7 +18,11 @@ class GaussianStatistics:
         self._scatter = np.zeros((features, features))  # [D, D], sum of (x - mean)(x - mean)^T
 
     def update(self, features: np.ndarray) -> None:
-        """Add rows [N, D] of any float type. Raises NotFinite if any is not finite."""
+        """Adds rows [N, D] of any float type.
+
+        Raises:
+            NotFinite: if any row is not finite.
+        """
         rows = np.asarray(features, np.float64)
         if not np.isfinite(rows).all():
             bad = int((~np.isfinite(rows).all(axis=1)).sum())
@@ -34,14 +38,22 @@ class GaussianStatistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """[D, D], divided by count - 1. Raises UserError for fewer than two rows."""
+        """Covariance [D, D], divided by count - 1.
+
+        Raises:
+            UserError: if there are fewer than two rows.
+        """
         if self.count < 2:
             raise UserError(f"samples={self.count}: a covariance needs at least 2")
         return self._scatter / (self.count - 1)
 
 
 def require_samples(samples: int, features: int) -> None:
-    """Raise UserError unless there are ten samples a feature: with fewer, the distance is mostly bias."""
+    """Checks that there are ten samples per feature: with fewer, the distance is mostly bias.
+
+    Raises:
+        UserError: if there are fewer.
+    """
     if samples < 10 * features:
         raise UserError(
             f"samples={samples}: a Fréchet distance on {features} features needs at least {10 * features}"
@@ -49,7 +61,7 @@ def require_samples(samples: int, features: int) -> None:
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """|mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), in float64.
+    """Computes |mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), in float64.
 
     Dowson and Landau 1982; Heusel et al. 2017 (arXiv:1706.08500), eq. 6. `mean` [D], `cov` [D, D] symmetric
     and positive semi-definite. The trace of the root is the sum of the singular values of
@@ -59,7 +71,7 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
     values1, vectors1 = np.linalg.eigh(np.asarray(cov1, np.float64))
     values2, vectors2 = np.linalg.eigh(np.asarray(cov2, np.float64))
     roots1, roots2 = np.sqrt(np.maximum(values1, 0.0)), np.sqrt(np.maximum(values2, 0.0))
-    product = (roots1[:, None] * vectors1.T) @ (vectors2 * roots2)  # [D, D], rotated on both sides
-    root_trace = np.linalg.svd(product, compute_uv=False).sum()
+    root_product = (roots1[:, None] * vectors1.T) @ (vectors2 * roots2)  # [D, D], rotated on both sides
+    root_trace = np.linalg.svd(root_product, compute_uv=False).sum()
     shift = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
     return float(max(shift @ shift + np.trace(cov1) + np.trace(cov2) - 2.0 * root_trace, 0.0))

@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: every family is a module with MODULE, SIZES, VARIANTS, make and inputs."""
+"""Model families, from arrays to arrays: each is a module with MODULE, SIZES, VARIANTS, make and inputs."""
 
 from types import ModuleType
 from typing import Any
@@ -24,22 +24,29 @@ MODELS: dict[str, ModuleType] = {
 
 
 def make(family: str, variant: str, **options: Any) -> nn.Module:
-    """The model that `variant` of `family` names, e.g. ("dit", "XL/2"); `options` override its fields.
+    """Returns the model of a family's variant, e.g. ("dit", "XL/2"); `options` override its fields.
 
-    Raises: UserError for an unknown family, variant or option, or a value that is not allowed.
+    Raises:
+        UserError: if the family, the variant or an option is unknown, or a value is not allowed.
     """
     return module(family).make(variant, **options)
 
 
 def inputs(family: str, variant: str, **options: Any) -> dict[str, Any]:
-    """The model's arguments by name, as `jax.ShapeDtypeStruct`s with a leading batch of 1.
+    """Returns the model's arguments by name, as `jax.ShapeDtypeStruct`s with a leading batch of 1.
 
-    Raises: UserError for an unknown family or variant.
+    Raises:
+        UserError: if the family or the variant is unknown.
     """
     return module(family).inputs(variant, **options)
 
 
 def module(family: str) -> ModuleType:
+    """Returns the module of a family.
+
+    Raises:
+        UserError: if there is no such family.
+    """
     if family not in MODELS:
         raise UserError(f"family={family!r}: no such family; there are {', '.join(MODELS)}")
     return MODELS[family]

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: plain products or, where the engine has one, a fused kernel."""
+"""Scaled dot-product attention: plain matmuls or, on a device that has one, a fused kernel."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -7,26 +7,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Attention as one kernel, which never writes q k^T to memory: `f(q, k, v, scale)`, which raises
-# NotImplementedError for what it is not made for. Set by who compiles for a machine that has one; models
-# alone leave it off, as a kernel has no forward-mode derivative and cannot be counted.
+# Attention as one kernel, which never writes q k^T to memory: `f(q, k, v, scale)` raises NotImplementedError
+# for inputs that it does not support. `parallel.tracing` sets it when it traces for a device that has such a
+# kernel; it is off by default, as a kernel has no forward-mode derivative and its cost cannot be counted.
 FUSED: ContextVar[Callable[..., jax.Array] | None] = ContextVar("FUSED", default=None)
-SAVED = "attention"  # the name that a kernel gives to what its backward pass reads, for `keeps_products`
+SAVED = "attention"  # name that a kernel gives to what its backward pass reads, for `keeps_products`
 
 
 def bias_of(mask: jax.Array) -> jax.Array:
-    """What to add to the logits of attention: 0 where `mask` is true, and otherwise float32's least."""
+    """Returns a mask as a bias of attention's logits: 0 where it is true, float32's minimum elsewhere."""
     return jnp.where(mask, jnp.float32(0), jnp.finfo(jnp.float32).min)
 
 
 def dot_product_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, scale: float | None = None
 ) -> jax.Array:
-    """softmax(scale q k^T + bias) v (Vaswani et al. 2017, equation 1), in each of h heads of width d.
+    """Computes softmax(scale q k^T + bias) v (Vaswani et al. 2017, equation 1) in h heads of width d.
 
     q [B, N, h, d], k and v [B, M, h, d], bias float32 [B or 1, h or 1, N or 1, M] -> [B, N, h, d]. The scale
-    is 1 / sqrt(d) unless given. Plain products and a float32 softmax, so that it can be differentiated in
-    both modes, and counted; but the kernel `FUSED` where there is one for these shapes, and no bias.
+    is 1 / sqrt(d) unless given. Without a bias, the kernel `FUSED` is used if it is set and supports these
+    shapes. Otherwise attention is two plain matmuls and a float32 softmax, which can be differentiated in
+    both modes, and counted.
     """
     fused = FUSED.get()
     if fused is not None and bias is None:
@@ -43,16 +44,16 @@ def dot_product_attention(
 
 
 def scaled(q: jax.Array, scale: float | None) -> jax.Array:
-    """q [..., d] times the scale, 1 / sqrt(d) unless given."""
+    """Multiplies q [..., d] by the scale, 1 / sqrt(d) unless given."""
     return q * (q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def keeps_products(primitive: Any, *args: Any, **options: Any) -> bool:
-    """A remat policy: what linear layers and fused attention gave is kept, but not q k^T."""
-    cudnn: bool = primitive.name.startswith("dot_product_attention_fwd")
-    named: bool = primitive.name == "name" and options["name"] == SAVED
+    """Returns whether remat keeps an output: those of linear layers and fused attention, but not q k^T."""
+    from_cudnn: bool = primitive.name.startswith("dot_product_attention_fwd")
+    saved_by_name: bool = primitive.name == "name" and options["name"] == SAVED
     return (
-        cudnn
-        or named
+        from_cudnn
+        or saved_by_name
         or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **options)
     )

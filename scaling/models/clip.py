@@ -31,12 +31,12 @@ from scaling.models.placement import constrain
 from scaling.models.text import TextTransformer, end_of_text, normal, run_blocks
 from scaling.models.vit import ViT, check_fit
 
-CONTEXT = 77  # tokens of a text, those of its start and end included
+CONTEXT = 77  # tokens of a text, including those of its start and end
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
-    """A row of the paper's tables, all of whose text transformers have the depth 12."""
+class CLIPSize:
+    """A row of the paper's tables, in which all text transformers have depth 12."""
 
     embed_dim: int
     resolution: int
@@ -50,20 +50,20 @@ class Size:
     context: int = CONTEXT
 
 
-def small(depth: int, width: int) -> Size:
-    """A row of the ladder: towers alike, heads of width 8, as the ViT's ladder has them."""
+def small(depth: int, width: int) -> CLIPSize:
+    """Returns a row of the ladder: two equal towers, with heads of width 8, as in the ViT's ladder."""
     heads = width // 8
-    return Size(64, 32, depth, width, heads, width, heads, text_depth=depth, vocabulary=1024, context=16)
+    return CLIPSize(64, 32, depth, width, heads, width, heads, text_depth=depth, vocabulary=1024, context=16)
 
 
-SIZES = {  # RN: table 19 of the paper, the heads being 64 wide; ViT: table 20
-    "RN50": Size(1024, 224, (3, 4, 6, 3), 2048, 32, text_width=512, text_heads=8),
-    "RN101": Size(512, 224, (3, 4, 23, 3), 2048, 32, text_width=512, text_heads=8),
-    "RN50x4": Size(640, 288, (4, 6, 10, 6), 2560, 40, text_width=640, text_heads=10),
-    "RN50x16": Size(768, 384, (6, 8, 18, 8), 3072, 48, text_width=768, text_heads=12),
-    "RN50x64": Size(1024, 448, (3, 15, 36, 10), 4096, 64, text_width=1024, text_heads=16),
-    "ViT-B": Size(512, 224, 12, 768, 12, text_width=512, text_heads=8),
-    "ViT-L": Size(768, 224, 24, 1024, 16, text_width=768, text_heads=12),
+SIZES = {  # RN: table 19 of the paper, with heads 64 wide; ViT: table 20
+    "RN50": CLIPSize(1024, 224, (3, 4, 6, 3), 2048, 32, text_width=512, text_heads=8),
+    "RN101": CLIPSize(512, 224, (3, 4, 23, 3), 2048, 32, text_width=512, text_heads=8),
+    "RN50x4": CLIPSize(640, 288, (4, 6, 10, 6), 2560, 40, text_width=640, text_heads=10),
+    "RN50x16": CLIPSize(768, 384, (6, 8, 18, 8), 3072, 48, text_width=768, text_heads=12),
+    "RN50x64": CLIPSize(1024, 448, (3, 15, 36, 10), 4096, 64, text_width=1024, text_heads=16),
+    "ViT-B": CLIPSize(512, 224, 12, 768, 12, text_width=512, text_heads=8),
+    "ViT-L": CLIPSize(768, 224, 24, 1024, 16, text_width=768, text_heads=12),
     # For drawings of 32 pixels with short captions, on a laptop.
     "ViT-F": small(depth=2, width=32),
     "ViT-P": small(depth=4, width=32),
@@ -75,17 +75,18 @@ VARIANTS: tuple[variants.Variant, ...] = (
     ("ViT-L/14", {"resolution": 336}),
     *((f"{name}/{patch}", {}) for name in ("ViT-F", "ViT-P", "ViT-N") for patch in (16, 8, 4)),
 )
-LARGEST_SCALE = 100.0  # of the logits (section 2.5)
+LARGEST_SCALE = 100.0  # largest scale of the logits (section 2.5)
 
 
 class VisionTransformer(nn.Module):
     """x [B, H, W, C] -> features [B, features] float32: a ViT with one more norm before the blocks.
 
-    Class token, positions and projection start N(0, 1 / D), the patch kernel within 1 / sqrt(fan in), the
-    blocks as the text transformer's. The position table is for `resolution`, and resized for inputs of
-    another size.
+    Class token, positions and projection are initialised N(0, 1 / D), the patch kernel within
+    1 / sqrt(fan in), the blocks as in the text transformer. The position table is made for `resolution`, and
+    resized for inputs of another size.
 
-    Raises: UserError where `patch` does not divide H, W and `resolution`, or `heads` the width.
+    Raises:
+        UserError: if `patch` does not divide H, W and `resolution`, or `heads` the width.
     """
 
     features: int
@@ -106,12 +107,12 @@ class VisionTransformer(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         grid = patch_grid(x.shape, self.patch)
         old = position_grid(self.resolution, self.patch)
-        start = normal(self.width**-0.5)
+        init = normal(self.width**-0.5)
         embed = nn.Dense(
             self.width, use_bias=False, kernel_init=fan_in_uniform, dtype=self.dtype, name="patch"
         )
         x = embed(patchify(x, self.patch))  # [B, N, D]
-        x = prepended(self.param("token", start, (1, self.width)), x)  # [B, 1 + N, D]
+        x = prepended(self.param("token", init, (1, self.width)), x)  # [B, 1 + N, D]
         x = x + learned_positions(self, old, grid, self.width).astype(self.dtype)[None]
         if self.pre_norm:
             x = layer_norm(x, "norm_pre", epsilon=self.epsilon)
@@ -119,11 +120,11 @@ class VisionTransformer(nn.Module):
 
         x = run_blocks(self, x)  # [B, 1 + N, D]
         x = layer_norm(x[:, 0].astype(jnp.float32), "norm", epsilon=self.epsilon)  # [B, D]
-        return nn.Dense(self.features, use_bias=False, kernel_init=start, name="projection")(x)
+        return nn.Dense(self.features, use_bias=False, kernel_init=init, name="projection")(x)
 
 
 class Embeddings(NamedTuple):
-    """What the contrastive loss is of: the logits are scale * image @ text.T (figure 3), plus the bias."""
+    """Inputs of the contrastive loss, whose logits are scale * image @ text.T (figure 3), plus the bias."""
 
     image: jax.Array  # [B, E], of length 1
     text: jax.Array  # [B, E], of length 1
@@ -135,19 +136,20 @@ class CLIP(nn.Module):
     """x [B, H, W, C], text [B, N] int32 -> Embeddings, float32.
 
     The image tower is a ViT, or with `patch=None` the modified ResNet, whose `depth` are the blocks of its
-    four stages. A text's features are those of its greatest token id, which the end of text must be. The
-    scale of the logits is exp(logit_scale) and starts at 1 / 0.07 (section 2.5); `bounded` holds it to at
-    most 100. With `logit_bias` it has no bound and starts at 10, and a bias that is added to the logits
-    starts at -10: for the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343, section 3.2).
+    four stages. A text's features are those at its greatest token id, which must be the end of text. The
+    scale of the logits is exp(logit_scale) and is initialised at 1 / 0.07 (section 2.5); `bounded` keeps it
+    at most 100. With `logit_bias`, for the sigmoid loss (Zhai et al. 2023, arXiv:2303.15343, section 3.2),
+    the scale has no bound and is initialised at 10, and a bias that is added to the logits at -10.
 
-    Raises: UserError where `patch` and `depth` do not name one of the towers, and as the towers do.
+    Raises:
+        UserError: if `patch` and `depth` do not name one of the towers, or as the towers do.
     """
 
     patch: int | None = 32
     width: int = 768
     depth: int | tuple[int, int, int, int] = 12
     heads: int = 12
-    mlp_ratio: float = 4.0  # of both transformers
+    mlp_ratio: float = 4.0  # width of the MLP over that of both transformers
     resolution: int = 224
     embed_dim: int = 512
     text_width: int = 512
@@ -155,16 +157,16 @@ class CLIP(nn.Module):
     text_heads: int = 8
     vocabulary: int = 49408
     context: int = CONTEXT
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # of both; models by others have gelu
-    epsilon: float = 1e-5  # of LayerNorm
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # in both; gelu in models by others than OpenAI
+    epsilon: float = 1e-5  # epsilon of LayerNorm
     logit_bias: bool = False
-    pre_norm: bool = True  # of the ViT; without it an image classifier's weights fit it (`from_vit`)
+    pre_norm: bool = True  # the ViT's norm before its blocks; a classifier has none (`from_vit`)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
 
     def tokens(self, shape: Sequence[int]) -> int | None:
-        """The number of patches of an image of `shape` [..., H, W, C]; the modified ResNet has none."""
+        """Returns the number of patches of an image [..., H, W, C], or None for the modified ResNet."""
         return None if self.patch is None else math.prod(patch_grid(shape, self.patch))
 
     def setup(self) -> None:
@@ -181,8 +183,8 @@ class CLIP(nn.Module):
             context=self.context,
             **transformer,
         )
-        start = normal(self.text_width**-0.5)
-        self.text_projection = nn.Dense(self.embed_dim, use_bias=False, kernel_init=start)
+        init = normal(self.text_width**-0.5)
+        self.text_projection = nn.Dense(self.embed_dim, use_bias=False, kernel_init=init)
         scale = 10.0 if self.logit_bias else 1 / 0.07
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(scale)), ())
         if self.logit_bias:
@@ -206,19 +208,22 @@ class CLIP(nn.Module):
         )
 
     def features(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, E] float32, of any length: the image's."""
+        """Returns image features: [B, H, W, C] -> [B, E] float32, of any length."""
         return self.image_features(x)
 
     def image_features(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """[B, H, W, C] -> [B, E] float32, of any length. `train`: BatchNorm takes the batch's statistics."""
+        """Returns image features: [B, H, W, C] -> [B, E] float32, of any length.
+
+        With `train`, BatchNorm uses the batch's statistics.
+        """
         return self.image(x) if self.patch else self.image(x, train)
 
     def text_features(self, text: jax.Array) -> jax.Array:
-        """[B, N] int32 -> [B, E] float32, of any length."""
+        """Returns text features: [B, N] int32 -> [B, E] float32, of any length."""
         return self.text_projection(end_of_text(self.text(text), text))
 
     def scale(self) -> jax.Array:
-        """The scale of the logits, []."""
+        """Returns the scale of the logits, []."""
         return jnp.exp(self.logit_scale)
 
     def __call__(self, x: jax.Array, text: jax.Array, train: bool = False) -> Embeddings:
@@ -228,28 +233,29 @@ class CLIP(nn.Module):
 
 
 def bounded(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters with a scale of the logits from 1 to 100, as each step leaves them.
+    """Returns the parameters with the scale of the logits clipped to [1, 100], as after each training step.
 
-    Section 2.5, and OpenAI's and open_clip's training: the parameter is clipped, and never its gradient, so
-    that it can come down again.
+    As in section 2.5 and in the training of OpenAI and open_clip, the parameter is clipped, and never its
+    gradient, so that it can come down again.
     """
     return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(LARGEST_SCALE))}
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """x [..., E] divided by its length."""
+    """Divides x [..., E] by its length."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def from_vit(
     model: CLIP, params: Mapping[str, Any], vit: ViT, vit_params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A trained ViT as the image tower, whose features it then gives; the rest stays as it starts.
+    """Returns `params` with a trained ViT as the image tower, which then gives the ViT's features.
 
-    For locked-image tuning (Zhai et al. 2022, arXiv:2111.07991). The bias of the ViT's patches joins their
-    positions, which are resized where the resolution differs.
+    This is for locked-image tuning (Zhai et al. 2022, arXiv:2111.07991). The bias of the ViT's patches is
+    added to their positions, which are resized if the resolution differs. Other parameters are unchanged.
 
-    Raises: UserError for a ViT that the tower cannot be.
+    Raises:
+        UserError: if the ViT does not fit the tower.
     """
     check_fit(model, vit, vit_params)
     if vit.pool != "token":
@@ -271,18 +277,19 @@ MODULE = CLIP
 
 
 def make(variant: str, **options: Any) -> CLIP:
-    """The CLIP that `variant` names, e.g. "ViT-B/32" or "RN50"; `options` override its fields.
+    """Returns the CLIP that `variant` names, e.g. "ViT-B/32" or "RN50"; `options` override its fields.
 
-    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    Raises:
+        UserError: if the size or an option is unknown, or a value is not allowed.
     """
     size, patch = _parse(variant)
     return variants.build(CLIP, {**dataclasses.asdict(size), "patch": patch}, options)
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: x [1, H, W, C], text [1, N].
+    """Returns the shapes of one example's inputs: x [1, H, W, C], text [1, N].
 
-    The options `resolution` and `context` change it.
+    The options `resolution` and `context` change them.
     """
     size, _ = _parse(variant)
     side = options.get("resolution", size.resolution)
@@ -293,19 +300,19 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def resized(variables: Mapping[str, Any], old: CLIP, new: CLIP) -> tuple[dict[str, Any], list[str]]:
-    """The variables of a model `old` for one that differs in resolution alone, and what was done."""
+    """Returns the variables of `old` for `new`, which differs in resolution alone, and what was resized."""
     before, after = (position_grid(m.resolution, m.patch or STRIDE) for m in (old, new))
-    where = "image/positions" if old.patch else "image/pool/positions"
+    path = "image/positions" if old.patch else "image/pool/positions"
     flat = flatten_dict(variables["params"], sep="/")
-    flat[where] = resize_positions(jnp.asarray(flat[where]), before, after, extra=1)
-    return {**variables, "params": unflatten_dict(flat, sep="/")}, [said_resized(where, before, after)]
+    flat[path] = resize_positions(jnp.asarray(flat[path]), before, after, extra=1)
+    return {**variables, "params": unflatten_dict(flat, sep="/")}, [said_resized(path, before, after)]
 
 
-def _parse(variant: str) -> tuple[Size, int | None]:
+def _parse(variant: str) -> tuple[CLIPSize, int | None]:
     name, _, patch = variant.partition("/")
     if variant in SIZES and name.startswith("RN"):
         return SIZES[name], None
     if name in SIZES and name.startswith("ViT") and patch.isdecimal() and int(patch) > 0:
         return SIZES[name], int(patch)
-    nets, towers = (", ".join(size for size in SIZES if size.startswith(kind)) for kind in ("RN", "ViT"))
-    raise UserError(f"variant={variant!r}: must be {nets}, or one of {towers} and /PATCH")
+    resnets, vits = (", ".join(size for size in SIZES if size.startswith(kind)) for kind in ("RN", "ViT"))
+    raise UserError(f"variant={variant!r}: must be {resnets}, or one of {vits} and /PATCH")

@@ -1,8 +1,8 @@
 """CLIP's modified ResNet (Radford et al. 2021, section 2.4).
 
-A ResNet-D stem of three convolutions (He et al. 2019, "Bag of Tricks for Image Classification"), average
-pools for strides (Zhang 2019, "Making Convolutional Networks Shift-Invariant Again"), and attention pooling.
-x is an image [B, H, W, C]; D is the width of the last stage.
+It has a ResNet-D stem of three convolutions (He et al. 2019, "Bag of Tricks for Image Classification"),
+average pools for strides (Zhang 2019, "Making Convolutional Networks Shift-Invariant Again"), and attention
+pooling. x is an image [B, H, W, C]; D is the width of the last stage.
 """
 
 import functools
@@ -17,18 +17,18 @@ from scaling.models.convolutions import BatchNorm, Stage, average_pool, convolut
 from scaling.models.layers import Attention, Kernels, Remat, fan_in_uniform, resize_positions
 from scaling.models.placement import constrain
 
-STRIDE = 32  # pixels of the image to one of the last stage
-EXPANSION = 4  # a bottleneck's output is this many times as wide as its 3x3 convolution
+STRIDE = 32  # pixels of the image per pixel of the last stage
+EXPANSION = 4  # width of a bottleneck's output over that of its 3x3 convolution
 
 normal = nn.initializers.normal
 zeros = nn.initializers.zeros_init()
 
 
 class Bottleneck(nn.Module):
-    """[B, H, W, C] -> [B, H / stride, W / stride, 4 width]: 1x1, 3x3 and 1x1 convolutions, added to x.
+    """x [B, H, W, C] -> [B, H / stride, W / stride, 4 width]: 1x1, 3x3 and 1x1 convolutions, added to x.
 
-    All have stride 1: before the last, and before the shortcut's 1x1, an average pool has it. The last norm's
-    scale starts at 0.
+    The convolutions have stride 1; average pools before the last one and before the shortcut's 1x1 have
+    `stride`. The last norm's scale is initialised at 0.
     """
 
     width: int
@@ -54,9 +54,9 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention whose one query is the mean: [B, h, w, D] -> [B, features].
+    """Attention with the mean as its one query: [B, h, w, D] -> [B, features].
 
-    The mean is also the first of the keys. Learned positions for a `grid` (h, w) are added to all of them.
+    The mean is also the first of the keys. Learned positions for a `grid` (h, w) are added to all tokens.
     """
 
     features: int
@@ -81,9 +81,9 @@ class AttentionPool(nn.Module):
 
 
 def learned_positions(module: nn.Module, old: tuple[int, int], new: tuple[int, int], width: int) -> jax.Array:
-    """Positions [1 + h w, D] of one token and a `new` (h, w) grid, of the module's table for an `old` one.
+    """Returns positions [1 + h w, D] of one token and a `new` (h, w) grid.
 
-    They start N(0, 1 / D).
+    They are those of the module's table for an `old` grid, which is initialised N(0, 1 / D), resized.
     """
     table = module.param("positions", normal(width**-0.5), (1 + old[0] * old[1], width))
     return resize_positions(table, old, new, extra=1)
@@ -92,13 +92,14 @@ def learned_positions(module: nn.Module, old: tuple[int, int], new: tuple[int, i
 class ModifiedResNet(nn.Module):
     """x [B, H, W, C] -> features [B, features] float32.
 
-    `depth` are the blocks of the four stages; `width` that of the last, 32 times the stem's. Convolutions
-    start within 1 / sqrt(fan in), the kernels of attention pooling N(0, 1 / D). For inputs of another size
-    than `resolution` its positions are resized. Running statistics are in the collection `batch_stats`,
-    which `train=True` updates where it is mutable.
+    `depth` are the blocks of the four stages; `width` is that of the last, 32 times the stem's. Convolutions
+    are initialised within 1 / sqrt(fan in), the kernels of attention pooling N(0, 1 / D). For inputs of
+    another size than `resolution` the positions are resized. Running statistics are in the collection
+    `batch_stats`, which `train=True` updates where it is mutable.
 
-    Raises: UserError where 32 does not divide H, W and `resolution`, 64 the width, `heads` too, or a stage
-    is empty.
+    Raises:
+        UserError: if 32 does not divide H, W and `resolution`, 64 and `heads` do not divide the width, or a
+            stage is empty.
     """
 
     features: int

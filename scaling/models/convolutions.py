@@ -19,8 +19,8 @@ lecun = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()
 
 # Whether blocks are unrolled whatever their model says. XLA's CPU compiler brings convolutions into the form
-# that its fast code knows outside of loops alone: ResNet-50's step takes 15 times as long in them. Set by who
-# compiles, as `products.ROW_MAJOR` is.
+# that its fast code needs only outside of loops: ResNet-50's step takes 15 times as long inside of them.
+# `parallel.tracing` sets it, like `matmuls.ROW_MAJOR`.
 UNROLLED: ContextVar[bool] = ContextVar("UNROLLED", default=False)
 
 
@@ -28,7 +28,7 @@ def _is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name == "conv_general_dilated"
 
 
-# As for linear layers: "dots" keeps what is costly to recompute, here the outputs of convolutions.
+# As for linear layers, "dots" keeps the outputs that are costly to recompute: here, those of convolutions.
 POLICIES = {**REMAT, "dots": _is_convolution}
 
 
@@ -42,7 +42,10 @@ def convolution(
     dtype: Any = jnp.float32,
     name: str,
 ) -> nn.Conv:
-    """A square convolution [B, H, W, C] -> [B, H / stride, W / stride, features], padded on all sides."""
+    """Returns a square convolution, [B, H, W, C] -> [B, H / stride, W / stride, features].
+
+    The input is padded on all sides.
+    """
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -56,7 +59,7 @@ def convolution(
 
 
 def group_norm(x: jax.Array, name: str, *, groups: int = 32, epsilon: float = 1e-5) -> jax.Array:
-    """GroupNorm (Wu & He 2018) over [B, ..., C], in float32; the result has the dtype of x."""
+    """Applies GroupNorm (Wu & He 2018) over [B, ..., C], in float32; the result has the dtype of x."""
     norm = nn.GroupNorm(
         groups,
         epsilon=epsilon,
@@ -68,12 +71,12 @@ def group_norm(x: jax.Array, name: str, *, groups: int = 32, epsilon: float = 1e
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """Nearest neighbour: [B, H, W, C] -> [B, 2H, 2W, C]."""
+    """Repeats each pixel (nearest neighbour): [B, H, W, C] -> [B, 2H, 2W, C]."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def average_pool(x: jax.Array, side: int) -> jax.Array:
-    """Means of squares: [B, H, W, C] -> [B, H / side, W / side, C]."""
+    """Averages squares of `side` pixels: [B, H, W, C] -> [B, H / side, W / side, C]."""
     batch, height, width, channels = x.shape
     return jnp.mean(x.reshape(batch, height // side, side, width // side, side, channels), axis=(2, 4))
 
@@ -81,9 +84,9 @@ def average_pool(x: jax.Array, side: int) -> jax.Array:
 class BatchNorm(nn.Module):
     """BatchNorm (Ioffe & Szegedy 2015) over all but the last axis of x [..., C], in float32.
 
-    In training the statistics are the batch's: under `jit` with a sharded batch, of the global batch. Running
-    statistics, in the collection `batch_stats`, follow them as momentum * old + (1 - momentum) * new, the
-    variance unbiased (divided by n - 1), as PyTorch stores it.
+    In training, statistics are those of the batch: under `jit` with a sharded batch, of the global batch.
+    Running statistics, in the collection `batch_stats`, become momentum * old + (1 - momentum) * new, where
+    the variance is unbiased (divided by n - 1), as PyTorch stores it.
     """
 
     momentum: float = 0.9
@@ -115,9 +118,9 @@ class BatchNorm(nn.Module):
 class Stage(nn.Module):
     """`depth` residual blocks at one resolution: [B, H, W, C] -> [B, H / stride, W / stride, F].
 
-    `block(stride=..., name=...)` makes one, which is called with (x, train). The first has the stride; the
-    rest are equal, and their parameters and statistics stacked [depth - 1, ...], whether the loop over them
-    is compiled once (`nn.scan`) or unrolled.
+    `block(stride=..., name=...)` makes a block, which is called with (x, train). The first block has the
+    stride. The others are alike: their parameters and statistics are stacked [depth - 1, ...], whether the
+    loop over them is compiled once (`nn.scan`) or unrolled.
     """
 
     block: Callable[..., nn.Module]
@@ -133,8 +136,8 @@ class Stage(nn.Module):
 
         policy, first = POLICIES.get(self.remat), self.block(stride=self.stride, name="first")
         unroll = self.unroll or UNROLLED.get()
-        again = step if policy is None else nn.remat(step, policy=policy)
-        x, _ = again(first, x)  # [B, H / stride, W / stride, F]
+        first_step = step if policy is None else nn.remat(step, policy=policy)
+        x, _ = first_step(first, x)  # [B, H / stride, W / stride, F]
         if self.depth == 1:
             return x
         block = self.block(name="blocks")

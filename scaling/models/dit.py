@@ -32,16 +32,16 @@ from scaling.models.layers import (
     unpatchify,
 )
 from scaling.models.placement import constrain
-from scaling.models.variants import Size
+from scaling.models.variants import TransformerSize
 
 Block = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
 
-LATENT = (32, 32, 4)  # the SD-VAE's, of a 256x256 image
+LATENT = (32, 32, 4)  # [H, W, C] of the SD-VAE's latent of a 256x256 image
 SIZES = {  # table 1 of the paper, and the ladder for small data
-    "S": Size(depth=12, width=384, heads=6, shape=LATENT),
-    "B": Size(depth=12, width=768, heads=12, shape=LATENT),
-    "L": Size(depth=24, width=1024, heads=16, shape=LATENT),
-    "XL": Size(depth=28, width=1152, heads=16, shape=LATENT),
+    "S": TransformerSize(depth=12, width=384, heads=6, shape=LATENT),
+    "B": TransformerSize(depth=12, width=768, heads=12, shape=LATENT),
+    "L": TransformerSize(depth=24, width=1024, heads=16, shape=LATENT),
+    "XL": TransformerSize(depth=28, width=1152, heads=16, shape=LATENT),
     **variants.LADDER,
 }
 VARIANTS: tuple[variants.Variant, ...] = (
@@ -69,14 +69,15 @@ class TimeEmbedding(nn.Module):
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """x [B, N, D] scaled and shifted by one vector [B, D] an example."""
+    """Scales and shifts x [B, N, D] by one vector [B, D] each per example."""
     return x * (1 + scale[:, None, :]) + shift[:, None, :]
 
 
 class AdaLNBlock(nn.Module):
-    """adaLN: c gives both norms a shift and a scale. adaLN-Zero (`gated`): and both residuals a gate.
+    """Block with adaLN: c gives a shift and a scale to both norms, and with adaLN-Zero (`gated`) also gates.
 
-    x [B, N, D], c [B, D] -> [B, N, D] (section 3.2). All of them start at 0.
+    x [B, N, D], c [B, D] -> [B, N, D] (section 3.2). Each of the two residuals has a gate. The layer that
+    gives shifts, scales and gates is initialised at 0.
     """
 
     heads: int
@@ -133,7 +134,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm, modulated by c where the blocks are, and a linear layer that starts at 0.
+    """LayerNorm, modulated by c if the blocks are, and a linear layer that is initialised at 0.
 
     x [B, N, D], c [B, D] -> [B, N, features].
     """
@@ -155,12 +156,13 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """x [B, H, W, C], t [B] float32, y [B] int32 -> [B, H, W, 2C], or C without `learn_sigma`; float32.
 
-    Label `num_classes` is the null label of classifier-free guidance: who trains drops labels, not the model.
-    With `learn_sigma` the second C channels parametrise the variance. Positions are fixed, computed for the
-    input's own grid, so that any H and W which `patch` divides will do.
+    Label `num_classes` is the null label of classifier-free guidance; the training objective, not the model,
+    drops labels. With `learn_sigma` the second C channels parametrise the variance. Positions are fixed and
+    computed for the input's own grid, so that H and W can be any multiples of `patch`.
 
-    Raises: UserError where `patch` does not divide H and W, or `heads` the width, and for an option that the
-    kind of block does not have.
+    Raises:
+        UserError: if `patch` does not divide H and W, `heads` does not divide the width, or the kind of block
+            does not have an option.
     """
 
     patch: int = 2
@@ -172,15 +174,15 @@ class DiT(nn.Module):
     block: Block = "adaln-zero"
     learn_sigma: bool = True
     qk_norm: bool = False
-    # What diffusers' implementation has otherwise than the authors' code; importing its weights sets them.
-    frequency_shift: int = 0  # of the times' frequencies 10000^(-i / (128 - shift)); diffusers has 1
-    mlp_epsilon: float = 1e-6  # of the LayerNorm before an adaLN block's MLP; diffusers' default is 1e-5
+    # Values that differ between diffusers and the authors' code; importing diffusers' weights sets them.
+    frequency_shift: int = 0  # shift in the times' frequencies 10000^(-i / (128 - shift)); 1 in diffusers
+    mlp_epsilon: float = 1e-6  # epsilon of the LayerNorm before an adaLN block's MLP; 1e-5 in diffusers
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """The number of patches of an input of `shape` [..., H, W, C], without conditioning tokens."""
+        """Returns the number of patches of an input [..., H, W, C], without conditioning tokens."""
         return math.prod(patch_grid(shape, self.patch))
 
     @nn.compact
@@ -221,16 +223,17 @@ MODULE = DiT
 
 
 def make(variant: str, **options: Any) -> DiT:
-    """The DiT that `variant` names, e.g. "XL/2"; `options` override its fields.
+    """Returns the DiT that `variant` names, e.g. "XL/2"; `options` override its fields.
 
-    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    Raises:
+        UserError: if the size or an option is unknown, or a value is not allowed.
     """
     size, patch = variants.parse(variant, SIZES)
     return variants.build(DiT, size.fields(patch), options)
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: x [1, H, W, C], t [1], y [1]. No option changes it."""
+    """Returns the shapes of one example's inputs: x [1, H, W, C], t [1], y [1]. No option changes them."""
     size, _ = variants.parse(variant, SIZES)
     return {
         "x": jax.ShapeDtypeStruct((1, *size.shape), jnp.float32),

@@ -16,17 +16,17 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models.attention import dot_product_attention, keeps_products
+from scaling.models.matmuls import dot_general
 from scaling.models.placement import constrain, layer
-from scaling.models.products import dot_general
 from scaling.models.variants import side_lengths
 
 Remat = Literal["none", "full", "dots"]
-REMAT: dict[str, Any] = {  # what the backward pass finds in memory; it recomputes the rest
+REMAT: dict[str, Any] = {  # policies of what stays in memory for the backward pass, which recomputes the rest
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": keeps_products,
 }
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),  # exact, by erf
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
@@ -35,12 +35,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 Init = nn.initializers.Initializer
 
 xavier = nn.initializers.xavier_uniform()
-fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in)
+fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # bound 1 / sqrt(fan in)
 Dense = functools.partial(nn.Dense, kernel_init=xavier, dot_general=dot_general)
 
 
 def uniform(bound: float) -> Init:
-    """U(-bound, bound)."""
+    """Returns the initialiser U(-bound, bound)."""
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
         return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
@@ -49,7 +49,7 @@ def uniform(bound: float) -> Init:
 
 
 class Kernels(NamedTuple):
-    """How the kernels of attention and MLP start, the value's as the key's. Their biases start at 0."""
+    """Initialisers of the kernels of attention (values have the key's) and MLP; those of biases are zeros."""
 
     query: Init
     key: Init
@@ -59,19 +59,20 @@ class Kernels(NamedTuple):
 
 
 XAVIER = Kernels(*(xavier,) * 5)
-# Query, key and value as slices of one fused [D, 3D] kernel, whose Xavier bound is sqrt(6 / (D + 3D)) where
-# theirs would be sqrt(6 / 2D): half the variance.
+# Query, key and value are initialised as slices of one fused [D, 3D] kernel, whose Xavier bound is
+# sqrt(6 / (D + 3D)), where that of three separate kernels is sqrt(6 / 2D): half the variance.
 _fused = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
-FUSED = XAVIER._replace(query=_fused, key=_fused)
+FUSED_INIT = XAVIER._replace(query=_fused, key=_fused)
 
 
 # Patches and positions
 
 
 def patch_grid(shape: Sequence[int], patch: int) -> tuple[int, int]:
-    """Patches down and across an image of `shape` [..., H, W, C].
+    """Returns the numbers of patches down and across an image of `shape` [..., H, W, C].
 
-    Raises: UserError where `patch` does not divide H and W.
+    Raises:
+        UserError: if `patch` does not divide H and W.
     """
     height, width = shape[-3:-1]
     if height % patch or width % patch:
@@ -82,12 +83,12 @@ def patch_grid(shape: Sequence[int], patch: int) -> tuple[int, int]:
 
 
 def position_grid(resolution: int | tuple[int, int], patch: int) -> tuple[int, int]:
-    """The (h, w) grid of patches that a table of positions for a `resolution` is for."""
+    """Returns the (h, w) grid of patches of a position table that is made for a `resolution`."""
     return patch_grid((*side_lengths(resolution), 1), patch)
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """[B, H, W, C] -> [B, N, patch * patch * C], patches and the pixels within them in reading order."""
+    """Splits [B, H, W, C] -> [B, N, patch * patch * C]: patches, and pixels within them, in reading order."""
     batch, _, _, channels = x.shape
     rows, columns = patch_grid(x.shape, patch)
     x = x.reshape(batch, rows, patch, columns, patch, channels)
@@ -95,20 +96,21 @@ def patchify(x: jax.Array, patch: int) -> jax.Array:
 
 
 def unpatchify(x: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
-    """[B, N, patch * patch * C] -> [B, H, W, C], the inverse of `patchify`."""
+    """Joins patches [B, N, patch * patch * C] -> [B, H, W, C], the inverse of `patchify`."""
     rows, columns = grid
     x = x.reshape(x.shape[0], rows, columns, patch, patch, -1)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * patch, columns * patch, -1)
 
 
 def sincos_positions(grid: Sequence[int], width: int) -> np.ndarray:
-    """Fixed sine and cosine positions of an n-d grid: [N, width] float32, the grid's last axis fastest.
+    """Returns fixed sine and cosine positions [N, width] float32 of an n-d grid, whose last axis is fastest.
 
     Each axis has width / n channels, the last axis first, as DiT and MAE order them: for a [H, W] grid the
     first half encodes the column, the second half the row. Within an axis, all sines and then all cosines of
     `position * 10000^(-2i / (width / n))` (Vaswani et al. 2017, section 3.5).
 
-    Raises: UserError where `width` is not a multiple of 2n.
+    Raises:
+        UserError: if `width` is not a multiple of 2n.
     """
     if width % (2 * len(grid)):
         raise UserError(f"width={width}: must be a multiple of {2 * len(grid)} for positions on this grid")
@@ -124,10 +126,10 @@ def sincos_positions(grid: Sequence[int], width: int) -> np.ndarray:
 def resize_positions(
     table: jax.Array, old: tuple[int, int], new: tuple[int, int], extra: int = 0
 ) -> jax.Array:
-    """A learned table [extra + h * w, D] for an `old` (h, w) grid, resampled bicubically for a `new` one.
+    """Resamples a learned table [extra + h * w, D] for an `old` (h, w) grid bicubically for a `new` one.
 
-    Half-pixel centres, and antialiasing when the grid shrinks, as in timm's `resample_abs_pos_embed`. The
-    first `extra` rows, of class tokens, stay.
+    Pixels have half-pixel centres, and a grid that shrinks is antialiased, as in timm's
+    `resample_abs_pos_embed`. The first `extra` rows, of class tokens, are unchanged.
     """
     if old == new:
         return table
@@ -137,13 +139,13 @@ def resize_positions(
 
 
 def said_resized(name: str, old: Sequence[int], new: Sequence[int], of: str = "patches") -> str:
-    """What an import says of a table that it resized from an `old` grid to a `new` one."""
+    """Returns the message about a table that was resized from an `old` grid to a `new` one."""
     before, after = ("x".join(map(str, grid)) for grid in (old, new))
     return f"{name}: resized from {before} to {after} {of}"
 
 
 def sincos_embedding(t: jax.Array, width: int, shift: int = 0) -> jax.Array:
-    """[B] -> [B, width] float32: cosines, then sines, of `t * 10000^(-i / (width / 2 - shift))`."""
+    """Embeds t [B] -> [B, width] float32: cosines, then sines, of `t * 10000^(-i / (width / 2 - shift))`."""
     half = width // 2
     frequencies = jnp.asarray(np.exp(-math.log(10000) * np.arange(half) / (half - shift)), jnp.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]  # [B, half]
@@ -151,7 +153,7 @@ def sincos_embedding(t: jax.Array, width: int, shift: int = 0) -> jax.Array:
 
 
 def prepended(token: jax.Array, x: jax.Array) -> jax.Array:
-    """A learned token [1, D] before each sequence of x [B, N, D]: [B, 1 + N, D], in the dtype of x."""
+    """Prepends a learned token [1, D] to each sequence of x [B, N, D]: [B, 1 + N, D], in the dtype of x."""
     first = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
     return jnp.concatenate([first, x], axis=1)
 
@@ -162,7 +164,7 @@ def prepended(token: jax.Array, x: jax.Array) -> jax.Array:
 def layer_norm(
     x: jax.Array, name: str, *, epsilon: float = 1e-6, scale: bool = True, bias: bool = True
 ) -> jax.Array:
-    """LayerNorm over the last axis, in float32; the result has the dtype of x."""
+    """Applies LayerNorm over the last axis, in float32; the result has the dtype of x."""
     norm = nn.LayerNorm(
         epsilon=epsilon,
         use_scale=scale,
@@ -175,32 +177,34 @@ def layer_norm(
 
 
 class Embed(nn.Embed):
-    """Rows of a table by ids, int32 [...] -> [..., features], as `nn.Embed` has them.
+    """A table of embeddings, looked up by ids: int32 [...] -> [..., features], as in `nn.Embed`.
 
-    An id that the table does not have, a negative one among them, gives NaN in compiled code.
+    In compiled code, an id outside of the table, such as a negative one, gives NaN.
 
-    Raises: UserError for such an id where ids are known, outside of compiled code.
+    Raises:
+        UserError: if an id is outside of the table where ids are concrete, that is, not in compiled code.
     """
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         if not isinstance(ids, jax.core.Tracer):
-            wrong = np.asarray(ids)[(np.asarray(ids) < 0) | (np.asarray(ids) >= self.num_embeddings)]
-            if wrong.size:
-                raise UserError(f"{self.name}: has {self.num_embeddings} rows, and no id {wrong.flat[0]}")
-        # Negative ones would count from the end.
+            invalid = np.asarray(ids)[(np.asarray(ids) < 0) | (np.asarray(ids) >= self.num_embeddings)]
+            if invalid.size:
+                raise UserError(f"{self.name}: has {self.num_embeddings} rows, and no id {invalid.flat[0]}")
+        # A negative id would count from the table's end.
         return super().__call__(jnp.where(ids < 0, self.num_embeddings, ids))
 
 
 class Attention(nn.Module):
     """Multi-head attention of x [..., N, D] to itself, or to a context [..., M, K]: [..., N, features].
 
-    Query, key and value are separate kernels [D, heads, head_width]; `features` are D and `head_width` is
+    Query, key and value are separate kernels [D, heads, head_width]; `features` is D and `head_width` is
     D / heads unless given. With `qk_norm`, queries and keys pass through LayerNorm with a scale and no bias
     (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters"). A `bias` float32 [B or 1,
-    heads or 1, N or 1, M] is added to the logits: masks, relative positions. `attend` is what is done with
-    queries, keys and values: `dot_product_attention`, or what takes its arguments.
+    heads or 1, N or 1, M] is added to the logits: masks, relative positions. `attend` is applied to queries,
+    keys and values: `dot_product_attention`, or a function of the same arguments.
 
-    Raises: UserError where `heads` does not divide D and no `head_width` is given.
+    Raises:
+        UserError: if `heads` does not divide D and no `head_width` is given.
     """
 
     heads: int
@@ -210,7 +214,7 @@ class Attention(nn.Module):
     scale: float | None = None
     qkv_bias: bool = True
     out_bias: bool = True
-    kernels: Kernels = FUSED
+    kernels: Kernels = FUSED_INIT
     attend: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
 
@@ -234,7 +238,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             q = layer_norm(q, "norm_query", bias=False)
             k = layer_norm(k, "norm_key", bias=False)
-        q, k, v = (constrain(each, "batch", *_tokens(x), "heads", None) for each in (q, k, v))
+        q, k, v = (constrain(each, "batch", *_inner_axes(x), "heads", None) for each in (q, k, v))
         x = self.attend(q, k, v, bias, self.scale)  # [..., N, heads, d]
         out = nn.DenseGeneral(
             self.features or width,
@@ -251,36 +255,37 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers, [..., D] -> [..., hidden] -> [..., D], with an activation between them.
 
-    `gated`: a third layer, with the activation, multiplies the first, which is without (Shazeer 2020, "GLU
-    Variants Improve Transformer", equation 6).
+    With `gated`, the first layer's output has no activation and is multiplied by that of a third layer, which
+    has (Shazeer 2020, "GLU Variants Improve Transformer", equation 6).
     """
 
     hidden: int
     activation: str = "gelu"
     gated: bool = False
     use_bias: bool = True
-    kernels: Kernels = FUSED
+    kernels: Kernels = FUSED_INIT
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = functools.partial(Dense, use_bias=self.use_bias, dtype=self.dtype)
         enter = functools.partial(dense, self.hidden, kernel_init=self.kernels.up)
-        activation, h = ACTIVATIONS[self.activation], enter(name="up")(x)  # [..., hidden]
+        activation, h = ACTIVATION_FUNCTIONS[self.activation], enter(name="up")(x)  # [..., hidden]
         h = h * activation(enter(name="gate")(x)) if self.gated else activation(h)
-        h = constrain(h, "batch", *_tokens(x), "mlp")
+        h = constrain(h, "batch", *_inner_axes(x), "mlp")
         return dense(x.shape[-1], kernel_init=self.kernels.down, name="down")(h)  # [..., D]
 
 
-def _tokens(x: jax.Array) -> tuple[str | None, ...]:
-    """The names of the axes of x [B, ..., D] between its first and last: of a map or windows none."""
+def _inner_axes(x: jax.Array) -> tuple[str | None, ...]:
+    """Returns names of the axes of x [B, ..., D] between its first and last; those of maps have none."""
     return ("token",) if x.ndim == 3 else (None,) * (x.ndim - 2)
 
 
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016): drops a residual branch [B, ...] for whole examples.
 
-    What is kept is divided by 1 - rate. Draws from the "dropout" stream; a rate of None is evaluation.
+    Branches that are kept are divided by 1 - rate. Draws come from the "dropout" stream. In evaluation the
+    rate is None, and nothing is dropped.
     """
 
     @nn.compact
@@ -293,14 +298,14 @@ class DropPath(nn.Module):
 
 
 def drop_rates(last: float, depth: int, train: bool) -> jax.Array | None:
-    """The blocks' rates of stochastic depth [depth], from 0 linearly to the `last`; None for none."""
+    """Returns the blocks' rates of stochastic depth [depth], from 0 linearly to `last`, or None for none."""
     return jnp.linspace(0, last, depth) if train and last else None
 
 
 class EncoderBlock(nn.Module):
     """The pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3): [B, N, D] -> [B, N, D].
 
-    `bias` is attention's, `drop` the rate of stochastic depth. `tokens` is what the sharding rules know N by.
+    `bias` is attention's, `drop` the rate of stochastic depth, `tokens` the name of axis N in sharding rules.
     """
 
     heads: int
@@ -308,7 +313,7 @@ class EncoderBlock(nn.Module):
     activation: str = "gelu"
     qk_norm: bool = False
     epsilon: float = 1e-6
-    kernels: Kernels = FUSED
+    kernels: Kernels = FUSED_INIT
     attend: Callable[..., jax.Array] = dot_product_attention
     tokens: str = "token"
     dtype: Any = jnp.float32
@@ -340,8 +345,8 @@ def stack(
     """Applies `depth` copies of `block(x, *context)`, each with its own parameters, stacked [depth, ...].
 
     The layout is the same whether the loop is compiled once (`nn.scan`) or unrolled. `drop` [depth] gives
-    each block its rate of stochastic depth. `remat` names what the backward pass recomputes: nothing, each
-    whole block, or all but the outputs of linear layers.
+    each block its rate of stochastic depth. `remat` names what the backward pass recomputes: nothing
+    ("none"), each block entirely ("full"), or all but the outputs of linear layers ("dots").
     """
 
     def step(

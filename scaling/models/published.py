@@ -1,16 +1,18 @@
 """Published sizes and costs, as printed: parameters in millions, and Gmacs of one forward pass.
 
-The papers print Gmacs as "Gflops". DiT's add one operation for each LayerNorm element, timm's add
-normalisation and activations: both lie within 1 % of matrix products and convolutions alone. Halves of
-open_clip's figures, which count a multiply-add as two. None is what the source does not print.
+The papers print Gmacs as "Gflops". DiT's figures add one operation per LayerNorm element, timm's add
+normalisation and activations: both lie within 1 % of matmuls and convolutions alone. open_clip counts a
+multiply-add as two, so that its figures are halved here. None stands for a figure that the source lacks.
 """
 
 from typing import Any, NamedTuple
 
 
 class Figure(NamedTuple):
-    params_m: float
-    gmacs: float | None
+    """Published size and cost of a model."""
+
+    params_m: float  # parameters, in millions
+    gmacs: float | None  # multiply-adds of one forward pass, in 1e9
     source: str
 
 
@@ -21,7 +23,7 @@ VIVIT = "Arnab et al. 2021, table 2, recomputed"
 ADM = "Dhariwal & Nichol 2021, recomputed"
 LDM = "Rombach et al. 2022, recomputed"
 
-# By family, variant and options, as in the family's VARIANTS.
+# Figures by family, variant and options, as in the family's VARIANTS.
 FIGURES: dict[str, list[tuple[str, dict[str, Any], Figure]]] = {
     "dit": [
         ("S/8", {}, Figure(33, 0.36, DIT)),
@@ -89,5 +91,5 @@ FIGURES: dict[str, list[tuple[str, dict[str, Any], Figure]]] = {
 
 
 def figure(family: str, variant: str, options: dict[str, Any]) -> Figure | None:
-    """The published figure of a registered variant; None where there is none."""
+    """Returns the published figure of a registered variant, or None if there is none."""
     return next((f for name, opts, f in FIGURES.get(family, []) if (name, opts) == (variant, options)), None)

@@ -1,9 +1,9 @@
 """Residual networks, ResNet (He et al. 2016, "Deep Residual Learning for Image Recognition").
 
-In the form known as v1.5: a bottleneck's stride is in its 3x3 convolution, and the last norm scale of every
-block starts at 0 (Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1). x is an image
-[B, H, W, C] of any size; D is the width of the first stage, F that of a block's output. A stride halves H and
-W, rounding up.
+This is the form known as v1.5: a bottleneck's stride is in its 3x3 convolution, and the scale of every
+block's last norm is initialised at 0 (Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1). x is
+an image [B, H, W, C] of any size; D is the width of the first stage, F that of a block's output. A stride
+halves H and W, rounding up.
 """
 
 import functools
@@ -26,15 +26,16 @@ SIZES: dict[str, dict[str, Any]] = {  # table 1 of the paper
     "101": {"depths": (3, 4, 23, 3), "bottleneck": True},
     "152": {"depths": (3, 8, 36, 3), "bottleneck": True},
 }
-# For digits: the form of section 4.2, for small images, up to its width. Stages have one block, so that there
-# is no loop: XLA's convolutions for CPUs take many times as long in one, even of a single turn.
+# The ladder, for digits: the form that section 4.2 has for small images, up to its width. Stages have one
+# block, so that there is no loop: in a loop, even of one iteration, XLA's convolutions for CPUs take many
+# times as long.
 LADDER: dict[str, dict[str, Any]] = {
     name: {"depths": (1, 1, 1), "width": width, "bottleneck": False, "stem": "3x3", "num_classes": 10}
     for name, width in (("A", 4), ("F", 8), ("P", 12), ("N", 16))
 }
 SIZES |= LADDER
 VARIANTS: tuple[variants.Variant, ...] = tuple((size, {}) for size in SIZES)
-EXPANSION = 4  # of a bottleneck: its output is this many times as wide as its 3x3 convolution
+EXPANSION = 4  # width of a bottleneck's output over that of its 3x3 convolution
 
 zeros = nn.initializers.zeros_init()
 he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, equation 14
@@ -43,8 +44,9 @@ he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 201
 class Block(nn.Module):
     """A residual block, y = relu(F(x) + W x) (equation 2): [B, H, W, C] -> [B, H / stride, W / stride, F].
 
-    F is two 3x3 convolutions of `width`, or with `bottleneck` 1x1, 3x3 and, four times as wide, 1x1 (figure
-    5). W is the identity where it can be, else a 1x1 convolution and a norm (option B of section 4.1).
+    F is two 3x3 convolutions of `width`, or with `bottleneck` convolutions of 1x1, 3x3 and, four times as
+    wide, 1x1 (figure 5). W is the identity where shapes allow it, else a 1x1 convolution and a norm (option B
+    of section 4.1).
     """
 
     width: int
@@ -77,13 +79,15 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """x [B, H, W, C] -> logits [B, num_classes] float32.
 
-    `depths` are the blocks of the stages, whose convolutions are `width`, 2, 4 and 8 times `width` wide. The
-    stem is a 7x7 convolution and a pooling, each of stride 2, or, for small images, a 3x3 convolution of
-    stride 1 (section 4.2): the maps are then four times as large as written below.
+    `depths` are the blocks of the stages, whose convolutions are 1, 2, 4 and 8 times `width` wide. The stem
+    is a 7x7 convolution and a pooling, each of stride 2, or, for small images, a 3x3 convolution of stride 1
+    (section 4.2): the sides of the maps are then four times those written below.
     Running statistics are in the collection `batch_stats`, which `train=True` updates where it is mutable.
-    Convolutions start N(0, 2 / fan out); the head within 1 / sqrt(fan in), as PyTorch's linear layers do.
+    Convolutions are initialised N(0, 2 / fan out), the head within 1 / sqrt(fan in), as PyTorch's linear
+    layers are.
 
-    Raises: UserError where a stage has no block.
+    Raises:
+        UserError: if a stage has no block.
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -96,12 +100,15 @@ class ResNet(nn.Module):
     unroll: bool = False
 
     def features(self, x: jax.Array) -> jax.Array:
-        """What the head sees: [B, H, W, C] -> [B, F of the last stage] float32."""
+        """Returns the head's input: [B, H, W, C] -> [B, F of the last stage] float32."""
         return self(x, output="features")
 
-    def stages(self, x: jax.Array, train: bool = False) -> list[jax.Array]:
-        """The maps [B, H / 4, W / 4, F], and at 1/8, 1/16 and 1/32, that the stages make; float32."""
-        return self(x, train, output="stages")
+    def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Returns the output of each stage, float32.
+
+        [B, H, W, C] -> [B, H / 4, W / 4, F], [B, H / 8, W / 8, 2F], ...
+        """
+        return self(x, output="feature_maps")
 
     @nn.compact
     def __call__(
@@ -109,9 +116,9 @@ class ResNet(nn.Module):
         x: jax.Array,
         train: bool = False,
         *,
-        output: Literal["logits", "features", "stages"] = "logits",
+        output: Literal["logits", "features", "feature_maps"] = "logits",
     ) -> Any:
-        """`train` normalises with the batch's statistics, under `jit` the global batch's."""
+        """Applies the model; `train` normalises with statistics of the batch, under `jit` the global one."""
         if min(self.depths, default=0) < 1:
             raise UserError(f"depths={self.depths}: every stage must have at least 1 block")
         dtype = jnp.dtype(self.dtype)
@@ -128,28 +135,29 @@ class ResNet(nn.Module):
             stage = Stage(block, depth, stride, self.remat, self.unroll, name=f"stage{i + 1}")
             x = constrain(stage(x, train), "batch", None, None, None)  # [B, H / 2^(2 + i), W / 2^(2 + i), F]
             maps.append(x.astype(jnp.float32))
-        if output == "stages":
-            return maps
+        if output == "feature_maps":
+            return tuple(maps)
         x = jnp.mean(maps[-1], axis=(1, 2))  # [B, F]
         if output == "features":
             return x
-        start = uniform(x.shape[-1] ** -0.5)
-        return nn.Dense(self.num_classes, kernel_init=start, bias_init=start, name="head")(x)
+        init = uniform(x.shape[-1] ** -0.5)
+        return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="head")(x)
 
 
 MODULE = ResNet
 
 
 def make(variant: str, **options: Any) -> ResNet:
-    """The ResNet that `variant` names, e.g. "50"; `options` override its fields.
+    """Returns the ResNet that `variant` names, e.g. "50"; `options` override its fields.
 
-    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    Raises:
+        UserError: if the size or an option is unknown, or a value is not allowed.
     """
     return variants.build(ResNet, _size(variant), options)
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: x [1, H, W, C]. No option changes it."""
+    """Returns the shapes of one example's inputs: x [1, H, W, C]. No option changes them."""
     _size(variant)
     shape = variants.DIGIT if variant in LADDER else (224, 224, 3)
     return {"x": jax.ShapeDtypeStruct((1, *shape), jnp.float32)}

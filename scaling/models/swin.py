@@ -45,8 +45,8 @@ SIZES: dict[str, dict[str, Any]] = {  # section 3.3 of the paper
     "B": {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
     "L": {"width": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)},
 }
-# For digits: two stages, of 2 x 2 windows and of one. Kernels of N(0, 0.02) are small for widths so far below
-# those of the paper: with Xavier's, such a network learns more than twice as fast.
+# The ladder, for digits: two stages, of 2 x 2 windows and of one. Kernels from N(0, 0.02) are too small for
+# widths so far below the paper's: with Xavier's, such a network learns more than twice as fast.
 LADDER: dict[str, dict[str, Any]] = {
     name: {"width": width, "depths": (2, depth), "heads": (width // 8, width // 4), **DIGITS}
     for name, width, depth in (("A", 16, 2), ("F", 32, 2), ("P", 32, 4), ("N", 64, 4))
@@ -63,31 +63,32 @@ KERNELS = {"normal": Kernels(*(normal,) * 5), "xavier": XAVIER}
 
 
 def pad(x: jax.Array, multiple: int) -> jax.Array:
-    """[B, h, w, D] with zeros below and on the right, so that `multiple` divides both sides."""
+    """Pads x [B, h, w, D] with zeros below and on the right, so that `multiple` divides both sides."""
     below, right = -x.shape[1] % multiple, -x.shape[2] % multiple
     return jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0))) if below or right else x
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
-    """What is added to the logits in the windows of a shifted map [h, w]: [n, N, N] float32, 0 or -100.
+    """Returns the attention bias in the windows of a shifted map [h, w]: [n, N, N] float32, 0 or -100.
 
-    The cyclic shift joins tokens of opposite borders in one window; those do not see each other (figure 4).
+    The cyclic shift brings tokens of opposite borders into one window; they do not attend to each other
+    (figure 4).
     """
-    rows, columns = -(-height // window), -(-width // window)  # of windows, of the padded map
+    rows, columns = -(-height // window), -(-width // window)  # numbers of windows in the padded map
     row, column = (  # [h'] and [w']
         np.repeat([0, 1, 2], [(count - 1) * window, window - shift, shift]) for count in (rows, columns)
     )
-    region = 3 * row[:, None] + column[None, :]  # [h', w'], nine of them
+    region = 3 * row[:, None] + column[None, :]  # [h', w'], nine regions
     region = region.reshape(rows, window, columns, window)
     region = region.transpose(0, 2, 1, 3).reshape(-1, window * window)  # [n, N]
     return np.where(region[:, :, None] == region[:, None, :], 0, -100).astype(np.float32)
 
 
 def relative_index(window: int, table_window: int) -> np.ndarray:
-    """[N, N]: which row of a table for windows of `table_window` has the offset of each pair of tokens.
+    """Returns each token pair's row in a bias table that is made for windows of `table_window`: [N, N].
 
-    That is (dy + M - 1)(2M - 1) + (dx + M - 1) of query minus key, M being `table_window`; a smaller window
-    has some of its offsets.
+    The row is (dy + M - 1)(2M - 1) + (dx + M - 1) of query minus key, with M = `table_window`; a smaller
+    window has some of the offsets only.
     """
     places = np.indices((window, window)).reshape(2, -1)
     dy, dx = places[:, :, None] - places[:, None, :]  # [N, N] each
@@ -95,10 +96,10 @@ def relative_index(window: int, table_window: int) -> np.ndarray:
 
 
 def resize_relative_bias(table: jax.Array, old_window: int, new_window: int) -> jax.Array:
-    """A table [(2 old - 1)^2, heads] resampled bicubically for a new window: [(2 new - 1)^2, heads].
+    """Resamples a table [(2 old - 1)^2, heads] bicubically for a new window: [(2 new - 1)^2, heads].
 
-    Half-pixel centres, the cubic kernel with a = -0.75, repeated borders and no antialiasing, as in the
-    paper's fine-tuning at a larger window.
+    As in the paper's fine-tuning at a larger window: half-pixel centres, the cubic kernel with a = -0.75,
+    repeated borders and no antialiasing.
     """
     if old_window == new_window:
         return table
@@ -123,9 +124,9 @@ def resize_relative_bias(table: jax.Array, old_window: int, new_window: int) -> 
 def attend_in_windows(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, scale: float | None
 ) -> jax.Array:
-    """`dot_product_attention` in each window: q, k, v [B, n, N, heads, d], bias [n or 1, heads, N, N].
+    """Applies `dot_product_attention` in each window.
 
-    Returns [B, n, N, heads, d].
+    q, k, v [B, n, N, heads, d], bias [n or 1, heads, N, N] -> [B, n, N, heads, d].
     """
     return jax.vmap(dot_product_attention, in_axes=(0, 0, 0, None, None))(q, k, v, bias, scale)
 
@@ -133,7 +134,7 @@ def attend_in_windows(
 class WindowAttention(nn.Module):
     """Attention within windows with a relative position bias (section 3.2, equation 4).
 
-    x [B, n, N, D], mask [n, N, N] -> [B, n, N, D]. `window` is that of the table.
+    x [B, n, N, D], mask [n, N, N] -> [B, n, N, D]. `window` is the window that the table is made for.
     """
 
     heads: int
@@ -156,7 +157,7 @@ class WindowAttention(nn.Module):
 class Block(nn.Module):
     """W-MSA and MLP, or with a shift SW-MSA and MLP (equation 3): [B, h, w, D] -> [B, h, w, D].
 
-    `window` is the side of the windows, `table_window` that for which the bias table is made.
+    `window` is the side of the windows, `table_window` the one that the bias table is made for.
     """
 
     heads: int
@@ -190,7 +191,7 @@ class Block(nn.Module):
 class BlockPair(nn.Module):
     """A block with plain windows, then one with shifted windows (figure 3b): [B, h, w, D] -> [B, h, w, D].
 
-    `mask` is the second's, `drop` [2] the rates of stochastic depth.
+    `mask` is the second block's, `drop` [2] are the rates of stochastic depth.
     """
 
     heads: int
@@ -222,7 +223,7 @@ class BlockPair(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Every 2x2 tokens become one of half their channels: [B, h, w, D] -> [B, h / 2, w / 2, 2D]."""
+    """A layer that merges each 2x2 tokens and halves channels: [B, h, w, D] -> [B, h / 2, w / 2, 2D]."""
 
     kernel_init: Init
     epsilon: float = 1e-5
@@ -243,13 +244,14 @@ class Swin(nn.Module):
     """x [B, H, W, C] -> logits [B, num_classes] float32, for any H and W.
 
     Stage s has `depths[s]` blocks of width `width` * 2^s with `heads[s]` heads, in windows of `window` tokens
-    a side, shifted by half of it in every second block. Sides that a patch, a window or a merging does not
-    divide are padded with zeros. Where a stage's map is not larger than the window, the window is its
-    shorter side, and nothing is shifted. `resolution`, the side or (H, W), is what an input is unless
-    otherwise known; no parameter depends on it. Linear kernels and bias tables start N(0, 0.02), the former
+    per side, shifted by half a window in every second block. Sides that a patch, a window or a merging does
+    not divide are padded with zeros. If a stage's map is not larger than the window, the window is the map's
+    shorter side, and nothing is shifted. `resolution`, the side or (H, W), is an input's size unless another
+    is given; no parameter depends on it. Linear kernels and bias tables are initialised N(0, 0.02), kernels
     Xavier-uniform with `kernel_init` "xavier".
 
-    Raises: UserError for an odd depth, or heads that are not one a stage or do not divide its width.
+    Raises:
+        UserError: if a depth is odd, or `heads` are not one number per stage or do not divide its width.
     """
 
     patch: int = 4
@@ -260,7 +262,7 @@ class Swin(nn.Module):
     mlp_ratio: float = 4.0
     num_classes: int = 1000
     resolution: int | tuple[int, int] = 224
-    epsilon: float = 1e-5  # of LayerNorm
+    epsilon: float = 1e-5  # epsilon of LayerNorm
     drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly over all stages
     kernel_init: Literal["normal", "xavier"] = "normal"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -268,16 +270,19 @@ class Swin(nn.Module):
     unroll: bool = False
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """The number of patches of an input of `shape` [..., H, W, C]: the first stage's tokens."""
+        """Returns the number of patches of an input [..., H, W, C]: the tokens of the first stage."""
         return math.prod(-(-side // self.patch) for side in shape[-3:-1])
 
     def features(self, x: jax.Array) -> jax.Array:
-        """What the head sees: [B, H, W, C] -> [B, the last stage's width] float32."""
+        """Returns the head's input: [B, H, W, C] -> [B, the last stage's width] float32."""
         return self(x, output="features")
 
     def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """What each stage gives: [B, H, W, C] -> [B, H / 4, W / 4, D], [B, H / 8, W / 8, 2D], ... float32."""
-        return self(x, output="maps")
+        """Returns the output of each stage, float32.
+
+        [B, H, W, C] -> [B, H / 4, W / 4, D], [B, H / 8, W / 8, 2D], ...
+        """
+        return self(x, output="feature_maps")
 
     @nn.compact
     def __call__(
@@ -285,13 +290,13 @@ class Swin(nn.Module):
         x: jax.Array,
         train: bool = False,
         *,
-        output: Literal["logits", "features", "maps"] = "logits",
+        output: Literal["logits", "features", "feature_maps"] = "logits",
     ) -> Any:
-        """`train` turns stochastic depth on, which draws from the "dropout" stream."""
+        """Applies the model; `train` turns on stochastic depth, which draws from the "dropout" stream."""
         self._check()
         dtype, x = jnp.dtype(self.dtype), pad(x, self.patch)  # [B, H, W, C]
         grid = patch_grid(x.shape, self.patch)
-        init = uniform((self.patch**2 * x.shape[-1]) ** -0.5)  # PyTorch's, of a convolution
+        init = uniform((self.patch**2 * x.shape[-1]) ** -0.5)  # PyTorch's initialisation of a convolution
         kernels = KERNELS[self.kernel_init]
         embed = nn.Dense(self.width, kernel_init=init, bias_init=init, dtype=dtype, name="patch")
         x = embed(patchify(x, self.patch))  # [B, H / 4 * W / 4, D]
@@ -303,9 +308,9 @@ class Swin(nn.Module):
                 x = PatchMerging(kernels.up, self.epsilon, dtype, name=f"merging{stage + 1}")(x)
             first = sum(self.depths[:stage])
             drop = None if rates is None else rates[first : first + depth].reshape(-1, 2)
-            x = self._stage(x, f"stage{stage + 1}", depth, heads, drop)  # [B, h, w, D]
+            x = self._apply_stage(x, f"stage{stage + 1}", depth, heads, drop)  # [B, h, w, D]
             maps.append(x.astype(jnp.float32))
-        if output == "maps":
+        if output == "feature_maps":
             return tuple(maps)
         x = layer_norm(maps[-1], "norm", epsilon=self.epsilon)
         x = jnp.mean(x, axis=(1, 2))  # [B, D]
@@ -313,10 +318,12 @@ class Swin(nn.Module):
             return x
         return nn.Dense(self.num_classes, kernel_init=kernels.up, name="head")(x)  # [B, num_classes]
 
-    def _stage(self, x: jax.Array, name: str, depth: int, heads: int, drop: jax.Array | None) -> jax.Array:
+    def _apply_stage(
+        self, x: jax.Array, name: str, depth: int, heads: int, drop: jax.Array | None
+    ) -> jax.Array:
         height, width = x.shape[1:3]
-        whole = min(height, width) <= self.window
-        window, shift = (min(height, width), 0) if whole else (self.window, self.window // 2)
+        fits_window = min(height, width) <= self.window
+        window, shift = (min(height, width), 0) if fits_window else (self.window, self.window // 2)
         pair = BlockPair(
             heads,
             window,
@@ -346,15 +353,16 @@ MODULE = Swin
 
 
 def make(variant: str, **options: Any) -> Swin:
-    """The Swin that `variant` names, e.g. "T"; `options` override its fields.
+    """Returns the Swin that `variant` names, e.g. "T"; `options` override its fields.
 
-    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    Raises:
+        UserError: if the size or an option is unknown, or a value is not allowed.
     """
     return variants.build(Swin, _size(variant), options)
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: x [1, H, W, C], H and W from the option `resolution` if given."""
+    """Returns the shapes of one example's inputs: x [1, H, W, C]; the option `resolution` changes H and W."""
     size = _size(variant)
     sides = side_lengths(options.get("resolution", size.get("resolution", Swin.resolution)))
     channels = variants.DIGIT[2] if variant in LADDER else 3
@@ -362,17 +370,17 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def resized(variables: Mapping[str, Any], source: Swin, target: Swin) -> tuple[dict[str, Any], list[str]]:
-    """Variables of `source` for the window of `target`, and in words what was resized."""
+    """Returns the variables of `source` for the window of `target`, and what was resized."""
 
-    def one(path: tuple[Any, ...], leaf: Any) -> Any:
+    def resize(path: tuple[Any, ...], leaf: Any) -> Any:
         if path[-1].key != "relative_bias":
             return leaf
         return np.stack([resize_relative_bias(table, source.window, target.window) for table in leaf])
 
     if source.window == target.window:
         return dict(variables), []
-    said = f"relative_bias: resized from windows of {source.window} to windows of {target.window}"
-    return jax.tree_util.tree_map_with_path(one, dict(variables)), [said]
+    message = f"relative_bias: resized from windows of {source.window} to windows of {target.window}"
+    return jax.tree_util.tree_map_with_path(resize, dict(variables)), [message]
 
 
 def _size(variant: str) -> dict[str, Any]:

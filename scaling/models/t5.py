@@ -1,8 +1,8 @@
 """The encoder of T5 v1.1 (Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
 Text-to-Text Transformer"; v1.1: gated MLPs as in Shazeer 2020, "GLU Variants Improve Transformer").
 
-text [B, N] are token ids; D is the width. There are no biases, no scale of the attention's logits, and no
-positions but what is added to those logits.
+text [B, N] are token ids; D is the width. There are no biases and no scale of the attention's logits, and the
+only positions are relative ones that are added to those logits.
 """
 
 import dataclasses
@@ -22,11 +22,13 @@ from scaling.models.placement import constrain
 
 normal = nn.initializers.normal
 
-LENGTH = 512  # tokens of a text in pre-training (section 3.1.2)
+LENGTH = 512  # tokens per text in pre-training (section 3.1.2)
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class T5Size:
+    """A row of the size table."""
+
     depth: int
     width: int
     heads: int
@@ -34,24 +36,25 @@ class Size:
 
 
 SIZES = {  # google-research/t5x, the gin files of t5_1_1: small, base, xxl
-    "Small": Size(depth=8, width=512, heads=6, mlp_width=1024),
-    "Base": Size(depth=12, width=768, heads=12, mlp_width=2048),
-    "XXL": Size(depth=24, width=4096, heads=64, mlp_width=10240),
+    "Small": T5Size(depth=8, width=512, heads=6, mlp_width=1024),
+    "Base": T5Size(depth=12, width=768, heads=12, mlp_width=2048),
+    "XXL": T5Size(depth=24, width=4096, heads=64, mlp_width=10240),
 }
 VARIANTS: tuple[variants.Variant, ...] = tuple((size, {}) for size in SIZES)
 
 
 def rms_norm(x: jax.Array, name: str, epsilon: float) -> jax.Array:
-    """RMSNorm (Zhang & Sennrich 2019) over the last axis, in float32; the result has the dtype of x."""
+    """Applies RMSNorm (Zhang & Sennrich 2019) over the last axis, in float32; the result has x's dtype."""
     norm = nn.RMSNorm(epsilon=epsilon, dtype=jnp.float32, name=name)
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of each key's position relative to each query's (section 2.1): [length, length] int32.
+    """Returns the bucket of each key's position relative to each query's (section 2.1): [N, N] int32.
 
-    Half of the buckets are for keys after the query. Of each half, one half holds a single distance each and
-    the other ranges that grow logarithmically; all from `max_distance` on share the last.
+    Half of the buckets are for keys after the query. In each half, one half of the buckets hold a single
+    distance each, the other ranges that grow logarithmically; all distances from `max_distance` share the
+    last. N is `length`.
     """
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]  # [N, N], key - query
     half, distance = buckets // 2, np.abs(offset)
@@ -65,8 +68,8 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
 class Block(nn.Module):
     """x [B, N, D], positions [1, heads, N, N], padding [B, 1, 1, N] -> [B, N, D].
 
-    Both of the latter are added to the attention's logits. Kernels start as Mesh TensorFlow's:
-    N(0, 1 / inputs), the query's divided by sqrt(head width) besides, in place of the scale of the logits.
+    Positions and padding are added to the attention's logits. Kernels are initialised as in Mesh TensorFlow:
+    N(0, 1 / inputs), the query's also divided by sqrt(head width), in place of the scale of the logits.
     """
 
     heads: int
@@ -104,10 +107,11 @@ class Block(nn.Module):
 class T5Encoder(nn.Module):
     """text [B, N] int32, mask [B, N] bool, true at real tokens -> [B, N, width] float32, 0 at the others.
 
-    What stands at the others has no influence. The table of relative positions is one for all blocks.
+    The ids at the other positions have no influence. All blocks share one table of relative positions.
 
-    Raises: UserError where `buckets` and `max_distance` are none that distances can be sorted into, or the
-    mask has not the text's shape.
+    Raises:
+        UserError: if distances cannot be sorted into `buckets` up to `max_distance`, or the mask does not
+            have the text's shape.
     """
 
     width: int = 512
@@ -118,13 +122,13 @@ class T5Encoder(nn.Module):
     vocabulary: int = 32128
     buckets: int = 32
     max_distance: int = 128
-    epsilon: float = 1e-6  # of RMSNorm
+    epsilon: float = 1e-6  # epsilon of RMSNorm
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """The number of tokens of texts of `shape` [..., N]."""
+        """Returns the number of tokens per text of `shape` [..., N]."""
         return shape[-1]
 
     @nn.compact
@@ -134,8 +138,8 @@ class T5Encoder(nn.Module):
         embed = Embed(self.vocabulary, self.width, embedding_init=normal(1.0), dtype=dtype, name="tokens")
         x = constrain(embed(text), "batch", "token", "embed")  # [B, N, D]
 
-        start = normal(self.width**-0.5)
-        table = self.param("relative_bias", start, (self.buckets, self.heads))
+        init = normal(self.width**-0.5)
+        table = self.param("relative_bias", init, (self.buckets, self.heads))
         positions = table[relative_buckets(text.shape[1], self.buckets, self.max_distance)]  # [N, N, heads]
         positions = positions.transpose(2, 0, 1)[None]  # [1, heads, N, N]
         padding = bias_of(mask)[:, None, None]  # [B, 1, 1, N]
@@ -159,15 +163,16 @@ MODULE = T5Encoder
 
 
 def make(variant: str, **options: Any) -> T5Encoder:
-    """The encoder that `variant` names, e.g. "XXL"; `options` override its fields.
+    """Returns the encoder that `variant` names, e.g. "XXL"; `options` override its fields.
 
-    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    Raises:
+        UserError: if the size or an option is unknown, or a value is not allowed.
     """
     return variants.build(T5Encoder, dataclasses.asdict(_size(variant)), options)
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: text [1, 512], mask [1, 512]. No option changes it."""
+    """Returns the shapes of one example's inputs: text [1, 512], mask [1, 512]. No option changes them."""
     _size(variant)
     return {
         "text": jax.ShapeDtypeStruct((1, LENGTH), jnp.int32),
@@ -175,7 +180,7 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _size(variant: str) -> Size:
+def _size(variant: str) -> T5Size:
     if variant not in SIZES:
         raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]

@@ -1,4 +1,4 @@
-"""What models cost, counted without running them, beside the published figures."""
+"""The cost of models, counted without running them, beside the published figures."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,30 +11,31 @@ import numpy as np
 from scaling import flops, models
 from scaling.models import published
 
-PLAIN: dict[str, Any] = {"remat": "none", "dtype": "float32"}  # the form that is counted
+PLAIN: dict[str, Any] = {"remat": "none", "dtype": "float32"}  # options of the form that is counted
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model without remat, in float32: nothing recomputed, and no fast kernel that cannot be counted."""
+    """Returns the model in float32 and without remat: nothing is recomputed, or hidden in a fused kernel."""
     fields = {field.name for field in dataclasses.fields(model)}
     return model.clone(**{name: value for name, value in PLAIN.items() if name in fields})
 
 
 def cost(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The cost of one example's forward pass, without allocating weights.
+    """Counts the cost of one example's forward pass, without allocating weights.
 
     `inputs` are the model's arguments by name: arrays or `jax.ShapeDtypeStruct`s with a leading batch of any
     size. Returns `tokens` (of the first input: patches, or words; no class or conditioning tokens; None where
     there are none, as in a convolutional network), `params` (trainable, a count), `gmacs` (multiply-adds of
-    matrix products and convolutions, in 1e9) and `gflops` (twice that).
+    matmuls and convolutions, in 1e9) and `gflops` (twice that).
 
-    Raises: UserError where the model does not fit the inputs.
+    Raises:
+        UserError: if the inputs do not fit the model.
     """
     model = plain(model)
     one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in inputs.items()}
     sizes: list[int] = []
 
-    def forward(inputs: Mapping[str, Any]) -> Any:  # initialising is one too: a single trace tells both
+    def forward(inputs: Mapping[str, Any]) -> Any:  # initialisation runs it too: one trace counts both
         out, variables = model.init_with_output(jax.random.key(0), **inputs)
         sizes.extend(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         return out
@@ -46,13 +47,14 @@ def cost(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rows(family: str | None = None) -> list[dict[str, Any]]:
-    """A row for every registered variant, of one family or of all.
+    """Returns a row for every registered variant, of one family or of all.
 
-    Keys: family, variant, options (what sets it apart from other rows of the variant), input_shape (of the
-    first input), tokens, params, gmacs, gflops, and for DiT block; then published_params_m (millions),
-    published_gmacs and source, None where nothing is published.
+    Keys: family, variant, options (those that tell the variant's rows apart), input_shape (of the first
+    input), tokens, params, gmacs, gflops, and for DiT block; then published_params_m (millions),
+    published_gmacs and source, which are None if nothing is published.
 
-    Raises: UserError for an unknown family.
+    Raises:
+        UserError: if the family is unknown.
     """
     families = models.MODELS if family is None else {family: models.module(family)}
     return [
@@ -80,7 +82,7 @@ def _row(family: str, variant: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as an aligned table, parameters in millions, five digits."""
+    """Formats the rows as an aligned table, with parameters in millions and five digits."""
     header = ["family", "variant", "options", "input", "tokens", "params (M)", "published (M)"]
     header += ["gmacs (1e9)", "published", "gflops (1e9)", "source"]
     cells = [header, *map(_cells, rows)]
@@ -100,18 +102,18 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         " ".join(f"{key}={value}" for key, value in row["options"].items()),
         "x".join(map(str, row["input_shape"])),
         "" if row["tokens"] is None else str(row["tokens"]),
-        _digits(row["params"] / 1e6),
-        _printed(row["published_params_m"]),
-        _digits(row["gmacs"]),
-        _printed(row["published_gmacs"]),
-        _digits(row["gflops"]),
+        _five_digits(row["params"] / 1e6),
+        _published(row["published_params_m"]),
+        _five_digits(row["gmacs"]),
+        _published(row["published_gmacs"]),
+        _five_digits(row["gflops"]),
         row["source"] or "",
     ]
 
 
-def _digits(value: float) -> str:
+def _five_digits(value: float) -> str:
     return np.format_float_positional(value, precision=5, unique=False, fractional=False, trim="-")
 
 
-def _printed(value: float | None) -> str:
+def _published(value: float | None) -> str:
     return "" if value is None else str(value)

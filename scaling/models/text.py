@@ -19,16 +19,17 @@ normal = nn.initializers.normal
 
 
 def kernels(width: int, depth: int) -> Kernels:
-    """How the kernels of CLIP's transformers start: as GPT-2's (Radford et al. 2019).
+    """Returns initialisers for the kernels of CLIP's transformers, as in GPT-2 (Radford et al. 2019).
 
-    What is added to the residuals is scaled by 1 / sqrt(2 depth), `depth` being the number of blocks.
+    Kernels whose output is added to the residual stream are scaled by 1 / sqrt(2 depth), where `depth` is the
+    number of blocks.
     """
     inputs, residual = normal(width**-0.5), normal((2 * width * depth) ** -0.5)
     return Kernels(inputs, inputs, residual, up=normal((2 * width) ** -0.5), down=residual)
 
 
 def run_blocks(tower: Any, x: jax.Array, *bias: jax.Array) -> jax.Array:
-    """x [B, N, D] through the blocks of a tower of CLIP's, text or image, by its fields: [B, N, D]."""
+    """Applies the blocks that the fields of a tower of CLIP's, text or image, describe to x [B, N, D]."""
     block = EncoderBlock(
         tower.heads,
         tower.mlp_ratio,
@@ -44,9 +45,10 @@ def run_blocks(tower: Any, x: jax.Array, *bias: jax.Array) -> jax.Array:
 class TextTransformer(nn.Module):
     """CLIP's causal text transformer: text [B, N] int32 -> [B, N, width] float32, after the last norm.
 
-    Token embeddings start N(0, 0.02), positions N(0, 0.01). A text may be shorter than `context`.
+    Token embeddings are initialised N(0, 0.02), positions N(0, 0.01). Texts may be shorter than `context`.
 
-    Raises: UserError where a text is longer than `context`, or `heads` does not divide the width.
+    Raises:
+        UserError: if a text is longer than `context`, or `heads` does not divide the width.
     """
 
     width: int = 512
@@ -78,6 +80,6 @@ class TextTransformer(nn.Module):
 
 
 def end_of_text(x: jax.Array, text: jax.Array) -> jax.Array:
-    """Of x [B, N, D], the vector [B, D] at the first of each text's greatest ids, its end-of-text token."""
-    last = jnp.argmax(text, axis=1)  # [B], the first of equal ones
+    """Returns x [B, N, D] at each text's end-of-text token, the first of its greatest ids: [B, D]."""
+    last = jnp.argmax(text, axis=1)  # [B], the first of equal ids
     return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]

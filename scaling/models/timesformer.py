@@ -1,7 +1,7 @@
 """TimeSformer with divided attention (Bertasius et al. 2021, "Is Space-Time Attention All You Need for Video
 Understanding?").
 
-x is a video [B, T, H, W, C]; D is the width, s the number of patches of a frame, N = T s that of all of them.
+x is a video [B, T, H, W, C]; D is the width, s the number of patches per frame, N = T s that of all patches.
 """
 
 import math
@@ -28,7 +28,7 @@ from scaling.models.layers import (
     stack,
 )
 from scaling.models.placement import constrain
-from scaling.models.variants import Size
+from scaling.models.variants import TransformerSize
 from scaling.models.video import (
     from_places,
     one_video,
@@ -41,8 +41,8 @@ from scaling.models.video import (
 from scaling.models.vit import ViT, check_fit
 
 FRAMES = 8
-SIZES = {  # B: section 4 of the paper, ViT's, for Kinetics 400; the ladder
-    "B": Size(depth=12, width=768, heads=12, shape=(224, 224, 3), num_classes=400),
+SIZES = {  # B: section 4 of the paper, as ViT's, for Kinetics 400; then the ladder
+    "B": TransformerSize(depth=12, width=768, heads=12, shape=(224, 224, 3), num_classes=400),
     **variants.LADDER,
 }
 VARIANTS: tuple[variants.Variant, ...] = (
@@ -59,9 +59,10 @@ zeros = nn.initializers.zeros_init()
 class DividedBlock(nn.Module):
     """Attention along time at each place, then within each frame, then the MLP (section 3, figure 2).
 
-    x [B, 1 + N, D] -> [B, 1 + N, D]; `frames` is T. The class token takes no part in the first; each frame
-    attends to a copy of it, and the mean of what the copies gain is added to it. `drop` is the rate of
-    stochastic depth: it drops the first attention for each place, the second for each frame, as the authors'.
+    x [B, 1 + N, D] -> [B, 1 + N, D]; `frames` is T. The class token takes no part in the first attention. In
+    the second, each frame attends to a copy of it, and the mean of the copies' outputs is added to it. `drop`
+    is the rate of stochastic depth, which, as in the authors' code, drops the first attention for single
+    places and the second for single frames.
     """
 
     heads: int
@@ -99,11 +100,13 @@ class DividedBlock(nn.Module):
 class TimeSformer(nn.Module):
     """x [B, T, H, W, C] -> logits [B, num_classes] float32.
 
-    `frames` and `resolution`, a side or (H, W), say what the learned positions in time and space are for; for
-    inputs of another size they are resized, linearly and bicubically. Parameters start as ViT's do, positions
-    in time and the projections after temporal attention at 0; `from_vit` gives them a ViT's.
+    `frames` and `resolution`, a side or (H, W), are what the learned positions in time and space are made
+    for; for inputs of another size the positions are resized, linearly in time and bicubically in space.
+    Parameters are initialised as ViT's, positions in time and the projections after temporal attention at 0;
+    `from_vit` copies those of a ViT.
 
-    Raises: UserError where `patch` does not divide H and W, those of `resolution` too, or `heads` the width.
+    Raises:
+        UserError: if `patch` does not divide H and W (of `resolution` too), or `heads` the width.
     """
 
     patch: int = 16
@@ -114,23 +117,23 @@ class TimeSformer(nn.Module):
     num_classes: int = 400
     frames: int = FRAMES
     resolution: int | tuple[int, int] = 224
-    epsilon: float = 1e-6  # of LayerNorm
+    epsilon: float = 1e-6  # epsilon of LayerNorm
     drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly with depth
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """The number of patches of an input of `shape` [..., T, H, W, C]; the class token is not counted."""
+        """Returns the number of patches of an input [..., T, H, W, C], without the class token."""
         return math.prod(video_grid(shape, 1, self.patch))
 
     def features(self, x: jax.Array) -> jax.Array:
-        """What the head sees: [B, T, H, W, C] -> [B, width] float32."""
+        """Returns the head's input: [B, T, H, W, C] -> [B, width] float32."""
         return self(x, head=False)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, *, head: bool = True) -> jax.Array:
-        """`train` turns stochastic depth on, which draws from the "dropout" stream."""
+        """Applies the model; `train` turns on stochastic depth, which draws from the "dropout" stream."""
         dtype, (t, h, w) = jnp.dtype(self.dtype), video_grid(x.shape, 1, self.patch)
         x = Dense(self.width, dtype=dtype, name="patch")(tubelets(x, 1, self.patch))  # [B, N, D]
 
@@ -156,13 +159,14 @@ class TimeSformer(nn.Module):
 def from_vit(
     model: TimeSformer, params: Mapping[str, Any], vit: ViT, vit_params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`params` of a TimeSformer with all that a ViT's `vit_params` have for it.
+    """Returns `params` of a TimeSformer with all parameters that a ViT's `vit_params` have for it.
 
-    As the authors do: temporal attention and its norm start as copies of the spatial ones, the projection
-    after it and the positions in time at 0. For a still video the model then is the ViT. The head stays as
-    in `params`.
+    As in the authors' code, temporal attention and its norm become copies of the spatial ones, and the
+    projection after it and the positions in time become 0. On a still video the model is then the ViT. The
+    head is that of `params`.
 
-    Raises: UserError where the two models do not fit.
+    Raises:
+        UserError: if the two models do not fit.
     """
     check_fit(model, vit, vit_params)
     sides = position_grid(model.resolution, model.patch)
@@ -186,9 +190,10 @@ MODULE = TimeSformer
 
 
 def make(variant: str, **options: Any) -> TimeSformer:
-    """The TimeSformer that `variant` names, "B/16"; `options` override its fields.
+    """Returns the TimeSformer that `variant` names, "B/16"; `options` override its fields.
 
-    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    Raises:
+        UserError: if the size or an option is unknown, or a value is not allowed.
     """
     size, patch = variants.parse(variant, SIZES)
     defaults = {**size.fields(patch), "frames": FRAMES, "resolution": size.shape[0]}
@@ -196,7 +201,10 @@ def make(variant: str, **options: Any) -> TimeSformer:
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: x [1, T, H, W, C], by the options `frames` and `resolution`."""
+    """Returns the shapes of one example's inputs: x [1, T, H, W, C].
+
+    The options `frames` and `resolution` change T, H and W.
+    """
     size, _ = variants.parse(variant, SIZES)
     return one_video(size, FRAMES, options)
 
@@ -204,15 +212,15 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def resized(
     variables: Mapping[str, Any], old: TimeSformer, new: TimeSformer
 ) -> tuple[dict[str, Any], list[str]]:
-    """The variables of a model `old` for one of other frames or another resolution, and what was done."""
-    params, said = dict(variables["params"]), []
+    """Returns the variables of `old` for `new`, of another length or resolution, and what was resized."""
+    params, messages = dict(variables["params"]), []
     before, after = (position_grid(m.resolution, m.patch) for m in (old, new))
     if before != after:
         table = jnp.asarray(params["positions"])
         params["positions"] = resize_positions(table, before, after, extra=1)
-        said.append(said_resized("positions", before, after))
+        messages.append(said_resized("positions", before, after))
     if old.frames != new.frames:
         table = jnp.asarray(params["temporal_positions"])
         params["temporal_positions"] = resize_grid(table, (old.frames, 1, 1), (new.frames, 1, 1))
-        said.append(said_resized("temporal_positions", [old.frames], [new.frames], "frames"))
-    return {**variables, "params": params}, said
+        messages.append(said_resized("temporal_positions", [old.frames], [new.frames], "frames"))
+    return {**variables, "params": params}, messages

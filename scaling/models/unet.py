@@ -21,29 +21,29 @@ from scaling.models.unet_blocks import Block, Kind, TimeEmbedding, convolution, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
-    """What a variant is for, [H, W, C], and its module's fields."""
+class UNetSize:
+    """A variant: the shape of its inputs, and its module's fields."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # [H, W, C] of an input
     fields: dict[str, Any]
 
 
-# ADM: the appendix's tables of hyperparameters, and the flags published with the weights. ADM-U is ADM-64 and
-# then the upsampler. LDM: tables 13 (LDM-8) and 15 (LDM-4), class-conditional ImageNet. Both papers name the
-# resolutions that have attention; at the variant's size they are these strides.
+# ADM is from the appendix's tables of hyperparameters and the flags published with the weights; ADM-U is
+# ADM-64 followed by the upsampler. LDM is from tables 13 (LDM-8) and 15 (LDM-4), class-conditional ImageNet.
+# Both papers name the resolutions that have attention; at the variant's size they are these strides.
 ADM_256: dict[str, Any] = dict(multipliers=(1, 1, 2, 2, 4, 4), depth=2, attention=(8, 16, 32))
 ADM_64: dict[str, Any] = dict(multipliers=(1, 2, 3, 4), depth=3, attention=(2, 4, 8))
 LDM_4: dict[str, Any] = dict(multipliers=(1, 2, 3, 5), depth=2, attention=(2, 4, 8))
 LDM_8: dict[str, Any] = dict(multipliers=(1, 2, 4), depth=2, attention=(1, 2, 4))
 LDM: dict[str, Any] = dict(kind="ldm", learn_sigma=False)
 SIZES = {
-    "ADM-64": Size((64, 64, 3), dict(width=192, head_width=64, **ADM_64)),
-    "ADM-256": Size((256, 256, 3), dict(width=256, head_width=64, **ADM_256)),
-    "ADM-U-256": Size((256, 256, 3), dict(width=192, heads=4, upsampler=True, **ADM_256)),
-    "LDM-4": Size((64, 64, 3), dict(width=192, heads=1, **LDM_4, **LDM)),
-    "LDM-8": Size((32, 32, 4), dict(width=256, head_width=32, **LDM_8, **LDM)),
-    # Much smaller than any published size, for data such as MNIST on a laptop: ADM at 28, 14 and 7 pixels.
-    "small": Size(
+    "ADM-64": UNetSize((64, 64, 3), dict(width=192, head_width=64, **ADM_64)),
+    "ADM-256": UNetSize((256, 256, 3), dict(width=256, head_width=64, **ADM_256)),
+    "ADM-U-256": UNetSize((256, 256, 3), dict(width=192, heads=4, upsampler=True, **ADM_256)),
+    "LDM-4": UNetSize((64, 64, 3), dict(width=192, heads=1, **LDM_4, **LDM)),
+    "LDM-8": UNetSize((32, 32, 4), dict(width=256, head_width=32, **LDM_8, **LDM)),
+    # ADM at 28, 14 and 7 pixels, much smaller than any published size, for data such as MNIST on a laptop.
+    "small": UNetSize(
         (28, 28, 1),
         dict(width=16, multipliers=(1, 2, 4), depth=1, attention=(2, 4), head_width=32, groups=8)
         | dict(num_classes=10),
@@ -55,21 +55,22 @@ VARIANTS: tuple[variants.Variant, ...] = tuple((name, {}) for name in SIZES)
 class UNet(nn.Module):
     """x [B, H, W, C], t [B] float32, y [B] int32 -> [B, H, W, 2C], or C without `learn_sigma`; float32.
 
-    Stage i works at H / 2^i x W / 2^i with `width * multipliers[i]` channels and has `depth` blocks going
-    down, `depth` + 1 going up, each of which takes one output of the way down as further input. Stages whose
-    stride 2^i is in `attention` have attention after each block, with `heads` heads or, where that is 0,
-    heads of `head_width` channels; so has the middle.
+    Stage i works at H / 2^i x W / 2^i with `width * multipliers[i]` channels. It has `depth` blocks on the
+    way down and `depth` + 1 on the way up, each of which also takes one output of the way down as input.
+    Stages whose stride 2^i is in `attention` have attention after each block, with `heads` heads or, if that
+    is 0, with heads of `head_width` channels; so has the middle.
 
     ADM adds the label's embedding to the time's, scales and shifts with the sum in every residual block, and
     resamples in residual blocks (section 3 and equation 3). LDM adds the time, attends to the label's
     embedding, of `context` channels, in spatial transformers, and resamples with plain convolutions.
 
-    Label `num_classes` is the null label of classifier-free guidance: who trains drops labels, not the model.
-    With `learn_sigma` the second C channels parametrise the variance. An `upsampler` also takes the image
-    `low` [B, h, w, C] at low resolution, resized bilinearly, as further channels of its input.
+    Label `num_classes` is the null label of classifier-free guidance; the training objective, not the model,
+    drops labels. With `learn_sigma` the second C channels parametrise the variance. An `upsampler` also takes
+    the image `low` [B, h, w, C] at low resolution, resized bilinearly, as further channels of its input.
 
-    Raises: UserError for an input that the strides do not divide, for widths that heads or groups do not
-    divide, for strides that no stage has, and for an image `low` that is missing or not asked for.
+    Raises:
+        UserError: if the strides do not divide the input, heads or groups do not divide a width, no stage has
+            one of the strides in `attention`, or the image `low` is missing or not asked for.
     """
 
     kind: Kind = "adm"
@@ -89,9 +90,10 @@ class UNet(nn.Module):
     remat: Remat = "none"
 
     def stage_heads(self, stage: int) -> int:
-        """Heads of attention in a stage, if it has attention.
+        """Returns the number of attention heads that a stage has if it has attention.
 
-        Raises: UserError where they do not divide its channels.
+        Raises:
+            UserError: if they do not divide its channels.
         """
         features = self.width * self.multipliers[stage]
         name, value = ("heads", self.heads) if self.heads else ("head_width", self.head_width)
@@ -118,8 +120,8 @@ class UNet(nn.Module):
             needs = "needs the input low" if self.upsampler else "takes no input low"
             raise UserError(f"upsampler={self.upsampler}: this model {needs}")
 
-    def _conditions(self, t: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """What every residual block takes, and what spatial transformers attend to, if there are any."""
+    def _embed_conditions(self, t: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the conditioning of residual blocks, and for LDM the context of spatial transformers."""
         dtype, adm = jnp.dtype(self.dtype), self.kind == "adm"
         normal, features = nn.initializers.normal(1.0), 4 * self.width if adm else self.context
         table = Embed(self.num_classes + 1, features, embedding_init=normal, dtype=dtype, name="label")
@@ -132,15 +134,15 @@ class UNet(nn.Module):
         dtype, channels, adm = jnp.dtype(self.dtype), x.shape[-1], self.kind == "adm"
         conv = functools.partial(convolution, dtype=dtype)
         options: dict[str, Any] = dict(kind=self.kind, groups=self.groups, epsilon=self.epsilon, dtype=dtype)
-        form: Any = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat])
-        block = functools.partial(form, **options)
+        block_class: Any = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat])
+        block = functools.partial(block_class, **options)
         widths = [self.width * multiplier for multiplier in self.multipliers]
         heads = [self.stage_heads(i) if 2**i in self.attention else 0 for i in range(len(widths))]
 
         if low is not None:
             low = jax.image.resize(low, x.shape[:3] + low.shape[3:], "bilinear", antialias=False)
             x = jnp.concatenate([x, low], axis=-1)  # [B, H, W, 2C]
-        c, context = self._conditions(t, y)  # [B, 4 * width], and for LDM [B, 1, context]
+        c, context = self._embed_conditions(t, y)  # [B, 4 * width], and for LDM [B, 1, context]
 
         x = conv(self.width, name="input")(x)  # [B, H, W, width]
         skips = [x]
@@ -178,31 +180,32 @@ class UNet(nn.Module):
 MODULE = UNet
 
 
-def _size(variant: str) -> Size:
+def _size(variant: str) -> UNetSize:
     if variant not in SIZES:
         raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]
 
 
 def make(variant: str, **options: Any) -> UNet:
-    """The U-Net that `variant` names, e.g. "ADM-256"; `options` override its fields.
+    """Returns the U-Net that `variant` names, e.g. "ADM-256"; `options` override its fields.
 
-    Raises: UserError for an unknown variant or option, or a value that is not allowed.
+    Raises:
+        UserError: if the variant or an option is unknown, or a value is not allowed.
     """
     return variants.build(UNet, _size(variant).fields, options)
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: x [1, H, W, C], t [1], y [1], and an upsampler's low.
+    """Returns the shapes of one example's inputs: x [1, H, W, C], t [1], y [1].
 
-    `low` is [1, H / 4, W / 4, C].
+    An upsampler also has `low` [1, H / 4, W / 4, C].
     """
     height, width, channels = _size(variant).shape
-    given = {
+    shapes = {
         "x": jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32),
         "t": jax.ShapeDtypeStruct((1,), jnp.float32),
         "y": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
     if make(variant, **options).upsampler:
-        given["low"] = jax.ShapeDtypeStruct((1, height // 4, width // 4, channels), jnp.float32)
-    return given
+        shapes["low"] = jax.ShapeDtypeStruct((1, height // 4, width // 4, channels), jnp.float32)
+    return shapes

@@ -1,8 +1,8 @@
-"""The parts of the U-Nets of diffusion: residual blocks, attention, the spatial transformer, resampling.
+"""Parts of the U-Nets of diffusion: residual blocks, attention, the spatial transformer, resampling.
 
-Activations are [B, H, W, C]; c [B, E] is the embedding of the conditioning, context [B, M, K] a sequence that
-is attended to. ADM is Dhariwal & Nichol 2021, LDM is Rombach et al. 2022. Both start the kernels that do not
-start at 0 as PyTorch does by default; biases start at 0 here.
+Activations are [B, H, W, C]; c [B, E] is the embedding of the conditioning, context [B, M, K] a sequence to
+attend to. ADM is Dhariwal & Nichol 2021, LDM is Rombach et al. 2022. As in both, kernels that are not
+initialised at 0 are initialised by PyTorch's default; biases are initialised at 0 here.
 """
 
 import functools
@@ -41,9 +41,9 @@ class TimeEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     """BigGAN's residual block, x [B, H, W, C] and c [B, E] -> [B, H', W', features].
 
-    With `scale_shift` c scales and shifts the second norm's output: AdaGN (ADM, equation 3). Without, c is
-    added before that norm. Both branches may be resampled, before the first convolution (ADM, section 3). The
-    second convolution starts at 0.
+    With `scale_shift`, c scales and shifts the second norm's output: AdaGN (ADM, equation 3). Without it, c
+    is added before that norm. Both branches may be resampled, before the first convolution (ADM, section 3).
+    The second convolution is initialised at 0.
     """
 
     features: int
@@ -80,9 +80,9 @@ class ResidualBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """LDM's transformer over pixels, x [B, H, W, C] and context [B, M, K] -> [B, H, W, C].
 
-    A norm and a 1x1 convolution, then self-attention, cross-attention and a gated MLP on H * W tokens, then a
-    1x1 convolution that starts at 0, and a residual around it all (LDM, appendix E.2.1). The group norm has
-    epsilon 1e-6, the layer norms 1e-5. Query, key and value have no bias.
+    It is a norm and a 1x1 convolution, then self-attention, cross-attention and a gated MLP on H * W tokens,
+    then a 1x1 convolution that is initialised at 0, and a residual around it all (LDM, appendix E.2.1). The
+    group norm has epsilon 1e-6, the layer norms 1e-5. Query, key and value have no bias.
     """
 
     heads: int
@@ -106,10 +106,10 @@ class SpatialTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block and, where there are `heads`, attention between its pixels.
+    """A residual block and, unless `heads` is 0, attention between its pixels.
 
     x [B, H, W, C], c [B, E], context [B, M, K] -> [B, H', W', features]. ADM's attention is one residual
-    layer whose output projection starts at 0 and sees no context; LDM's is the spatial transformer.
+    layer without context, whose output projection is initialised at 0; LDM's is the spatial transformer.
     """
 
     features: int
@@ -133,6 +133,6 @@ class Block(nn.Module):
             return SpatialTransformer(self.heads, self.groups, self.dtype, name="transformer")(x, context)
         h = group_norm(x, "norm_attention", groups=self.groups, epsilon=self.epsilon)
         h = h.reshape(h.shape[0], -1, self.features)  # [B, N, features]
-        starts = KERNELS._replace(out=zeros)
-        h = Attention(self.heads, kernels=starts, dtype=self.dtype, name="attention")(h)
+        kernels = KERNELS._replace(out=zeros)
+        h = Attention(self.heads, kernels=kernels, dtype=self.dtype, name="attention")(h)
         return x + h.reshape(x.shape)  # [B, H', W', features]

@@ -1,8 +1,8 @@
 """The KL autoencoder of latent diffusion (Rombach et al. 2022, "High-Resolution Image Synthesis with Latent
 Diffusion Models", sections 3.1 and appendix G), as Stable Diffusion and DiT use it.
 
-x is an image [B, H, W, C], in [-1, 1]; z its latent [B, H/f, W/f, Z], where f halves once a level after the
-first. What a diffusion model sees is `latent_scale * z`; moments, samples and `decode` here are unscaled.
+x is an image [B, H, W, C], in [-1, 1]; z is its latent [B, H/f, W/f, Z], where each level after the first
+doubles f. Diffusion models see `latent_scale * z`; moments, samples and `decode` here are unscaled.
 """
 
 import dataclasses
@@ -26,33 +26,33 @@ Remat = Literal["none", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class VAESize:
     """A row of the size table."""
 
-    widths: tuple[int, ...]  # of the levels, the first at the image's resolution
-    blocks: int  # residual blocks a level of the encoder; the decoder has one more
-    groups: int  # of GroupNorm
+    widths: tuple[int, ...]  # channels of the levels, the first at the image's resolution
+    blocks: int  # residual blocks per level of the encoder; the decoder has one more
+    groups: int  # groups of GroupNorm
     latent_channels: int
     latent_scale: float | None
     shape: tuple[int, int, int]  # [H, W, C] of an input
 
 
 SIZES = {
-    # Stable Diffusion's, f8 with 4 channels: the first stage, and scale_factor, of CompVis/stable-diffusion,
+    # Stable Diffusion's, f8 with 4 channels: first stage and scale_factor of CompVis/stable-diffusion,
     # configs/stable-diffusion/v1-inference.yaml.
-    "SD": Size((128, 256, 512, 512), 2, 32, latent_channels=4, latent_scale=0.18215, shape=(256, 256, 3)),
-    # For data such as MNIST on a laptop: f4, to 7x7 latents, whose scale is the data's own.
-    "small": Size((8, 16, 32), 1, 4, latent_channels=4, latent_scale=None, shape=(28, 28, 1)),
+    "SD": VAESize((128, 256, 512, 512), 2, 32, latent_channels=4, latent_scale=0.18215, shape=(256, 256, 3)),
+    # For data such as MNIST on a laptop: f4, to 7x7 latents, whose scale is measured on the data.
+    "small": VAESize((8, 16, 32), 1, 4, latent_channels=4, latent_scale=None, shape=(28, 28, 1)),
 }
 VARIANTS: tuple[variants.Variant, ...] = tuple((name, {}) for name in SIZES)
 
-conv = functools.partial(convolution, init=fan_in_uniform)  # as the original's start
+conv = functools.partial(convolution, init=fan_in_uniform)  # the original's initialisation
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice, and the input added: [B, h, w, C] -> [B, h, w, width].
+    """Norm, SiLU and 3x3 convolution, twice, added to the input: [B, h, w, C] -> [B, h, w, width].
 
-    Where the width changes, the input passes through a 1x1 convolution.
+    If the width changes, the input passes through a 1x1 convolution.
     """
 
     width: int
@@ -71,7 +71,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Norm and self-attention of all positions with one head, and the input added: [B, h, w, C] kept."""
+    """Norm and self-attention of all positions with one head, added to the input: [B, h, w, C]."""
 
     groups: int
     epsilon: float
@@ -97,13 +97,13 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.depth):  # the first may widen, so that they are not all equal
+        for i in range(self.depth):  # not a scan, as the first may widen
             x = _remat(ResBlock, self.remat)(self.width, **self.norm, dtype=self.dtype, name=f"block_{i}")(x)
         return constrain(x, "batch", None, None, None)
 
 
 class Middle(nn.Module):
-    """A residual block, attention, a residual block, at the lowest resolution: [B, h, w, C] kept."""
+    """A residual block, attention and a residual block, at the lowest resolution: [B, h, w, C]."""
 
     norm: dict[str, Any]
     dtype: Any
@@ -123,7 +123,7 @@ def _remat(module: Any, remat: Remat) -> Any:
 
 
 class Half(nn.Module):
-    """What the encoder and the decoder are made of: `blocks` at each of the widths, the encoder's first."""
+    """Fields of encoder and decoder: `blocks` at each of the widths, which are in the encoder's order."""
 
     widths: tuple[int, ...]
     blocks: int
@@ -142,9 +142,9 @@ class Encoder(Half):
         for i, width in enumerate(self.widths):
             x = Level(width, self.blocks, self.norm, self.dtype, self.remat, name=f"level_{i}")(x)
             if i < len(self.widths) - 1:
-                below = ((0, 1), (0, 1))  # padded at the bottom and the right only
+                padding = ((0, 1), (0, 1))  # at the bottom and the right only
                 down = nn.Conv(
-                    width, (3, 3), 2, below, kernel_init=fan_in_uniform, dtype=self.dtype, name=f"down_{i}"
+                    width, (3, 3), 2, padding, kernel_init=fan_in_uniform, dtype=self.dtype, name=f"down_{i}"
                 )
                 x = down(x)  # [B, H / 2^(i + 1), W / 2^(i + 1), D]
         x = Middle(self.norm, self.dtype, self.remat, name="middle")(x)  # [B, H/f, W/f, D]
@@ -153,7 +153,7 @@ class Encoder(Half):
 
 
 class Decoder(Half):
-    """z [B, h, w, Z] -> [B, f h, f w, features], level 0 the last."""
+    """z [B, h, w, Z] -> [B, f h, f w, features], with level 0 as the last."""
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
@@ -169,13 +169,14 @@ class Decoder(Half):
 
 
 class VAE(nn.Module):
-    """An image to the moments of a Gaussian posterior over its latent, and a latent to an image.
+    """Autoencoder: an image to the moments of a Gaussian posterior over its latent, and a latent to an image.
 
-    Convolutions start U(-1/sqrt(fan in), 1/sqrt(fan in)), their biases at 0. Everything that comes out is
+    Convolutions are initialised U(-1/sqrt(fan in), 1/sqrt(fan in)), their biases at 0. All outputs are
     float32.
 
-    Raises: UserError where an input has not `channels` channels or f does not divide its sides, or where the
-    widths are not multiples of `groups`.
+    Raises:
+        UserError: if an input does not have `channels` channels, f does not divide its sides, or the widths
+            are not multiples of `groups`.
     """
 
     widths: tuple[int, ...] = (128, 256, 512, 512)
@@ -183,29 +184,34 @@ class VAE(nn.Module):
     groups: int = 32
     latent_channels: int = 4
     channels: int = 3
-    latent_scale: float | None = 0.18215  # None: measured on the set that is encoded
-    epsilon: float = 1e-6  # of GroupNorm
+    latent_scale: float | None = 0.18215  # factor of latents; None if it is measured on the data encoded
+    epsilon: float = 1e-6  # epsilon of GroupNorm
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
 
     @property
     def factor(self) -> int:
-        """f, the side of an image over that of its latent."""
+        """Ratio f of an image's side to its latent's."""
         return int(2 ** (len(self.widths) - 1))
 
     def setup(self) -> None:
+        """Builds encoder, decoder and the 1x1 convolutions around the latent.
+
+        Raises:
+            UserError: if the widths are not multiples of `groups`.
+        """
         if not self.widths or any(width < 1 or width % self.groups for width in self.widths):
             raise UserError(f"widths={self.widths}: must be one or more multiples of groups={self.groups}")
         dtype = jnp.dtype(self.dtype)
         norm = {"groups": self.groups, "epsilon": self.epsilon}
-        rest: dict[str, Any] = {"norm": norm, "dtype": dtype, "remat": self.remat}
-        self.encoder = Encoder(self.widths, self.blocks, 2 * self.latent_channels, **rest)
-        self.decoder = Decoder(self.widths, self.blocks + 1, self.channels, **rest)
+        options: dict[str, Any] = {"norm": norm, "dtype": dtype, "remat": self.remat}
+        self.encoder = Encoder(self.widths, self.blocks, 2 * self.latent_channels, **options)
+        self.decoder = Decoder(self.widths, self.blocks + 1, self.channels, **options)
         self.quant = conv(2 * self.latent_channels, 1, dtype=dtype, name="quant")
         self.post_quant = conv(self.latent_channels, 1, dtype=dtype, name="post_quant")
 
     def moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and log-variance of the posterior: [B, H, W, C] -> twice [B, H/f, W/f, Z].
+        """Returns mean and log-variance of the posterior: [B, H, W, C] -> twice [B, H/f, W/f, Z].
 
         The log-variance is clamped to [-30, 20].
         """
@@ -215,16 +221,16 @@ class VAE(nn.Module):
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def encode(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """z [B, H/f, W/f, Z]: a draw from the posterior by `key`, or its mean without one."""
+        """Returns z [B, H/f, W/f, Z]: a sample of the posterior by `key`, or its mean without a key."""
         mean, logvar = self.moments(x)
         return mean if key is None else sample(mean, logvar, key)
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """[B, h, w, Z] -> [B, f h, f w, C]; not clipped to [-1, 1]."""
+        """Decodes latents, [B, h, w, Z] -> [B, f h, f w, C], without clipping to [-1, 1]."""
         return self.decoder(self.post_quant(z)).astype(jnp.float32)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """The reconstruction of x [B, H, W, C] from a draw by `key`, or from the mean without one."""
+        """Reconstructs x [B, H, W, C] from a sample of the posterior by `key`, or its mean without a key."""
         return self.decode(self.encode(x, key))
 
     def _check(self, x: jax.Array) -> None:
@@ -239,20 +245,21 @@ class VAE(nn.Module):
 
 
 def sample(mean: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
-    """A draw [B, h, w, Z] from N(mean, exp(logvar)), by reparametrisation (Kingma & Welling 2014, eq. 10)."""
+    """Samples N(mean, exp(logvar)) by reparametrisation (Kingma & Welling 2014, eq. 10): [B, h, w, Z]."""
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
 
 def tiled_decode(
     decode: Callable[[jax.Array], jax.Array], z: jax.Array, tile: int = 64, overlap: int = 16
 ) -> jax.Array:
-    """`decode(z)` a tile at a time, so that its memory is that of one tile and the image.
+    """Computes `decode(z)` tile by tile, so that memory is needed for one tile and the image only.
 
-    z [B, h, w, Z] -> [B, f h, f w, C]. Tiles of `tile` latents a side lie at least `overlap` over each other,
-    and their images are averaged there with weights that fall linearly to the tile's edge. The result is not
-    that of the whole: norms and attention see one tile, and convolutions its edges.
+    z [B, h, w, Z] -> [B, f h, f w, C]. Tiles of `tile` latents per side overlap by at least `overlap`, and
+    their images are averaged there with weights that fall linearly to the tile's edge. The result differs
+    from `decode(z)`: norms and attention see one tile, and convolutions its edges.
 
-    Raises: UserError where `overlap` is not less than `tile`.
+    Raises:
+        UserError: if `overlap` is negative, or not less than `tile`.
     """
     if not 0 <= overlap < tile:
         raise UserError(f"overlap={overlap}: must be at least 0 and less than tile={tile}")
@@ -260,25 +267,25 @@ def tiled_decode(
     shape = (batch, min(tile, height), min(tile, width), channels)
     image = jax.eval_shape(decode, jax.ShapeDtypeStruct(shape, z.dtype))
     factor = image.shape[1] // shape[1]
-    tops, rows = _tiles(height, shape[1], overlap, factor)
-    lefts, columns = _tiles(width, shape[2], overlap, factor)
+    tops, row_weights = _tile_axis(height, shape[1], overlap, factor)
+    lefts, column_weights = _tile_axis(width, shape[2], overlap, factor)
 
-    def add(whole: jax.Array, at: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        top, left, down, across = at
+    def add_tile(canvas: jax.Array, tile_data: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        top, left, rows, columns = tile_data
         part = decode(jax.lax.dynamic_slice(z, (0, top, left, 0), shape))  # [B, f tile, f tile, C]
-        part = part * down[None, :, None, None] * across[None, None, :, None]
+        part = part * rows[None, :, None, None] * columns[None, None, :, None]
         corner = (0, top * factor, left * factor, 0)
-        part = part + jax.lax.dynamic_slice(whole, corner, part.shape)
-        return jax.lax.dynamic_update_slice(whole, part, corner), None
+        part = part + jax.lax.dynamic_slice(canvas, corner, part.shape)
+        return jax.lax.dynamic_update_slice(canvas, part, corner), None
 
     down, across = (i.reshape(-1) for i in np.indices((len(tops), len(lefts))))  # in reading order
-    places = tuple(jnp.asarray(a) for a in (tops[down], lefts[across], rows[down], columns[across]))
-    whole = jnp.zeros((batch, height * factor, width * factor, image.shape[-1]), image.dtype)
-    return jax.lax.scan(add, whole, places)[0]
+    tile_arrays = (tops[down], lefts[across], row_weights[down], column_weights[across])
+    canvas = jnp.zeros((batch, height * factor, width * factor, image.shape[-1]), image.dtype)
+    return jax.lax.scan(add_tile, canvas, tuple(jnp.asarray(array) for array in tile_arrays))[0]
 
 
-def _tiles(size: int, tile: int, overlap: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Along one axis: where the T tiles start, int32 [T], and the weights of their pixels, [T, f tile].
+def _tile_axis(size: int, tile: int, overlap: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the starts of the T tiles along an axis, int32 [T], and their pixels' weights, [T, f tile].
 
     Tiles are evenly spaced from edge to edge. The weights of all tiles at a pixel sum to 1.
     """
@@ -298,9 +305,10 @@ MODULE = VAE
 
 
 def make(variant: str, **options: Any) -> VAE:
-    """The autoencoder that `variant` names, e.g. "SD"; `options` override its fields.
+    """Returns the autoencoder that `variant` names, e.g. "SD"; `options` override its fields.
 
-    Raises: UserError for an unknown variant or option, or a value that is not allowed.
+    Raises:
+        UserError: if the variant or an option is unknown, or a value is not allowed.
     """
     size = dataclasses.asdict(_size(variant))
     *_, channels = size.pop("shape")
@@ -308,12 +316,12 @@ def make(variant: str, **options: Any) -> VAE:
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: x [1, H, W, C], C from the option `channels` if given."""
+    """Returns the shapes of one example's inputs: x [1, H, W, C]; the option `channels` changes C."""
     *sides, channels = _size(variant).shape
     return {"x": jax.ShapeDtypeStruct((1, *sides, options.get("channels", channels)), jnp.float32)}
 
 
-def _size(variant: str) -> Size:
+def _size(variant: str) -> VAESize:
     if variant not in SIZES:
         raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]

@@ -1,4 +1,4 @@
-"""What the families' variants have in common: a size's row, the string `SIZE/PATCH`, and checked options."""
+"""Parts shared by the families' variants: a size's row, the string `SIZE/PATCH`, and checked options."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 import flax.linen as nn
 
 from scaling.errors import UserError
-from scaling.typed import defaults_of, options_of, typed_options
+from scaling.validation import default_options, option_types, parse_options
 
-Variant = tuple[str, dict[str, Any]]  # what `make` takes: ("XL/2", {"block": "adaln"})
+Variant = tuple[str, dict[str, Any]]  # arguments of `make`: ("XL/2", {"block": "adaln"})
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class TransformerSize:
     """A row of a size table, with the data that the size is meant for."""
 
     depth: int
@@ -24,7 +24,7 @@ class Size:
     num_classes: int = 1000
 
     def fields(self, patch: int) -> dict[str, int]:
-        """What every family's module calls these."""
+        """Returns the size's values under the field names that every family's module gives them."""
         return {
             "patch": patch,
             "depth": self.depth,
@@ -34,16 +34,17 @@ class Size:
         }
 
 
-DIGIT = (28, 28, 1)  # [H, W, C] of what the small sizes are for
+DIGIT = (28, 28, 1)  # [H, W, C] of the images that the small sizes are for
 
 
-def small(depth: int, width: int, heads: int) -> Size:
-    return Size(depth, width, heads, shape=DIGIT, num_classes=10)
+def small(depth: int, width: int, heads: int) -> TransformerSize:
+    return TransformerSize(depth, width, heads, shape=DIGIT, num_classes=10)
 
 
-# Much smaller than any published size, for data such as MNIST on a laptop; the same for every family. Heads
-# are 8 wide: with one or two wide ones, attention between small patches learns several times slower. Families
-# without one patch and one width (ResNet, Swin) have sizes A, F, P and N of their own.
+# The ladder of small sizes: much smaller than any published size, for data such as MNIST on a laptop, and the
+# same for every family. A, F, P, N and U are atto, femto, pico, nano and micro, after timm.
+# Heads are 8 wide: with one or two wide heads, attention between small patches learns several times slower.
+# Families without one patch and one width (ResNet, Swin) have sizes A, F, P and N of their own.
 LADDER = {
     "A": small(depth=2, width=16, heads=2),
     "F": small(depth=2, width=32, heads=4),
@@ -58,14 +59,15 @@ LADDER_VARIANTS: tuple[Variant, ...] = tuple(
 
 
 def side_lengths(resolution: int | tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of a resolution, which is one side where both are equal."""
+    """Returns (H, W) of a resolution, which is a single side if both are equal."""
     return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
-def parse(variant: str, sizes: Mapping[str, Size]) -> tuple[Size, int]:
-    """The size and the patch that `variant` names, e.g. "XL/2".
+def parse(variant: str, sizes: Mapping[str, TransformerSize]) -> tuple[TransformerSize, int]:
+    """Returns the size and the patch that `variant` names, e.g. "XL/2".
 
-    Raises: UserError where it is not SIZE/PATCH, or there is no such size.
+    Raises:
+        UserError: if the variant is not SIZE/PATCH, or there is no such size.
     """
     name, _, patch = variant.partition("/")
     if name not in sizes or not patch.isdecimal() or int(patch) == 0:
@@ -74,14 +76,15 @@ def parse(variant: str, sizes: Mapping[str, Size]) -> tuple[Size, int]:
 
 
 def build(module: type[M], defaults: Mapping[str, Any], options: Mapping[str, Any]) -> M:
-    """`module(**defaults, **options)`, the options taking precedence, after checking names and values.
+    """Returns `module(**defaults, **options)`, options taking precedence, after a check of names and values.
 
-    Raises: UserError for an option that is no field of the module, or a value that its type does not allow.
+    Raises:
+        UserError: if an option is not a field of the module, or its type does not allow the value.
     """
-    chosen = typed_options(options_of(module, skip=("parent", "name")), options, "model")
-    least = defaults_of(module, skip=("parent", "name"))
+    chosen = parse_options(option_types(module, skip=("parent", "name")), options, "model")
+    field_defaults = default_options(module, skip=("parent", "name"))
     for name, value in chosen.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and (value < 0 or (value == 0 and least.get(name) != 0)):
+        if number and (value < 0 or (value == 0 and field_defaults.get(name) != 0)):
             raise UserError(f"model.{name}={value}: must be positive")
     return module(**{**defaults, **chosen})

@@ -18,7 +18,7 @@ from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.attention import bias_of
 from scaling.models.layers import (
-    ACTIVATIONS,
+    ACTIVATION_FUNCTIONS,
     Dense,
     Embed,
     EncoderBlock,
@@ -39,7 +39,7 @@ Task = Literal["itm", "mlm", "mpp", "vqa", "retrieval", "nlvr2"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Size(variants.Size):
+class ViLTSize(variants.TransformerSize):
     """A row of the size table, with the text that the size is meant for."""
 
     num_classes: int = 3129  # answers of VQAv2
@@ -51,13 +51,13 @@ class Size(variants.Size):
         return {**super().fields(patch), **text, "resolution": self.shape[0]}
 
 
-def small(depth: int, width: int) -> Size:
-    """A row of the ladder: heads of width 8, as the ViT's ladder has them."""
-    return Size(depth, width, width // 8, shape=(32, 32, 3), vocabulary=2048, length=16)
+def small(depth: int, width: int) -> ViLTSize:
+    """Returns a row of the ladder, with heads of width 8, as in the ViT's ladder."""
+    return ViLTSize(depth, width, width // 8, shape=(32, 32, 3), vocabulary=2048, length=16)
 
 
-SIZES = {  # B: section 4.2 of the paper; the others are for drawings with short captions, on a laptop
-    "B": Size(depth=12, width=768, heads=12, shape=(384, 384, 3)),
+SIZES = {  # B: section 4.2 of the paper; the others are for drawings with short captions on a laptop
+    "B": ViLTSize(depth=12, width=768, heads=12, shape=(384, 384, 3)),
     "A": small(depth=2, width=16),
     "F": small(depth=2, width=32),
     "P": small(depth=4, width=32),
@@ -76,28 +76,29 @@ zeros = nn.initializers.zeros_init()
 def resize_positions(
     table: jax.Array, old: tuple[int, int], new: tuple[int, int], extra: int = 0
 ) -> jax.Array:
-    """A learned table [extra + h * w, D] for an `old` (h, w) grid, interpolated linearly for a `new` one.
+    """Interpolates a learned table [extra + h * w, D] for an `old` (h, w) grid linearly for a `new` one.
 
-    The corners of both grids coincide, as in the authors' code; not what the ViT's table is resized by. The
-    first `extra` rows, of class tokens, stay.
+    The corners of both grids coincide, as in the authors' code and unlike the ViT's resizing. The first
+    `extra` rows, of class tokens, are unchanged.
     """
     if old == new:
         return table
     matrices = []
     for before, after in zip(old, new, strict=True):
-        at = np.linspace(0, before - 1, after)[:, None]  # where the new positions lie among the old
-        matrices.append(np.maximum(0, 1 - np.abs(at - np.arange(before))).astype(np.float32))
+        coordinates = np.linspace(0, before - 1, after)[:, None]  # of new positions among the old
+        matrices.append(np.maximum(0, 1 - np.abs(coordinates - np.arange(before))).astype(np.float32))
     width = table.shape[-1]
     resized = jnp.einsum("ih,jw,hwd->ijd", *matrices, table[extra:].reshape(*old, width))
     return jnp.concatenate([table[:extra], resized.reshape(-1, width)])
 
 
 class TextEmbedding(nn.Module):
-    """BERT's: words [B, N, D] with their positions, through LayerNorm (equation 1).
+    """BERT's embedding: words [B, N, D] with their positions, through LayerNorm (equation 1).
 
-    A text is one segment, the first of the two that BERT's table is for.
+    A text is one segment, the first of the two in BERT's table.
 
-    Raises: UserError where N is more than `length`.
+    Raises:
+        UserError: if N is greater than `length`.
     """
 
     length: int
@@ -117,8 +118,8 @@ class TextEmbedding(nn.Module):
 class ImageEmbedding(nn.Module):
     """A class token and the patches of x [B, H, W, C], with their positions: [B, 1 + M, D] (equation 2).
 
-    All patches, in reading order. With `mask_token`, those that `hidden` [B, M] marks are replaced by a
-    learned vector, before their positions are added.
+    Patches are all of the image's, in reading order. With `mask_token`, those that `hidden` [B, M] marks are
+    replaced by a learned vector before their positions are added.
     """
 
     patch: int
@@ -141,13 +142,13 @@ class ImageEmbedding(nn.Module):
 
 
 def transform(x: jax.Array, epsilon: float) -> jax.Array:
-    """What BERT's heads for single tokens begin with: [B, N, D] -> [B, N, D]."""
+    """Applies the first layers of BERT's heads for single tokens: [B, N, D] -> [B, N, D]."""
     x = Dense(x.shape[-1], kernel_init=normal, name="dense")(x)
-    return layer_norm(ACTIVATIONS["gelu"](x), "norm", epsilon=epsilon)
+    return layer_norm(ACTIVATION_FUNCTIONS["gelu"](x), "norm", epsilon=epsilon)
 
 
 class MaskedWords(nn.Module):
-    """x [B, N, D] -> logits of the words [B, N, V], by the table [V, D] that embeds them."""
+    """x [B, N, D] -> logits of the words [B, N, V], from the table [V, D] that embeds them."""
 
     epsilon: float
 
@@ -159,7 +160,7 @@ class MaskedWords(nn.Module):
 
 
 class MaskedPatches(nn.Module):
-    """x [B, M, D] -> logits of a patch's mean colour, of 256 levels a channel: [B, M, C, 256]."""
+    """x [B, M, D] -> logits of a patch's mean colour, of 256 levels per channel: [B, M, C, 256]."""
 
     channels: int
     epsilon: float
@@ -171,7 +172,7 @@ class MaskedPatches(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Two layers (section 4.3), x [B, ...] -> logits [B, num_classes]."""
+    """Head of two layers (section 4.3), x [B, ...] -> logits [B, num_classes]."""
 
     hidden: int
     num_classes: int
@@ -179,30 +180,32 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = Dense(self.hidden, kernel_init=normal, name="up")(x)  # [B, hidden]
-        x = ACTIVATIONS["gelu"](layer_norm(x, "norm", epsilon=1e-5))  # PyTorch's own, not the trunk's
+        x = layer_norm(x, "norm", epsilon=1e-5)  # PyTorch's epsilon, not the trunk's
+        x = ACTIVATION_FUNCTIONS["gelu"](x)
         return Dense(self.num_classes, kernel_init=normal, name="head")(x)  # [B, num_classes]
 
 
 class ViLT(nn.Module):
     """x [B, H, W, C], text [B, N] int32, mask [B, N] bool -> a dict of float32 arrays.
 
-    `mask` is true where there is a word: no other position is attended to, so that nothing but the result at
-    that position depends on what stands there. Features: "pooled" [B, D], "text" [B, N, D] and "image"
-    [B, 1 + M, D], the class token first. And for each of `tasks`:
+    `mask` is true where there is a word. Other positions of the text are not attended to, so that their ids
+    change only the outputs at those positions. The features are "pooled" [B, D], "text" [B, N, D] and "image"
+    [B, 1 + M, D], the class token first. Each of `tasks` adds an output:
       "itm" [B, 2]: image-text matching, logits of no and yes;
       "mlm" [B, N, vocabulary]: masked words, whose output layer is the table that embeds them;
       "mpp" [B, M, C, 256]: the mean colour of patches, of which `hidden` [B, M] bool marks the masked;
       "vqa" [B, num_classes]: visual question answering;
       "retrieval" [B, 1]: how well image and text fit;
       "nlvr2" [B, 2]: whether the text is true of two images, x [B, 2, H, W, C]. Features are then those of
-      2B pairs of text and image. It goes with no other task.
+      2B pairs of text and image. It cannot be combined with another task.
 
-    `resolution` is the side, or (H, W), that the positions of patches are for; for inputs of another size
-    their table is resized. The trunk starts as ViT does; tables of text and types, pooler and heads start
-    N(0, 0.02). The published weights are of `epsilon` 1e-12 in transformers' form.
+    `resolution` is the side, or (H, W), that the positions of patches are made for; for inputs of another
+    size their table is resized. The trunk is initialised as ViT's; tables of text and types, pooler and heads
+    are initialised N(0, 0.02). The published weights have `epsilon` 1e-12 in transformers' form.
 
-    Raises: UserError where `patch` does not divide H and W, `heads` the width, the text is longer than
-    `length`, or x or `hidden` does not fit `tasks`.
+    Raises:
+        UserError: if `patch` does not divide H and W, `heads` does not divide the width, the text is longer
+            than `length`, or x or `hidden` does not fit `tasks`.
     """
 
     patch: int = 32
@@ -215,14 +218,14 @@ class ViLT(nn.Module):
     num_classes: int = 3129
     tasks: tuple[Task, ...] = ()
     resolution: int | tuple[int, int] = 384
-    epsilon: float = 1e-12  # of LayerNorm
+    epsilon: float = 1e-12  # epsilon of LayerNorm
     drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly with depth
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """The number of patches of an image of `shape` [..., H, W, C]: no words, no class token."""
+        """Returns the number of patches of an image [..., H, W, C], without words and the class token."""
         return math.prod(patch_grid(shape, self.patch))
 
     @nn.compact
@@ -234,10 +237,10 @@ class ViLT(nn.Module):
         hidden: jax.Array | None = None,
         train: bool = False,
     ) -> dict[str, jax.Array]:
-        """`train` turns stochastic depth on, which draws from the "dropout" stream."""
+        """Applies the model; `train` turns on stochastic depth, which draws from the "dropout" stream."""
         self._check(x, hidden)
         dtype, channels, images = jnp.dtype(self.dtype), x.shape[-1], 1
-        if "nlvr2" in self.tasks:  # each text once with the first image, once with the second; B is 2B
+        if "nlvr2" in self.tasks:  # each text goes with the first image and with the second; B becomes 2B
             images, x = 2, x.reshape(-1, *x.shape[2:])
             text, mask = (jnp.repeat(each, 2, axis=0) for each in (text, mask))
 
@@ -251,13 +254,13 @@ class ViLT(nn.Module):
         x = jnp.concatenate([t + types[None, :1], v + types[image_type][:, None]], axis=1)  # equation 3
         x = constrain(x, "batch", "token", "embed")  # [B, N + 1 + M, D]
 
-        seen = jnp.pad(mask, ((0, 0), (0, v.shape[1])), constant_values=True)  # [B, N + 1 + M]
+        attended = jnp.pad(mask, ((0, 0), (0, v.shape[1])), constant_values=True)  # [B, N + 1 + M]
         block = EncoderBlock(
             self.heads, self.mlp_ratio, "gelu", epsilon=self.epsilon, dtype=dtype, name="blocks"
         )
         drop = drop_rates(self.drop_path, self.depth, train)
         repeat: dict[str, Any] = dict(drop=drop, remat=self.remat, unroll=self.unroll)
-        x = stack(block, self.depth, x, bias_of(seen)[:, None, None], **repeat)  # [B, N + 1 + M, D]
+        x = stack(block, self.depth, x, bias_of(attended)[:, None, None], **repeat)  # [B, N + 1 + M, D]
         x = layer_norm(x.astype(jnp.float32), "norm", epsilon=self.epsilon)
         pooled = jnp.tanh(Dense(self.width, kernel_init=normal, name="pooler")(x[:, 0]))  # [B, D], equation 6
 
@@ -273,12 +276,12 @@ class ViLT(nn.Module):
         if "retrieval" in self.tasks:
             out["retrieval"] = Dense(1, kernel_init=normal, name="retrieval")(pooled)
         if "nlvr2" in self.tasks:
-            both = pooled.reshape(-1, 2 * self.width)  # [B / 2, 2D]
-            out["nlvr2"] = Classifier(2 * self.width, 2, name="nlvr2")(both)
+            pairs = pooled.reshape(-1, 2 * self.width)  # [B / 2, 2D]
+            out["nlvr2"] = Classifier(2 * self.width, 2, name="nlvr2")(pairs)
         return out
 
     def _check(self, x: jax.Array, hidden: jax.Array | None) -> None:
-        """That x and hidden are what the tasks are for."""
+        """Checks that x and hidden fit the tasks."""
         pair, tasks = "nlvr2" in self.tasks, ",".join(self.tasks) or "()"
         if pair and len(self.tasks) > 1:
             raise UserError(f"tasks={tasks}: nlvr2 reads two images; leave the other tasks out")
@@ -293,18 +296,19 @@ MODULE = ViLT
 
 
 def make(variant: str, **options: Any) -> ViLT:
-    """The ViLT that `variant` names, e.g. "B/32"; `options` override its fields.
+    """Returns the ViLT that `variant` names, e.g. "B/32"; `options` override its fields.
 
-    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    Raises:
+        UserError: if the size or an option is unknown, or a value is not allowed.
     """
     size, patch = variants.parse(variant, SIZES)
     return variants.build(ViLT, size.fields(patch), options)
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example: x [1, H, W, C], or [1, 2, H, W, C] for nlvr2, and text and mask [1, N].
+    """Returns the shapes of one example: x [1, H, W, C], for nlvr2 [1, 2, H, W, C], text and mask [1, N].
 
-    H and W follow the option `resolution`, N the option `length`.
+    The option `resolution` changes H and W, the option `length` N.
     """
     model, (size, _) = make(variant, **options), variants.parse(variant, SIZES)
     images = (2,) if "nlvr2" in model.tasks else ()
@@ -317,7 +321,7 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def resized(variables: Mapping[str, Any], old: ViLT, new: ViLT) -> tuple[dict[str, Any], list[str]]:
-    """The variables of a model `old` for one that differs in resolution alone, and what was done."""
+    """Returns the variables of `old` for `new`, which differs in resolution alone, and what was resized."""
     before, after = (position_grid(m.resolution, m.patch) for m in (old, new))
     params = dict(variables["params"])
     table = jnp.asarray(params["image"]["positions"])
@@ -325,16 +329,16 @@ def resized(variables: Mapping[str, Any], old: ViLT, new: ViLT) -> tuple[dict[st
     return {**variables, "params": params}, [said_resized("image/positions", before, after)]
 
 
-def fit_heads(params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns another ViLT's parameters with the heads that `params` have, as the authors begin other tasks.
+def fit_heads(params: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters `source` of another ViLT with the heads of `params`, as the authors fine-tune.
 
-    Retrieval starts as the logit of a match, the type of a second image as that of the first; other heads
-    that are not given stay as they start, and those that are not wanted are left out.
+    Retrieval becomes the logit of a match, the type of a second image that of the first. Other heads that
+    `source` lacks are those of `params`, and heads that `params` lack are left out.
     """
-    taken = {name: given.get(name, fresh) for name, fresh in params.items()}
-    if "retrieval" in params and "retrieval" not in given and "itm" in given:
-        taken["retrieval"] = {"kernel": given["itm"]["kernel"][:, 1:], "bias": given["itm"]["bias"][1:]}
-    types = given.get("modality_embedding")
+    fitted = {name: source.get(name, initial) for name, initial in params.items()}
+    if "retrieval" in params and "retrieval" not in source and "itm" in source:
+        fitted["retrieval"] = {"kernel": source["itm"]["kernel"][:, 1:], "bias": source["itm"]["bias"][1:]}
+    types = source.get("modality_embedding")
     if types is not None and len(types) == 2 and len(params["modality_embedding"]) == 3:
-        taken["modality_embedding"] = jnp.concatenate([types, types[1:]])
-    return taken
+        fitted["modality_embedding"] = jnp.concatenate([types, types[1:]])
+    return fitted

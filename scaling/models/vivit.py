@@ -31,7 +31,7 @@ from scaling.models.layers import (
     stack,
 )
 from scaling.models.placement import constrain
-from scaling.models.variants import Size, side_lengths
+from scaling.models.variants import TransformerSize, side_lengths
 from scaling.models.video import (
     Grid,
     from_places,
@@ -49,10 +49,10 @@ Factorisation = Literal[
     "joint", "factorised-encoder", "factorised-self-attention", "factorised-dot-product"
 ]  # models 1, 2, 3 and 4 of the paper
 
-FRAMES, IMAGE, CLASSES = 32, (224, 224, 3), 400  # of Kinetics 400
-SIZES = {  # B, L: section 4.1 of the paper: ViT's; the ladder
-    "B": Size(depth=12, width=768, heads=12, shape=IMAGE, num_classes=CLASSES),
-    "L": Size(depth=24, width=1024, heads=16, shape=IMAGE, num_classes=CLASSES),
+FRAMES, IMAGE, CLASSES = 32, (224, 224, 3), 400  # frames, [H, W, C] and classes for Kinetics 400
+SIZES = {  # B, L: section 4.1 of the paper, as ViT's; then the ladder
+    "B": TransformerSize(depth=12, width=768, heads=12, shape=IMAGE, num_classes=CLASSES),
+    "L": TransformerSize(depth=24, width=1024, heads=16, shape=IMAGE, num_classes=CLASSES),
     **variants.LADDER,
 }
 FACTORISED: tuple[dict[str, Any], ...] = (
@@ -111,20 +111,21 @@ def factorised_dot_product(
     *,
     frames: int,
 ) -> jax.Array:
-    """Half of the heads attend along time at their place, the other half within their frame (section 3.3).
+    """Applies half of the heads along time at each place, the other half within each frame (section 3.3).
 
-    `dot_product_attention` of q, k, v [B, N, heads, d] -> [B, N, heads, d]; `frames` is t. The first
-    half is time's, as in the authors' code; the paper leaves it open.
+    `dot_product_attention` of q, k, v [B, N, heads, d] -> [B, N, heads, d]; `frames` is t. The first half of
+    the heads is time's, as in the authors' code; the paper leaves it open.
 
-    Raises: UserError where `heads` is odd.
+    Raises:
+        UserError: if the number of heads is odd.
     """
     _, tokens, heads, head_width = q.shape
     if heads % 2:
         raise UserError(f"heads={heads}: must be even, as half of them attend along time")
     half, places = heads // 2, tokens // frames
     qt, kt, vt = (to_places(each[:, :, :half], frames) for each in (q, k, v))  # [B s, t, heads / 2, d]
-    within = (-1, places, half, head_width)
-    qs, ks, vs = (each[:, :, half:].reshape(within) for each in (q, k, v))  # [B t, s, heads / 2, d]
+    by_frame = (-1, places, half, head_width)
+    qs, ks, vs = (each[:, :, half:].reshape(by_frame) for each in (q, k, v))  # [B t, s, heads / 2, d]
     time = from_places(dot_product_attention(qt, kt, vt, bias, scale), places)  # [B, N, heads / 2, d]
     space = dot_product_attention(qs, ks, vs, bias, scale).reshape(time.shape)
     return jnp.concatenate([time, space], axis=2)
@@ -134,31 +135,32 @@ def factorised_dot_product(
 
 
 def sampled_frames(frames: int, count: int) -> np.ndarray:
-    """Returns which `count` of a clip's frames uniform frame sampling takes (section 3.2): [count] ints.
+    """Returns the `count` of a clip's frames that uniform frame sampling takes (section 3.2): [count] ints.
 
-    As the authors' code spaces them: the k-th, from 1, is k * frames / (count + 1), to the nearest.
+    They are spaced as in the authors' code: the k-th, from 1, is k * frames / (count + 1), to the nearest.
     """
     if count == frames:
         return np.arange(frames)
-    places = np.arange(1, count + 1) * frames / (count + 1)
-    return np.minimum(np.round(places).astype(np.int64), frames - 1)
+    times = np.arange(1, count + 1) * frames / (count + 1)
+    return np.minimum(np.round(times).astype(np.int64), frames - 1)
 
 
 class ViViT(nn.Module):
     """x [B, T, H, W, C] -> logits [B, num_classes] float32 (section 3.3).
 
-    `attention` names the model: "joint" over all tokens (1); a spatial encoder for each tubelet of time and
-    a temporal one, of `temporal_depth`, over their class tokens (2); factorised self-attention (3) or
-    dot-product attention (4). Models 1 and 2 read the class token, 3 and 4, which have none, the mean of all
-    tokens.
+    `attention` names the model of the paper: "joint" attention over all tokens (1); "factorised-encoder", a
+    spatial encoder for each tubelet of time and a temporal one, of `temporal_depth`, over their class tokens
+    (2); "factorised-self-attention" (3); or "factorised-dot-product" attention (4). The head reads the class
+    token in models 1 and 2, and the mean of all tokens in models 3 and 4, which have no class token.
 
-    `embedding` is of tubelets of `tubelet` frames, or of as many single frames, at even distances.
-    `frames` and `resolution`, a side or (H, W), say what the learned positions are for; for inputs of another
-    size they are resized. `activation` is the authors', GELU's tanh form. Parameters start as ViT's do;
-    `from_vit` gives them a ViT's.
+    `embedding` embeds tubelets of `tubelet` frames, or as many single frames, evenly spaced. `frames` and
+    `resolution`, a side or (H, W), are what the learned positions are made for; for inputs of another size
+    the positions are resized. `activation` is the authors', GELU's tanh form. Parameters are initialised as
+    ViT's; `from_vit` copies those of a ViT.
 
-    Raises: UserError where `tubelet` does not divide T, `patch` H and W, or `heads` the width; those of
-    `frames` and `resolution` too.
+    Raises:
+        UserError: if `tubelet` does not divide T, `patch` does not divide H and W, or those of `frames` and
+            `resolution`, or `heads` does not divide the width.
     """
 
     patch: int = 16
@@ -174,68 +176,71 @@ class ViViT(nn.Module):
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
     frames: int = FRAMES
     resolution: int | tuple[int, int] = 224
-    epsilon: float = 1e-6  # of LayerNorm
+    epsilon: float = 1e-6  # epsilon of LayerNorm
     drop_path: float = 0.0  # the last block's rate of stochastic depth; it rises linearly with depth
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
 
     def grid(self) -> Grid:
-        """(t, h, w) of the videos that the positions are for."""
+        """Returns (t, h, w) of the videos that the positions are made for."""
         return video_grid((self.frames, *side_lengths(self.resolution), 1), self.tubelet, self.patch)
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """The number of tokens of an input of `shape` [..., T, H, W, C]; class tokens are not counted."""
+        """Returns the number of tokens of an input [..., T, H, W, C], without class tokens."""
         return math.prod(video_grid(shape, self.tubelet, self.patch))
 
     def features(self, x: jax.Array) -> jax.Array:
-        """What the head sees: [B, T, H, W, C] -> [B, width] float32."""
+        """Returns the head's input: [B, T, H, W, C] -> [B, width] float32."""
         return self(x, head=False)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, *, head: bool = True) -> jax.Array:
-        """`train` turns stochastic depth on, which draws from the "dropout" stream.
+        """Applies the model; `train` turns on stochastic depth, which draws from the "dropout" stream.
 
-        In model 2 it drops branches of the spatial encoder for each tubelet of time by itself.
+        In model 2, branches of the spatial encoder are dropped for single tubelets of time.
         """
         dtype, old = jnp.dtype(self.dtype), self.grid()
         new = t, h, w = video_grid(x.shape, self.tubelet, self.patch)
-        x = tubelets(x, self.tubelet, self.patch) if self.embedding == "tubelet" else self._sampled(x)
+        x = tubelets(x, self.tubelet, self.patch) if self.embedding == "tubelet" else self._sample_patches(x)
         x = Dense(self.width, dtype=dtype, name="patch")(x)  # [B, N, D]
 
         block: dict[str, Any] = dict(heads=self.heads, mlp_ratio=self.mlp_ratio, activation=self.activation)
         block |= dict(epsilon=self.epsilon, dtype=dtype)
         if self.attention == "joint":
-            x = self._embedded(x, old, new, token=True)  # [B, 1 + N, D]
+            x = self._add_positions(x, old, new, token=True)  # [B, 1 + N, D]
             joint = EncoderBlock(**block, tokens="space_time", name="blocks")
-            x = self._encoded(joint, self.depth, x, train)[:, 0]
+            x = self._encode(joint, self.depth, x, train)[:, 0]
         elif self.attention == "factorised-encoder":
             x = x.reshape(-1, h * w, self.width)  # [B t, s, D]
-            x = self._embedded(x, (1, *old[1:]), (1, h, w), token=True)  # [B t, 1 + s, D]
-            x = self._encoded(EncoderBlock(**block, name="blocks"), self.depth, x, train)[:, 0]
+            x = self._add_positions(x, (1, *old[1:]), (1, h, w), token=True)  # [B t, 1 + s, D]
+            x = self._encode(EncoderBlock(**block, name="blocks"), self.depth, x, train)[:, 0]
             x = x.reshape(-1, t, self.width).astype(dtype)  # [B, t, D]
-            x = self._embedded(x, (old[0], 1, 1), (t, 1, 1), token=True, prefix="temporal_")  # [B, 1 + t, D]
+            old_times, new_times = (old[0], 1, 1), (t, 1, 1)
+            x = self._add_positions(x, old_times, new_times, token=True, prefix="temporal_")  # [B, 1 + t, D]
             temporal = EncoderBlock(**block, name="temporal_blocks")
-            x = self._encoded(temporal, self.temporal_depth, x, train, prefix="temporal_")[:, 0]
+            x = self._encode(temporal, self.temporal_depth, x, train, prefix="temporal_")[:, 0]
         else:
-            x = self._embedded(x, old, new, token=False)  # [B, N, D]
+            x = self._add_positions(x, old, new, token=False)  # [B, N, D]
             if self.attention == "factorised-self-attention":
                 factorised: nn.Module = FactorisedSelfAttentionBlock(**block, frames=t, name="blocks")
             else:
                 attend = functools.partial(factorised_dot_product, frames=t)
                 factorised = EncoderBlock(**block, attend=attend, name="blocks")
-            x = jnp.mean(self._encoded(factorised, self.depth, x, train), axis=1)
+            x = jnp.mean(self._encode(factorised, self.depth, x, train), axis=1)
         if not head:
             return x  # [B, D]
         return Dense(self.num_classes, kernel_init=zeros, name="head")(x)  # [B, num_classes]
 
-    def _sampled(self, x: jax.Array) -> jax.Array:
-        """Some frames (`sampled_frames`), in patches: [B, T, H, W, C] -> [B, N, patch * patch * C]."""
+    def _sample_patches(self, x: jax.Array) -> jax.Array:
+        """Splits `sampled_frames` into patches: [B, T, H, W, C] -> [B, N, patch * patch * C]."""
         frames = x.shape[1]
         return tubelets(x[:, sampled_frames(frames, frames // self.tubelet)], 1, self.patch)
 
-    def _embedded(self, x: jax.Array, old: Grid, new: Grid, *, token: bool, prefix: str = "") -> jax.Array:
-        """x [B, N, D], behind a class token where there is to be one, with learned positions added."""
+    def _add_positions(
+        self, x: jax.Array, old: Grid, new: Grid, *, token: bool, prefix: str = ""
+    ) -> jax.Array:
+        """Adds learned positions to x [B, N, D], after prepending a class token if `token`."""
         extra = 1 if token else 0
         if token:
             x = prepended(self.param(f"{prefix}token", zeros, (1, self.width)), x)  # [B, 1 + N, D]
@@ -243,10 +248,10 @@ class ViViT(nn.Module):
         positions = resize_grid(table, old, new, extra)  # [1 + N, D]
         return constrain(x + positions.astype(x.dtype)[None], "batch", "token", "embed")
 
-    def _encoded(
+    def _encode(
         self, block: nn.Module, depth: int, x: jax.Array, train: bool, *, prefix: str = ""
     ) -> jax.Array:
-        """x [B, N, D] -> [B, N, D] float32: `depth` blocks and the last norm."""
+        """Applies `depth` blocks and the last norm: [B, N, D] -> [B, N, D] float32."""
         drop = drop_rates(self.drop_path, depth, train)
         x = stack(block, depth, x, drop=drop, remat=self.remat, unroll=self.unroll)
         return layer_norm(x.astype(jnp.float32), f"{prefix}norm", epsilon=self.epsilon)
@@ -259,15 +264,16 @@ def from_vit(
     vit_params: Mapping[str, Any],
     kernel: Literal["central", "average"] = "central",
 ) -> dict[str, Any]:
-    """`params` of a ViViT with all that a ViT's `vit_params` have for it (section 3.4).
+    """Returns `params` of a ViViT with all parameters that a ViT's `vit_params` have for it (section 3.4).
 
     The patch kernel of tubelets is the ViT's at frame tubelet // 2 and 0 at the others ("central"), or the
     ViT's / tubelet at every frame ("average"). Spatial positions are resized to the new grid and tiled over
-    time. What a ViT lacks stays as it is in `params`: the head, model 2's temporal encoder, and model 3's
-    temporal attention but for its last projection, which becomes 0, so that equation 5 starts as the
-    identity. (The paper sets all of that attention to 0, but then no gradient ever reaches its kernels.)
+    time. Parameters that a ViT lacks are those of `params`: the head, model 2's temporal encoder, and model
+    3's temporal attention except its last projection, which becomes 0, so that equation 5 is the identity at
+    first. (The paper sets all of that attention to 0, but then no gradient ever reaches its kernels.)
 
-    Raises: UserError where the two models do not fit.
+    Raises:
+        UserError: if the two models do not fit.
     """
     check_fit(model, vit, vit_params)
     params = {**params, "norm": vit_params["norm"]}
@@ -301,9 +307,10 @@ MODULE = ViViT
 
 
 def make(variant: str, **options: Any) -> ViViT:
-    """The ViViT that `variant` names, e.g. "B/16x2"; `options` override its fields.
+    """Returns the ViViT that `variant` names, e.g. "B/16x2"; `options` override its fields.
 
-    Raises: UserError for an unknown size or option, or a value that is not allowed.
+    Raises:
+        UserError: if the size or an option is unknown, or a value is not allowed.
     """
     size, patch, tubelet = parse(variant)
     defaults = {**size.fields(patch), "tubelet": tubelet, "frames": size_frames(size, FRAMES)}
@@ -312,13 +319,16 @@ def make(variant: str, **options: Any) -> ViViT:
 
 
 def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what `variant` is for: x [1, T, H, W, C], by the options `frames` and `resolution`."""
+    """Returns the shapes of one example's inputs: x [1, T, H, W, C].
+
+    The options `frames` and `resolution` change T, H and W.
+    """
     size, _, _ = parse(variant)
     return one_video(size, size_frames(size, FRAMES), options)
 
 
 def resized(variables: Mapping[str, Any], old: ViViT, new: ViViT) -> tuple[dict[str, Any], list[str]]:
-    """The variables of a model `old` for one of other frames or another resolution, and what was done."""
+    """Returns the variables of `old` for `new`, of another length or resolution, and what was resized."""
     params, before, after = dict(variables["params"]), old.grid(), new.grid()
     tables: dict[str, tuple[Grid, Grid]] = {"positions": (before, after)}
     if old.attention == "factorised-encoder":  # one table for places, another for time
@@ -326,20 +336,21 @@ def resized(variables: Mapping[str, Any], old: ViViT, new: ViViT) -> tuple[dict[
             "positions": ((1, *before[1:]), (1, *after[1:])),
             "temporal_positions": ((before[0], 1, 1), (after[0], 1, 1)),
         }
-    said = []
+    messages = []
     for name, grids in tables.items():
         if grids[0] != grids[1]:
             table = jnp.asarray(params[name])
-            extra = len(table) - math.prod(grids[0])  # the class token's, where there is one
+            extra = len(table) - math.prod(grids[0])  # 1 if there is a class token
             params[name] = resize_grid(table, *grids, extra)
-            said.append(said_resized(name, *grids, "tokens"))
-    return {**variables, "params": params}, said
+            messages.append(said_resized(name, *grids, "tokens"))
+    return {**variables, "params": params}, messages
 
 
-def parse(variant: str) -> tuple[Size, int, int]:
-    """The size, the patch and the tubelet that `variant` names.
+def parse(variant: str) -> tuple[TransformerSize, int, int]:
+    """Returns the size, the patch and the tubelet that `variant` names.
 
-    Raises: UserError where it is not SIZE/PATCHxTUBELET, or there is no such size.
+    Raises:
+        UserError: if the variant is not SIZE/PATCHxTUBELET, or there is no such size.
     """
     name, _, sides = variant.partition("/")
     patch, _, tubelet = sides.partition("x")

@@ -1,4 +1,4 @@
-"""What is minimised: a task is an objective, and the training loop knows no other difference."""
+"""Objectives by name. The training loop knows no other difference between tasks."""
 
 from dataclasses import fields
 from typing import Any
@@ -25,22 +25,28 @@ OBJECTIVES: dict[str, Any] = {
 }
 
 
-GIVEN = ("model", "preprocessing")  # fields that are no options: other sections of a config say what they are
+GIVEN = ("model", "preprocessing")  # fields that are no options: they come from other sections of a config
+
+
+def trains(name: str) -> bool:
+    """Returns whether the objective `name` has a loss; one without a loss has no data either."""
+    return hasattr(OBJECTIVES[name], "loss")
 
 
 def make(name: str, model: nn.Module, preprocessing: Preprocessing = SYMMETRIC, **options: Any) -> Objective:
-    """Returns the objective `name` for a model that sees images through `preprocessing`.
+    """Makes the objective `name` for a model that sees images through `preprocessing`.
 
-    Raises: UserError for an unknown name or option, and for a preprocessing that the objective cannot have.
+    Raises:
+        UserError: for an unknown name or option, or a preprocessing that the objective cannot have.
     """
     if name not in OBJECTIVES:
         raise UserError(f"objective={name!r}: must be one of {', '.join(OBJECTIVES)}")
-    known = [field.name for field in fields(OBJECTIVES[name])]
-    allowed = [key for key in known if key not in GIVEN]
+    names = [field.name for field in fields(OBJECTIVES[name])]
+    allowed = [key for key in names if key not in GIVEN]
     for key, value in options.items():
         if key not in allowed:
             raise UserError(f"{key}={value!r}: not an option of {name}, which has {', '.join(allowed)}")
-    if "preprocessing" in known:
+    if "preprocessing" in names:
         return OBJECTIVES[name](model, preprocessing, **options)
     if preprocessing != SYMMETRIC and hasattr(OBJECTIVES[name], "loss"):
         raise UserError(

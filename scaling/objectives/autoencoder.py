@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from scaling.errors import UserError
 from scaling.models.vae import sample
 from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, summarise
-from scaling.randomness import stream
+from scaling.randomness import derive_key
 
 RECONSTRUCTIONS = ("l1", "mse")
 
@@ -20,10 +20,10 @@ RECONSTRUCTIONS = ("l1", "mse")
 class Autoencoder:
     """The evidence bound (Kingma & Welling 2014, eq. 3) of a model with `moments` and `decode`.
 
-    `reconstruction` is the absolute or the squared error of one draw from the posterior, mean over the
-    pixels' channels; `kl_weight` weighs the KL divergence to N(0, 1), divided by their number. So the weight
-    means what it does in latent diffusion (Rombach et al. 2022, appendix G), which sums both and takes 1e-6
-    with the absolute error; its perceptual and adversarial terms are not here.
+    `reconstruction` is the absolute or the squared error of one draw from the posterior, as the mean over all
+    pixels and channels; `kl_weight` multiplies the KL divergence to N(0, 1), divided by the same number. So
+    the weight means the same as in latent diffusion (Rombach et al. 2022, appendix G), which sums both terms
+    and takes 1e-6 with the absolute error; its perceptual and adversarial terms are not implemented.
     """
 
     model: nn.Module
@@ -41,18 +41,18 @@ class Autoencoder:
             raise UserError(f"model={name}: has no latent; the objective autoencoder is for the family vae")
 
     def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
-        """Variables of the model; only the shape of batch["image"] [B, H, W, C] is read."""
+        """Initialises the model; only the shape of batch["image"] [B, H, W, C] is read."""
         return self.model.init(rng, jnp.zeros((1, *batch["image"].shape[1:])))
 
     def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss:
-        """Metrics: loss, reconstruction, kl (nats an example, over the whole latent) and psnr (dB).
+        """Returns the loss with the metrics loss, reconstruction, kl (nats per example) and psnr (dB).
 
-        Training and evaluation are alike: both draw from the posterior.
+        The KL divergence is that of the whole latent. Training and evaluation both draw from the posterior.
         """
         x = scaled(batch["image"])  # [B, H, W, C]
         moments: Any = self.model.apply({"params": params}, x, method="moments")
         mean, logvar = moments  # [B, h, w, Z] each
-        z = sample(mean, logvar, stream(rng, "posterior"))  # [B, h, w, Z]
+        z = sample(mean, logvar, derive_key(rng, "posterior"))  # [B, h, w, Z]
         out = jnp.asarray(self.model.apply({"params": params}, z, method="decode"))  # [B, H, W, C]
         error = jnp.abs(out - x) if self.reconstruction == "l1" else (out - x) ** 2
         reconstruction = error.mean(axis=(1, 2, 3))  # [B]
@@ -67,14 +67,14 @@ class Autoencoder:
 
 
 def divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """KL(N(mean, exp(logvar)) || N(0, 1)), [B, h, w, Z] -> nats [B] (Kingma & Welling 2014, app. B)."""
+    """Returns KL(N(mean, exp(logvar)) || N(0, 1)) in nats [B], of [B, h, w, Z] (Kingma & Welling, app. B)."""
     return 0.5 * (mean**2 + jnp.exp(logvar) - 1.0 - logvar).sum(axis=(1, 2, 3))
 
 
-def psnr(made: jax.Array, real: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio of images [B, H, W, C] in [-1, 1]: dB [B], at most 100.
+def psnr(output: jax.Array, target: jax.Array) -> jax.Array:
+    """Returns the peak signal-to-noise ratio of images [B, H, W, C] in [-1, 1]: dB [B], at most 100.
 
-    What lies outside of the range is clipped to it, as in the picture it would be.
+    Values outside of the range are clipped to it, as they would be in a picture.
     """
-    mse = ((jnp.clip(made, -1.0, 1.0) - real) ** 2).mean(axis=(1, 2, 3))  # [B]
+    mse = ((jnp.clip(output, -1.0, 1.0) - target) ** 2).mean(axis=(1, 2, 3))  # [B]
     return 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 4e-10))

@@ -1,4 +1,4 @@
-"""What an objective is: a loss with exact metrics, and nothing about devices, data or optimisers."""
+"""The protocol of objectives: a loss with exact metrics, independent of devices, data and optimisers."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -10,22 +10,22 @@ import jax.numpy as jnp
 from scaling.preprocessing import SYMMETRIC
 
 Params = Any  # a pytree of float32 arrays
-Batch = Mapping[str, jax.Array]  # arrays [B, ...]; evaluation adds "mask" [B], 1 for a real example
+Batch = Mapping[str, jax.Array]  # arrays [B, ...]; in evaluation with "mask" [B], 1 for a real example
 
 
 @flax.struct.dataclass
 class Extras:
     """Everything a loss may read that the optimiser does not train."""
 
-    collections: Mapping[str, Any] = flax.struct.field(default_factory=dict)  # BatchNorm statistics
-    frozen: Mapping[str, Any] = flax.struct.field(default_factory=dict)  # helper networks' variables
-    ema: Mapping[str, Any] = flax.struct.field(default_factory=dict)
-    scalars: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)  # what sweeps vary
+    # Arrays that are not trained, such as BatchNorm's statistics.
+    collections: Mapping[str, Any] = flax.struct.field(default_factory=dict)
+    # Numbers that sweeps vary.
+    traced_hparams: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
 class Loss:
-    """A value to minimise, and metrics as sums with counts so that masks and shards stay exact."""
+    """A value to minimise, and metrics as sums with counts, so that they are exact with masks and shards."""
 
     value: jax.Array  # []
     sums: Mapping[str, jax.Array]
@@ -34,21 +34,23 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A task: how to make the variables, and what to minimise."""
+    """A protocol: how to initialise the variables, and what to minimise."""
 
     def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
-        """Variables ({"params": ..., other collections}) for a batch of these shapes."""
+        """Initialises variables ({"params": ..., other collections}) for a batch of these shapes."""
         ...
 
-    def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss: ...
+    def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss:
+        """Computes the loss and its metrics over the global batch."""
+        ...
 
 
-# Of models that generate or reconstruct images: pixels [B, H, W, C] in [-1, 1], latents as they are.
+# Scaling for models that generate or reconstruct images: pixels to [-1, 1]; latents stay as they are.
 scaled = SYMMETRIC
 
 
 def summarise(values: Mapping[str, jax.Array], batch: Batch, collections: Mapping[str, Any]) -> Loss:
-    """A `Loss` from values [B] for each example, one of them "loss"; masked examples weigh nothing.
+    """Makes a `Loss` from values [B] per example, one of them "loss"; masked examples do not count.
 
     The value is the mean of "loss" over the real examples, 0 if there are none.
     """

@@ -1,4 +1,4 @@
-"""Weights that are used as they are: nothing is minimised."""
+"""The objective of weights that are used as they are: nothing is minimised."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from scaling.objectives.base import Batch
 
 @dataclass(frozen=True)
 class Frozen:
-    """No loss: a model whose weights come from elsewhere, to be exported or to help other runs.
+    """An objective without a loss: the model's weights are imported, to be exported or to help other runs.
 
-    Its batch is the model's own arguments by name, of the shapes that its variant is made for, and no data.
+    It has no data: a batch is the model's own arguments by name, in the shapes that its variant is made for.
     """
 
     model: nn.Module
 
     def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
-        """Variables of the model for arguments of these shapes."""
+        """Initialises the model for arguments of these shapes."""
         arguments: Mapping[str, Any] = batch
         return self.model.init(rng, **arguments)

@@ -1,4 +1,4 @@
-"""What masked modelling hides: whole words of captions, patches of images, and what stands in their place."""
+"""Masked modelling: which words of captions and patches of images are hidden, and what replaces them."""
 
 import zlib
 
@@ -8,25 +8,26 @@ import numpy as np
 
 from scaling.models.layers import patchify
 
-REPLACED, RANDOM = 0.8, 0.1  # of hidden tokens: [MASK], and any token; the rest stay (BERT, section 3.1)
+# Shares of hidden tokens that become [MASK] and a random token; the rest stay (BERT, section 3.1).
+REPLACED, RANDOM = 0.8, 0.1
 
 
 def picked(draw: jax.Array, count: jax.Array, share: float) -> jax.Array:
-    """bool [B, N]: of the first `count` [B] items of each row those with the smallest `draw` [B, N].
+    """Picks, of the first `count` [B] items of each row, those with the smallest `draw` [B, N]: bool [B, N].
 
-    They are round(share * count), at least one where there is any.
+    It picks round(share * count) items, and at least one if there is any.
     """
     wanted = jnp.round(share * count.astype(jnp.float32)).astype(jnp.int32)
     wanted = jnp.maximum(wanted, jnp.minimum(count, 1))  # [B]
-    there = jnp.arange(draw.shape[1])[None] < count[:, None]
-    rank = jnp.argsort(jnp.argsort(jnp.where(there, draw, jnp.inf), axis=1), axis=1)
-    return there & (rank < wanted[:, None])
+    exists = jnp.arange(draw.shape[1])[None] < count[:, None]  # [B, N]
+    rank = jnp.argsort(jnp.argsort(jnp.where(exists, draw, jnp.inf), axis=1), axis=1)
+    return exists & (rank < wanted[:, None])
 
 
 def whole_words(draw: jax.Array, word: jax.Array, share: float) -> jax.Array:
-    """Which tokens to hide, bool [B, L]: `picked` of a caption's words, each with all of its tokens.
+    """Returns which tokens to hide, bool [B, L]: those of the `picked` words, each with all of its tokens.
 
-    `word` [B, L] int32 says which word each token belongs to, -1 for none; `draw` [B, L] is uniform.
+    `word` [B, L] int32 is the word that each token belongs to, -1 for none; `draw` [B, L] is uniform.
     """
     chosen = picked(draw, word.max(axis=1) + 1, share)  # [B, L], by word
     of_token = jnp.take_along_axis(chosen, jnp.maximum(word, 0), axis=1)
@@ -34,18 +35,18 @@ def whole_words(draw: jax.Array, word: jax.Array, share: float) -> jax.Array:
 
 
 def corrupted(rng: jax.Array, text: jax.Array, hide: jax.Array, mask: int, vocabulary: int) -> jax.Array:
-    """`text` [B, L] where hidden tokens are `mask` (80 %), any token (10 %) or what they were (10 %)."""
-    which, other = jax.random.split(rng)
-    fate = jax.random.uniform(which, text.shape)
-    random = jax.random.randint(other, text.shape, 0, vocabulary, text.dtype)
-    seen = jnp.where(fate < REPLACED, jnp.asarray(mask, text.dtype), random)
-    return jnp.where(hide & (fate < REPLACED + RANDOM), seen, text)
+    """Returns `text` [B, L]; hidden tokens become `mask` (80 %) or a random token (10 %), or stay (10 %)."""
+    choice_key, token_key = jax.random.split(rng)
+    choice = jax.random.uniform(choice_key, text.shape)
+    random = jax.random.randint(token_key, text.shape, 0, vocabulary, text.dtype)
+    replacement = jnp.where(choice < REPLACED, jnp.asarray(mask, text.dtype), random)
+    return jnp.where(hide & (choice < REPLACED + RANDOM), replacement, text)
 
 
 def own_draw(text: jax.Array, purpose: str, size: int) -> jax.Array:
-    """Uniform numbers [B, size] that depend on each caption [B, L] and the purpose alone.
+    """Draws uniform numbers [B, size] that depend on each caption [B, L] and the purpose alone.
 
-    So that what is hidden in evaluation depends neither on the batch nor on the run.
+    With them, what evaluation hides depends neither on the batch nor on the run.
     """
     powers = np.cumprod(np.full(text.shape[1], 0x9E3779B1, np.uint32), dtype=np.uint32)
     digest = (text.astype(jnp.uint32) * powers[None]).sum(axis=1, dtype=jnp.uint32)  # [B], modulo 2^32
@@ -54,7 +55,7 @@ def own_draw(text: jax.Array, purpose: str, size: int) -> jax.Array:
 
 
 def mean_colours(image: jax.Array, patch: int) -> jax.Array:
-    """Each patch's mean colour in 256 levels, int32 [B, M, C], of images [B, H, W, C] in [-1, 1]."""
+    """Returns the patches' mean colours in 256 levels, int32 [B, M, C], of images [B, H, W, C] in [-1, 1]."""
     pixels = patchify(image, patch)  # [B, M, patch * patch * C], channel fastest
     mean = pixels.reshape(*pixels.shape[:2], patch**2, image.shape[-1]).mean(axis=2)  # [B, M, C]
     return jnp.clip(jnp.round((mean + 1.0) * 127.5), 0, 255).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Wrong captions for the images of a batch: any other of the global batch, or those like its own."""
+"""Wrong captions for the images of a batch: any others of the global batch, or those like an image's own."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 def draw_others(
     rng: jax.Array, text: jax.Array, real: jax.Array, count: int, likeness: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """For each row `count` rows of another caption: their indices int32 [B, count], and which exist.
+    """Draws, for each row, `count` rows with another caption: indices int32 [B, count], and which exist.
 
-    `text` [B, L]; rows that are not `real` [B] are nobody's. They are drawn without replacement, all alike or
-    in proportion to exp(`likeness` [B, B]) (by the Gumbel trick). Where a row has fewer others, the second
-    result is false and the index any.
+    `text` is [B, L]; rows that are not `real` [B] are never drawn. Rows are drawn without replacement, with
+    equal probability or in proportion to exp(`likeness` [B, B]) (by the Gumbel trick). If a row has fewer
+    others, the second result is false there and the index arbitrary.
     """
     same = (text[:, None] == text[None]).all(axis=-1)  # [B, B]
     scores = jax.random.gumbel(rng, same.shape)
@@ -23,9 +23,9 @@ def draw_others(
 
 
 def shared_words(text: jax.Array, word: jax.Array, vocabulary: int) -> jax.Array:
-    """The cosine of captions' bags of tokens, [B, B] in [0, 1], of `text` and `word` [B, L].
+    """Computes the cosine of captions' bags of tokens, [B, B] in [0, 1], from `text` and `word` [B, L].
 
-    It needs no network, and is what a wrong caption is hard by: a drawing is more easily told from captions
+    It measures, without a network, how hard a wrong caption is: an image is more easily told from captions
     that share no word with its own.
     """
     rows = jnp.arange(len(text))[:, None]

@@ -1,4 +1,4 @@
-"""What generates: integrators of a path, and guidance."""
+"""Samplers: integrators of a path, and guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from scaling.errors import UserError
 from scaling.sampling.guidance import guided
 from scaling.sampling.integrators import INTEGRATORS, Denoised
 
-# The number of the first noise beside those of steps, which count down to 0. So a seed begins with the same
-# noise, whatever the steps, the integrator or the guidance.
+# Number of the first noise; the noises of the steps count down to 0. So a seed starts from the same noise,
+# whatever the steps, the integrator or the guidance.
 FIRST = 2**31 - 1
 
 Sampler = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 
-class Task(Protocol):
-    """What a sampler needs of the diffusion objective."""
+class Denoiser(Protocol):
+    """The part of the diffusion objective that a sampler needs."""
 
     @property
     def path(self) -> str: ...
@@ -37,39 +37,45 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate. DiT's figures are "ddpm" in 250 steps, unclipped, with `guidance_channels` 3.
+    """Options of a sampler. DiT's figures are for "ddpm" in 250 steps, unclipped, with `guidance_channels` 3.
 
-    `guidance` 1 is none. `clip` holds each step's estimate of the data to [-1, 1]: for pixels, not latents.
+    `clip_denoised` is for pixels, not latents. `decode_tile` bounds the memory of decoding large images
+    (`models.vae.tiled_decode`).
     """
 
     integrator: Literal["ddpm", "ddim", "euler", "heun"] = "ddpm"
-    steps: int = 250
-    guidance: float = 1.0
-    guidance_channels: int | None = None
-    seed: int = 0
-    clip: bool = False
+    steps: int = 250  # number of integration steps
+    guidance_scale: float = 1.0  # scale of classifier-free guidance; 1 is none
+    guidance_channels: int | None = None  # number of first channels that are guided; None for all
+    seed: int = 0  # noise seed
+    clip_denoised: bool = False  # whether each step's estimate of the data is clipped to [-1, 1]
+    decode_tile: int | None = None  # side in latents of tiles that are decoded one by one; None for no tiles
 
     def __post_init__(self) -> None:
         if self.integrator not in INTEGRATORS:
             raise UserError(f"integrator={self.integrator!r}: must be one of {', '.join(INTEGRATORS)}")
         if self.steps < 1:
             raise UserError(f"steps={self.steps}: must be at least 1")
-        if self.guidance < 0.0:
-            raise UserError(f"guidance={self.guidance}: must be at least 0 (1 is no guidance)")
+        if self.guidance_scale < 0.0:
+            raise UserError(f"guidance_scale={self.guidance_scale}: must be at least 0 (1 is no guidance)")
+        if self.decode_tile is not None and self.decode_tile < 1:
+            raise UserError(f"decode_tile={self.decode_tile}: must be at least 1, or None for no tiles")
         if self.guidance_channels is not None and self.guidance_channels < 1:
             raise UserError(
                 f"guidance_channels={self.guidance_channels}: must be at least 1, or None for all"
             )
 
 
-def make_sampler(options: Sampling, task: Task, shape: tuple[int, ...]) -> Sampler:
-    """`(params, indices [N] int32, labels [N] int32) -> images [N, H, W, C] float32` in the data's range.
+def make_sampler(options: Sampling, objective: Denoiser, shape: tuple[int, ...]) -> Sampler:
+    """Returns `(params, indices [N] int32, labels [N] int32) -> images [N, H, W, C] float32`, for `jax.jit`.
 
-    For `jax.jit`: the whole loop runs on the device. Image i depends on (seed, i, label) alone: not on N, on
-    its place in the batch, or on the devices. Raises UserError for options that do not fit the task or the
-    shape [H, W, C].
+    Images are in the data's range. The whole loop runs on the device. Image i depends on (seed, i, label)
+    alone: not on N, on its place in the batch, or on the devices.
+
+    Raises:
+        UserError: for options that do not fit the objective or the shape [H, W, C].
     """
-    path = _path(options, task, shape)
+    path = _path(options, objective, shape)
     integrate = INTEGRATORS[options.integrator]
 
     def sample(params: Any, indices: jax.Array, labels: jax.Array) -> jax.Array:
@@ -80,14 +86,14 @@ def make_sampler(options: Sampling, task: Task, shape: tuple[int, ...]) -> Sampl
             return draw(keys)  # [N, H, W, C]
 
         predict = guided(
-            lambda x, time, y: task.predict(params, x, time, y),
-            labels, task.null_label, options.guidance, options.guidance_channels,
+            lambda x, time, y: objective.predict(params, x, time, y),
+            labels, objective.null_label, options.guidance_scale, options.guidance_channels,
         )  # fmt: skip
 
         def denoise(x_t: jax.Array, time: jax.Array, point: Point) -> Denoised:
             output, raw = predict(x_t, time)
-            x, eps = estimates(task.prediction, output, x_t, point)
-            if options.clip:
+            x, eps = estimates(objective.prediction, output, x_t, point)
+            if options.clip_denoised:
                 x, eps = estimates("x", jnp.clip(x, -1.0, 1.0), x_t, point)
             return Denoised(x, eps, raw)
 
@@ -96,25 +102,27 @@ def make_sampler(options: Sampling, task: Task, shape: tuple[int, ...]) -> Sampl
     return sample
 
 
-def _path(options: Sampling, task: Task, shape: tuple[int, ...]) -> Path:
-    path = PATHS[task.path]
+def _path(options: Sampling, objective: Denoiser, shape: tuple[int, ...]) -> Path:
+    """Returns the path to integrate, once the options are checked."""
+    path = PATHS[objective.path]
     if isinstance(path, Chain):
-        path.respaced(options.steps)  # raises where there are too few or too many
+        path.respaced(options.steps)  # raises if there are too few or too many steps
     elif options.integrator in ("ddpm", "ddim"):
         raise UserError(
-            f"integrator={options.integrator!r}: path={task.path!r} is continuous; use 'euler' or 'heun'"
+            f"integrator={options.integrator!r}: path={objective.path!r} is continuous; use 'euler' or 'heun'"
         )
-    if options.guidance != 1.0 and task.label_dropout == 0.0:
+    if options.guidance_scale != 1.0 and objective.label_dropout == 0.0:
         raise UserError(
-            f"guidance={options.guidance}: with label_dropout=0 no null label was trained; use guidance=1"
+            f"guidance_scale={options.guidance_scale}: with label_dropout=0 no null label was trained; "
+            "use guidance_scale=1"
         )
     if options.guidance_channels is not None and options.guidance_channels > shape[-1]:
         raise UserError(
             f"guidance_channels={options.guidance_channels}: images have {shape[-1]} channels; use no more"
         )
-    return path if task.prediction == "v" and not options.clip else path.trimmed()
+    return path if objective.prediction == "v" and not options.clip_denoised else path.trimmed()
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
-    """Images in [-1, 1] as uint8, truncating clamp(127.5 x + 128, 0, 255) as DiT's sampling does."""
+    """Converts images in [-1, 1] to uint8, truncating clamp(127.5 x + 128, 0, 255) as DiT's sampling does."""
     return jnp.clip(127.5 * x + 128.0, 0.0, 255.0).astype(jnp.uint8)

@@ -1,273 +1,290 @@
-"""A study's charts, as PNG and SVG: metric against gmacs, against training compute, slices, samples."""
+"""A study's charts. Each is built once, as an altair chart; its PNG, its SVG and the page all show that."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
+import altair as alt
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.image import imread
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from PIL import Image
 
 from scaling.files import write_atomic
 from scaling.study.laws import PERCENT, describe, envelope
-from scaling.study.results import Run, StudyFolder
-from scaling.study.view import VARIED, View, slices, view
+from scaling.study.plot_data import VARIED, View, slices, view
+from scaling.study.results import StudyFolder
 
 GMACS = "forward multiply-adds per example (gmacs)"
 FLOPS = "training compute (FLOPs)"
-LAW = "#b3420a"  # the law and its band, apart from every size's colour
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": "#555", "axes.labelcolor": "#222", "axes.grid": True, "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 10.5, "axes.titlelocation": "left",
-    "xtick.color": "#444", "ytick.color": "#444", "legend.frameon": False, "legend.fontsize": 8.5,
-    "svg.hashsalt": "scaling", "svg.fonttype": "path",
+LAW = "#b3420a"  # colour of the law and its band, unlike that of any size
+LAW_ENTRY, FRONTIER = f"law and {PERCENT} band", "frontier"  # in the legend
+INK, GREY = "#222222", "#777777"  # colours of text, and of legend symbols that stand for every size
+WIDTH, HEIGHT = 520, 360  # pixels of the plotting area
+SLICE_WIDTH, SLICE_HEIGHT = 180, 250
+PIXELS = 2  # pixels of a still PNG per pixel of the chart
+
+POINT_LEGEND: dict[str, Any] = {
+    "title": None, "symbolSize": 90, "symbolOpacity": 1, "symbolStrokeWidth": 0, "symbolOffset": 4,
+    "labelOffset": 8,
 }  # fmt: skip
 
+Entries = dict[str, tuple[str, list[float]]]  # legend text of a line -> (colour, dashes)
+Chart = alt.LayerChart | alt.HConcatChart
 
-def draw(folder: StudyFolder, laws: Mapping[str, Any]) -> dict[str, Path]:
-    """Writes every chart that the study has data for into `charts/`; returns the PNG of each by name."""
+
+def build(folder: StudyFolder, laws: Mapping[str, Any]) -> dict[str, Chart]:
+    """Returns every chart that the study has data for: `metric_gmacs`, `metric_compute`, `slices`."""
+    name, plot = folder.study["name"], view(folder)
+    charts: dict[str, Chart] = {}
+    if len(plot.last):
+        charts["metric_gmacs"] = metric_gmacs(name, plot, laws["gmacs"])
+    if len(plot.curves):
+        charts["metric_compute"] = metric_compute(name, plot, laws["train_flops"])
+    if panels := [slice_panel(plot, varied, lines) for varied, lines in slices(plot).items()]:
+        charts["slices"] = side_by_side(panels)
+    return charts
+
+
+def metric_gmacs(name: str, plot: View, law: Mapping[str, Any]) -> alt.LayerChart:
+    """Draws the metric of every configuration at its last step against gmacs, with the law and its band."""
+    points, entries = plot.last, _entries(law)
+    if points["seeds"].max() > 1:
+        entries["mean and range of seeds"] = (GREY, [1, 0])
+    x, y = _log_x("gmacs", GMACS, points["gmacs"]), _metric_y(plot, points, law)
+    ranges = rows_chart(points[points["seeds"] > 1]).mark_rule(strokeWidth=1.5)
+    ranges = ranges.encode(x=x, y=_field(y, "low"), y2="high:Q", color=_size_colour(plot))
+    marks = _points(plot, points, 100).encode(x=x, y=y, tooltip=_tooltip(plot, points))
+    layers = [*_law(law, x, y, entries), *_floor(plot, points, y), ranges, marks]
+    title = f"{name}: {plot.name} against gmacs at the last step"
+    return _layered(layers, title, [describe(law), *_floor_note(plot, points)])
+
+
+def metric_compute(name: str, plot: View, law: Mapping[str, Any]) -> alt.LayerChart:
+    """Draws every configuration's curve against training compute, their frontier, and its law."""
+    points, entries = plot.curves, {**_entries(law), FRONTIER: ("#111111", [2.0, 2.0])}
+    x, y = _log_x("train_flops", FLOPS, points["train_flops"]), _metric_y(plot, points, law)
+    curves = rows_chart(points).mark_line(strokeWidth=1.4, opacity=0.8)
+    curves = curves.encode(x=x, y=y, color=_size_colour(plot), detail="point:N", order="step:Q")
+    edge = points.iloc[envelope(points["train_flops"].to_numpy(float), points["y"].to_numpy(float))]
+    frontier = rows_chart(edge.assign(line=FRONTIER)).mark_line(strokeWidth=1.8)
+    frontier = frontier.encode(x=x, y=y, **_line_channels(entries))
+    marks = _points(plot, points, 35).encode(x=x, y=y, tooltip=_tooltip(plot, points))
+    layers = [*_law(law, x, y, entries), curves, frontier, *_floor(plot, points, y), marks]
+    title = f"{name}: {plot.name} against training compute"
+    return _layered(layers, title, [describe(law), *_floor_note(plot, points)])
+
+
+def slice_panel(plot: View, varied: str, lines: Sequence[pd.DataFrame]) -> alt.LayerChart:
+    """Draws lines along which only `varied` (patch, depth or width) varies. To the right is more compute."""
+    points = pd.concat(lines)
+    values = sorted(points["at"].unique())
+    low, high = values[0] / 1.15, values[-1] * 1.15
+    scale = alt.Scale(type="log", base=2, domain=[low, high], nice=False, reverse=varied == "patch")
+    x = alt.X("at:Q", title=VARIED[varied], scale=scale, axis=alt.Axis(values=values, format="~r"))
+    y = _metric_y(plot, plot.last, None)
+    layers: list[alt.Chart] = []
+    for line in lines:
+        colour = plot.colours[line["size"].iloc[0]] if line["size"].nunique() == 1 else "#a0a0a0"
+        layers.append(rows_chart(line).mark_line(color=colour, strokeWidth=1.5).encode(x=x, y=y))
+    layers.append(_points(plot, points, 80).encode(x=x, y=y, tooltip=_tooltip(plot, points, ["fixed"])))
+    return _layered(layers, f"{varied} alone", [], SLICE_WIDTH, SLICE_HEIGHT)
+
+
+def side_by_side(panels: Sequence[alt.LayerChart]) -> alt.HConcatChart:
+    """Returns panels in a row, with one legend and one y scale."""
+    shared: Any = {"color": "shared", "shape": "shared", "y": "shared"}
+    return alt.hconcat(*panels, spacing=20).resolve_scale(**shared)
+
+
+# --- the pictures and the page -------------------------------------------------------------------
+
+
+def draw(folder: StudyFolder, charts: Mapping[str, Chart]) -> dict[str, Path]:
+    """Writes each chart into `charts/` as PNG and SVG; returns the PNG of each by name."""
     out = folder.path / "charts"
     out.mkdir(exist_ok=True)
-    made = {}
-    for name, figure in figures(folder, laws).items():
-        for ending in ("svg", "png"):
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if ending == "svg" else {}  # the same data gives the same file
-            with rc_context(cast(Any, STYLE)):
-                figure.savefig(buffer, format=ending, dpi=150, metadata=metadata)
-            figure.set_layout_engine("none")  # laid out once
-            write_atomic(out / f"{name}.{ending}", buffer.getvalue())
-        made[name] = out / f"{name}.png"
-    return made
+    for name, chart in charts.items():
+        write_atomic(out / f"{name}.svg", svg(chart))
+        write_atomic(out / f"{name}.png", png(chart))
+    return {name: out / f"{name}.png" for name in charts}
 
 
-def figures(folder: StudyFolder, laws: Mapping[str, Any]) -> dict[str, Figure]:
-    """Every chart that the study has data for, by name."""
-    with rc_context(cast(Any, STYLE)):
-        made = {
-            "metric_gmacs": metric_gmacs(folder, laws),
-            "metric_compute": metric_compute(folder, laws),
-            "slices": slice_panels(folder),
-            "samples": sample_grids(folder),
-        }
-    return {name: figure for name, figure in made.items() if figure is not None}
+def png(chart: Chart) -> bytes:
+    """Renders the chart as a PNG file."""
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    styled(chart).save(drawn, format="png", scale_factor=PIXELS)
+    Image.open(drawn).convert("RGB").save(packed, format="png", optimize=True)  # a third of the bytes
+    return packed.getvalue()
 
 
-def metric_gmacs(folder: StudyFolder, laws: Mapping[str, Any]) -> Figure | None:
-    """The metric of every configuration at its last step against gmacs, with the law and its band."""
-    shown = view(folder)
-    if not len(shown.last):
-        return None
-    figure, ax = _canvas()
-    _law(ax, laws["gmacs"], [*shown.last.low, *shown.last.high])
-    for _, point in shown.last.iterrows():
-        if point.seeds > 1:
-            ax.vlines(point.gmacs, point.low, point.high, color=shown.colours[point["size"]], linewidth=1.2)
-        _point(ax, point.gmacs, point, shown)
-    _floor_line(ax, shown)
-    _finish(
-        ax, GMACS, f"{shown.name} (lower is better)", [*shown.last.low, *shown.last.high], shown.last.gmacs
-    )
-    _title(ax, folder, f"{shown.name} against gmacs at the last step", laws["gmacs"])
-    seeds = "mean and range of seeds" if shown.last.seeds.max() > 1 else None
-    _legends(ax, shown, laws["gmacs"], [seeds] if seeds else [])
-    return figure
+def svg(chart: Chart) -> str:
+    """Renders the chart as an SVG file."""
+    buffer = io.StringIO()
+    styled(chart).save(buffer, format="svg")
+    return buffer.getvalue()
 
 
-def metric_compute(folder: StudyFolder, laws: Mapping[str, Any]) -> Figure | None:
-    """Every configuration's curve against training compute, their frontier, and its law."""
-    shown = view(folder)
-    if not len(shown.curves):
-        return None
-    figure, ax = _canvas()
-    for _, curve in shown.curves.groupby("point", sort=False):
-        size, mark = curve["size"].iloc[0], curve["mark"].iloc[0]
-        ax.plot(
-            curve.train_flops, curve.y, marker=shown.markers[mark][0], color=shown.colours[size],
-            markersize=4, linewidth=1.1, alpha=0.85, markeredgewidth=0,
-        )  # fmt: skip
-    x, y = shown.curves.train_flops.to_numpy(float), shown.curves.y.to_numpy(float)
-    frontier = envelope(x, y)
-    ax.plot(x[frontier], y[frontier], color="#111", linewidth=1.4, linestyle=(0, (1, 1.2)), zorder=3)
-    _law(ax, laws["train_flops"], shown.curves.y)
-    _floor_line(ax, shown)
-    _finish(ax, FLOPS, f"{shown.name} (lower is better)", shown.curves.y, shown.curves.train_flops)
-    _title(ax, folder, f"{shown.name} against training compute", laws["train_flops"])
-    _legends(ax, shown, laws["train_flops"], ["frontier"])
-    return figure
+def page_spec(chart: Chart) -> dict[str, Any]:
+    """Returns the chart's Vega-Lite specification; a single one becomes as wide as its place in the page."""
+    if isinstance(chart, alt.LayerChart):
+        fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+        chart = chart.properties(width="container", autosize=fit)
+    return styled(chart).to_dict()
 
 
-def slice_panels(folder: StudyFolder) -> Figure | None:
-    """A panel for each of patch, depth and width: lines along which nothing else of the three varies."""
-    shown = view(folder)
-    found = slices(shown)
-    if not found:
-        return None
-    figure = Figure(figsize=(3.1 * len(found) + 1.8, 3.6), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(found), sharey=True))
-    for ax, (varied, lines) in zip(panels, found.items(), strict=True):
-        for line in lines:
-            colour = shown.colours[line["size"].iloc[0]] if line["size"].nunique() == 1 else "#a0a0a0"
-            ax.plot(line["at"], line.y, color=colour, linewidth=1.3, zorder=2)
-            for _, point in line.iterrows():
-                _point(ax, point["at"], point, shown)
-        values = sorted({float(v) for line in lines for v in line["at"]})
-        _finish(
-            ax,
-            VARIED[varied],
-            f"{shown.name} (lower is better)" if ax is panels[0] else "",
-            shown.last.y,
-            values,
+def styled(chart: Chart) -> alt.TopLevelMixin:
+    """Returns the chart with the looks that all have: fonts, grid, no frame."""
+    return (
+        chart.configure(background="white", font="DejaVu Sans, Verdana, sans-serif")
+        .configure_axis(
+            gridColor="#e4e4e4", domainColor="#555555", tickColor="#555555", labelColor="#444444",
+            titleColor=INK, titleFontWeight="normal", labelFontSize=12, titleFontSize=12.5, titlePadding=8,
         )
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xticks(values, [f"{v:g}" for v in values])
-        if varied == "patch":
-            ax.invert_xaxis()  # to the right is more compute in every panel
-        ax.set_title(f"{varied} alone")
-    figure.legend(handles=_keys(shown), loc="outside right upper", labelspacing=0.6)
-    return figure
-
-
-def sample_grids(folder: StudyFolder) -> Figure | None:
-    """The last sample grid of each configuration, from one noise, by gmacs."""
-    chosen = [(caption, imread(image)) for caption, image in gallery(folder)]
-    if not chosen:
-        return None
-    aspect = max(pixels.shape[0] / pixels.shape[1] for _, pixels in chosen)
-    columns = min(4 if aspect > 0.3 else 2, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(2.6 * columns, (2.6 * aspect + 0.5) * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for ax in panels:
-        ax.axis("off")
-    for ax, (caption, pixels) in zip(panels, chosen, strict=False):
-        ax.imshow(pixels, cmap="gray", interpolation="nearest")
-        ax.set_title(caption, fontsize=8.5)
-    return figure
-
-
-def gallery(folder: StudyFolder) -> list[tuple[str, Path]]:
-    """(caption, file) of the last sample grid of each configuration's first run that has one, by gmacs."""
-    table, metric = folder.table, folder.study["metric"]
-    chosen: dict[str, tuple[float, str, Path]] = {}
-    for run in folder.runs:
-        image, rows = last_sample(run), table[table.run == run.name]
-        if image is None or rows.empty or run.label in chosen:
-            continue
-        row = rows.iloc[-1]
-        value = f", {metric} {row[metric]:.3g}" if metric in row and pd.notna(row[metric]) else ""
-        chosen[run.label] = (row.gmacs, f"{run.label}\n{row.gmacs:.3g} gmacs{value}", image)
-    return [(caption, image) for _, caption, image in sorted(chosen.values())]
-
-
-def last_sample(run: Run) -> Path | None:
-    images = sorted((run.folder / "samples").glob("step_*.png"))
-    return images[-1] if images else None
+        .configure_legend(labelFontSize=12, labelColor=INK, rowPadding=5, labelLimit=260)
+        .configure_title(fontSize=14, subtitleFontSize=12, subtitleColor="#444444", offset=12)
+        .configure_view(stroke=None)
+    )  # fmt: skip
 
 
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def _canvas() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
-    return figure, figure.subplots()
+def _layered(
+    layers: Sequence[alt.Chart], title: str, subtitle: list[str], width: int = WIDTH, height: int = HEIGHT
+) -> alt.LayerChart:
+    more: dict[str, Any] = {"subtitle": subtitle} if subtitle else {}
+    heading = alt.TitleParams(title, anchor="start", frame="group", **more)
+    chart: Any = alt.layer(*layers, width=width, height=height, title=heading)
+    return chart
 
 
-def _point(ax: Axes, x: float, point: pd.Series, shown: View) -> None:
-    marker, colour = shown.markers[point["mark"]][0], shown.colours[point["size"]]
-    ax.plot(x, point.y, marker=marker, color=colour, markersize=8, markeredgecolor="white", zorder=3)
+def rows_chart(data: pd.DataFrame) -> alt.Chart:
+    """Returns a chart of rows as JSON has them: without NaN."""
+    return alt.Chart(alt.Data(values=json.loads(data.to_json(orient="records", double_precision=15))))
 
 
-def _law(ax: Axes, law: Mapping[str, Any], ys: Iterable[float]) -> None:
-    """The fitted curve and its band; dashed where the exponent is not identified.
-
-    The band of such a law may have no end: it is cut at half and twice what `ys` span, for these to be read.
-    """
-    if "curve" not in law:
-        return
-    curve, shown = law["curve"], [*ys]
-    low, high = (np.clip(curve[edge], min(shown) / 2, 2 * max(shown)) for edge in ("low", "high"))
-    ax.fill_between(curve["x"], low, high, color=LAW, alpha=0.15, linewidth=0)
-    ax.plot(curve["x"], curve["y"], color=LAW, linewidth=1.6, linestyle="-" if law["identified"] else "--")
-
-
-def _floor_line(ax: Axes, shown: View) -> None:
-    """Real data against real data: a line, or a note where a line would squeeze the points together."""
-    if shown.floor is None:
-        return
-    text = f"real data against real data: {shown.floor:.3g}"
-    if not shown.floor_fits(float(shown.curves.y.min())):
-        ax.annotate(
-            f"{text} (below this axis)", (0.01, 0.02), xycoords="axes fraction", color="#555", fontsize=8.5
-        )
-        return
-    ax.axhline(shown.floor, color="#555", linewidth=1, linestyle=":")
-    ax.annotate(
-        text, (0.01, shown.floor), xycoords=("axes fraction", "data"), xytext=(0, 3),
-        textcoords="offset points", color="#555", fontsize=8.5,
-    )  # fmt: skip
-
-
-def _finish(ax: Axes, x: str, y: str, ys: Iterable[float], xs: Iterable[float]) -> None:
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    for axis, values in ((ax.yaxis, ys), (ax.xaxis, xs)):
-        numbers = np.array([*values], float)
-        _log_ticks(axis, numbers.max() / numbers.min())
-
-
-def _log_ticks(axis: Axis, span: float) -> None:
-    """Plain numbers on a log axis, more of them where it spans less."""
-    subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if span < 8 else (1.0, 2.0, 5.0) if span < 100 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def tick(value: float) -> str:
-    """0.002, 5000, 1e12."""
+def _tick(value: float) -> str:
+    """Returns a number as an axis prints it: 0.002, 5000, 1e12."""
     if 1e-4 <= value < 1e5:
         return f"{value:.6g}"
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 
-def _title(ax: Axes, folder: StudyFolder, what: str, law: Mapping[str, Any]) -> None:
-    ax.set_title(f"{folder.study['name']}: {what}\n", fontweight="bold")
-    ax.text(0, 1.02, describe(law), transform=ax.transAxes, fontsize=8.5, color="#444", va="bottom")
+def _log_axis(low: float, high: float, at_most: int) -> tuple[alt.Scale, alt.Axis]:
+    """Returns a log scale, and an axis with plain numbers at as many round values as there is room for."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        values = [v for d in decades for s in digits if low <= (v := float(f"{s}e{d}")) <= high]
+        if len(values) <= at_most:
+            break
+    labels = " : ".join(f"datum.value == {v!r} ? '{_tick(v)}'" for v in values)
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    return scale, alt.Axis(values=values, labelExpr=f"{labels} : ''" if labels else "''")
 
 
-def _keys(shown: View) -> list[Line2D]:
-    """What colours and markers mean."""
-    keys = [Line2D([], [], color=c, marker="o", linewidth=0, label=s) for s, c in shown.colours.items()]
-    if any(shown.markers):
-        keys += [
-            Line2D([], [], color="#777", marker=marker, linewidth=0, label=mark)
-            for mark, (marker, _) in shown.markers.items()
-        ]
-    return keys
+def _log_x(column: str, title: str, values: pd.Series) -> alt.X:
+    scale, axis = _log_axis(float(values.min()) / 1.15, float(values.max()) * 1.15, 8)
+    return alt.X(f"{column}:Q", title=title, scale=scale, axis=axis)
 
 
-def _legends(ax: Axes, shown: View, law: Mapping[str, Any], notes: Sequence[str]) -> None:
-    """To the right of the axes, where they cover no point."""
-    handles = _keys(shown)
-    if "curve" in law:
-        style: Any = "-" if law["identified"] else "--"
-        handles.append(Line2D([], [], color=LAW, linestyle=style, label=f"law and {PERCENT} band"))
-    for note in notes:
-        if note == "frontier":
-            handles.append(Line2D([], [], color="#111", linestyle=(0, (1, 1.2)), label=note))
-        else:
-            handles.append(Line2D([], [], color="#777", marker="|", markersize=10, linewidth=0, label=note))
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), labelspacing=0.6)
+def _metric_y(plot: View, points: pd.DataFrame, law: Mapping[str, Any] | None) -> alt.Y:
+    """Returns the y axis that the points need and, with a law, its band and a floor not far below them.
+
+    The band of a law that is not identified may have no end: the axis ends at half the lowest and twice the
+    highest point.
+    """
+    lowest, highest = float(points["low"].min()), float(points["high"].max())
+    low, high = lowest, highest
+    if law is not None and "curve" in law:
+        low = max(lowest / 2, min(low, *law["curve"]["low"]))
+        high = min(highest * 2, max(high, *law["curve"]["high"]))
+    if law is not None and plot.floor is not None and plot.floor_fits(lowest):
+        low = min(low, plot.floor)
+    scale, axis = _log_axis(low / 1.1, high * 1.1, 8)
+    return alt.Y("y:Q", title=f"{plot.name} (lower is better)", scale=scale, axis=axis)
+
+
+def _field(channel: alt.Y, column: str) -> alt.Y:
+    """Returns the same axis for another column."""
+    other = channel.copy()
+    other.shorthand = f"{column}:Q"
+    return other
+
+
+def _size_colour(plot: View) -> alt.Color:
+    scale = alt.Scale(domain=list(plot.colours), range=list(plot.colours.values()))
+    return alt.Color("size:N", scale=scale, legend=alt.Legend(**POINT_LEGEND, symbolType="circle"))
+
+
+def _points(plot: View, data: pd.DataFrame, area: int) -> alt.Chart:
+    """Draws points with the colour of their size and the marker of their patch or model."""
+    scale = alt.Scale(domain=list(plot.markers), range=list(plot.markers.values()))
+    legend = alt.Legend(**POINT_LEGEND, symbolFillColor=GREY) if any(plot.markers) else None
+    marks = rows_chart(data).mark_point(filled=True, opacity=1, size=area, stroke="white", strokeWidth=0.8)
+    return marks.encode(color=_size_colour(plot), shape=alt.Shape("mark:N", scale=scale, legend=legend))
+
+
+def _tooltip(plot: View, data: pd.DataFrame, extra: Sequence[str] = ()) -> list[alt.Tooltip]:
+    rows = [alt.Tooltip("point:N", title="configuration")]
+    rows.append(alt.Tooltip("y:Q", title=plot.name, format=".4~g"))
+    rows += [alt.Tooltip(f"{name}:N") for name in extra]
+    for name, shape in (("gmacs", ".3~g"), ("train_flops", ".3~e"), ("params", ",d"), ("tokens", "d")):
+        rows.append(alt.Tooltip(f"{name}:Q", format=shape))
+    more = [name for name in ("depth", "width", "patch", "step", "seeds") if name in data]
+    return rows + [alt.Tooltip(f"{name}:N") for name in more]
+
+
+def _entries(law: Mapping[str, Any]) -> Entries:
+    """Returns the law's entry in the legend of lines; dashed where its exponent is not identified."""
+    dashes = [1.0, 0.0] if law["identified"] else [6.0, 4.0]
+    return {LAW_ENTRY: (LAW, dashes)} if "curve" in law else {}
+
+
+def _line_channels(entries: Entries) -> dict[str, Any]:
+    """Returns the channels by which a line's entry in the legend gives it its colour and its dashes."""
+    colours, dashes = zip(*entries.values(), strict=True)
+    legend = alt.Legend(title=None, symbolType="stroke", symbolSize=300, symbolStrokeWidth=2, rowPadding=0)
+    return {
+        "stroke": alt.Stroke(
+            "line:N", scale=alt.Scale(domain=list(entries), range=list(colours)), legend=legend
+        ),
+        "strokeDash": alt.StrokeDash(
+            "line:N", scale=alt.Scale(domain=list(entries), range=list(dashes)), legend=legend
+        ),
+    }
+
+
+def _law(law: Mapping[str, Any], x: alt.X, y: alt.Y, entries: Entries) -> list[alt.Chart]:
+    """Draws the fitted curve and its band, where there is a law."""
+    if "curve" not in law:
+        return []
+    column = str(x.shorthand).partition(":")[0]
+    base = rows_chart(pd.DataFrame(law["curve"]).rename(columns={"x": column}).assign(line=LAW_ENTRY))
+    titles = {"y": "law", "low": "lower end", "high": "upper end"}
+    tip = [alt.Tooltip(f"{name}:Q", title=title, format=".4~g") for name, title in titles.items()]
+    band = base.mark_area(color=LAW, opacity=0.15, clip=True).encode(x=x, y=_field(y, "low"), y2="high:Q")
+    line = base.mark_line(strokeWidth=2.2, clip=True).encode(x=x, y=y, tooltip=tip, **_line_channels(entries))
+    return [band, line]
+
+
+def _floor(plot: View, points: pd.DataFrame, y: alt.Y) -> list[alt.Chart]:
+    """Draws real data against real data as a labelled line, unless it would squeeze the points together."""
+    if not plot.floor_fits(float(points["low"].min())):
+        return []
+    base = alt.Chart(alt.Data(values=[{"y": plot.floor, "label": _floor_text(plot)}]))
+    rule = base.mark_rule(color="#555555", strokeDash=[2, 3]).encode(y=y)
+    label = base.mark_text(align="left", baseline="bottom", dy=-2, color="#555555", fontSize=12)
+    return [rule, label.encode(x=alt.value(6), y=y, text="label:N")]
+
+
+def _floor_note(plot: View, points: pd.DataFrame) -> list[str]:
+    """Returns a line on real data against real data where the chart has no line for it."""
+    below = plot.floor is not None and not plot.floor_fits(float(points["low"].min()))
+    return [f"{_floor_text(plot)} (below this axis)"] if below else []
+
+
+def _floor_text(plot: View) -> str:
+    return f"real data against real data: {plot.floor:.3g}"

@@ -1,22 +1,23 @@
-"""Starts a study's runs and keeps what is done: `scaling sweep STUDY --workdir W`."""
+"""`scaling sweep STUDY --workdir W`: starts a study's runs, and keeps those that are done."""
 
-import ast
 import contextlib
 import fcntl
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
 from scaling.files import read_json, write_json
+from scaling.former_names import renamed
+from scaling.overrides import flat, override_flags, parse_overrides
 from scaling.study import workers as pool
 from scaling.study.sweep import Study, load
 from scaling.study.workers import Job
 
-# Where a run is computed, not what: these may change between one start of a study and the next.
+# Sections that say where a run is computed, not what: they may change between two starts of a study.
 MACHINE_SECTIONS = ("mesh",)
 
 
@@ -25,13 +26,13 @@ def sweep(
 ) -> int:
     """Runs a study to its end, then writes its report. The same command resumes it.
 
-    Done runs are kept, broken and interrupted ones resumed; failed ones are listed with their reasons
+    Done runs are kept; broken and interrupted ones are resumed; failed ones are listed with their reasons
     when all others have ended.
 
     Args:
         study_path: a folder with a `study.py`, or a Python file with `STUDY`.
         workdir: the study folder.
-        workers: runs at a time; the machine's cores are split between them.
+        workers: number of runs at a time; the machine's cores are split between them.
         extra_overrides: `["train.duration=100 steps", ...]` for every run (`--config.` in front is fine).
 
     Returns:
@@ -43,12 +44,12 @@ def sweep(
     if workers < 1:
         raise UserError(f"workers={workers}: must be at least 1")
     study, root = load(study_path), Path(workdir).absolute()
-    extra = _parsed(extra_overrides)
+    extra = parse_overrides(extra_overrides)
     bases = {source: load_config(source, extra) for source in map(study.config_of, study.sweep)}
     classifiers = _classifiers(study, root, extra, bases)
     jobs, features = _jobs(study, root, extra, classifiers), _feature_jobs(classifiers)
     for name, overrides in study.runs().items():
-        _validated(study, name, {**extra, **overrides})
+        _validate(study, name, {**extra, **overrides})
     with _locked(root):
         _refuse_other_configs(jobs, study, extra)
         _claim(study, str(study_path), root, extra, bases)
@@ -60,12 +61,15 @@ def sweep(
             print(f"{study.name}: no run was started, since every run is measured by a feature classifier")
         if stopped is None:
             write_report(root)
-    return _outcome(stopped, failed, shlex.join(_command(str(study_path), workdir, workers, extra_overrides)))
+    return _exit_code(
+        stopped, failed, shlex.join(_command(str(study_path), workdir, workers, extra_overrides))
+    )
 
 
 def load_config(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's whole config as plain dicts. Imported late: checking a config loads the models."""
-    from scaling.engine.config import load_dict
+    """Loads a run's whole config as plain dicts."""
+    # Imported late, since checking a config loads the models, and with them jax.
+    from scaling.training.config import load_dict
 
     return load_dict(source, overrides)
 
@@ -73,69 +77,42 @@ def load_config(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 # --- what is to be run ---------------------------------------------------------------------------
 
 
-def _parsed(texts: Sequence[str]) -> dict[str, Any]:
-    """`["--config.a.b=1"]` as {"a.b": 1}; what is no Python literal is a string."""
-    parsed: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.removeprefix("--config.").partition("=")
-        if not equals:
-            raise UserError(f"override {text!r}: must be of the form --config.KEY=VALUE")
-        parsed[key] = _literal(value)
-    return parsed
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _flags(overrides: Mapping[str, Any]) -> list[str]:
-    """Overrides as they are typed: a string that would be read as something else is quoted."""
-    return [
-        f"--config.{key}={value if isinstance(value, str) and _literal(value) == value else repr(value)}"
-        for key, value in overrides.items()
-    ]
-
-
-def _validated(study: Study, name: str, overrides: Mapping[str, Any]) -> None:
+def _validate(study: Study, name: str, overrides: Mapping[str, Any]) -> None:
     try:
         load_config(study.config_of(overrides), overrides)
     except UserError as e:
         raise UserError(f"study {study.name}, run {name}: {e}") from e
 
 
-Bases = Mapping[str, Mapping[str, Any]]  # the whole config of each base config's source
-Classifiers = dict[
-    tuple[str, str], tuple[str, Path]
-]  # (base, evaluator) -> its classifier's (config, folder)
+Bases = Mapping[str, Mapping[str, Any]]  # source of a base config -> the whole config
+# (source of a base config, evaluator) -> (config, folder) of its feature classifier
+Classifiers = dict[tuple[str, str], tuple[str, Path]]
 
 
 def _classifiers(study: Study, root: Path, extra: Mapping[str, Any], bases: Bases) -> Classifiers:
-    """The feature classifiers that the study makes for its runs.
+    """Returns the feature classifiers that the study trains for its runs.
 
-    Evaluators of one classifier config share the first one's folder. Where the command line or the sweep
-    gives an evaluator its `classifier`, that one is used.
+    Evaluators with the same classifier config share the folder of the first. Where the command line or the
+    sweep gives an evaluator its `classifier`, that one is used.
     """
-    given = {*extra, *(key for overrides in study.sweep for key in overrides)}
-    found: Classifiers = {}
-    folders: dict[str, Path] = {}
+    overridden = {*extra, *(key for overrides in study.sweep for key in overrides)}
+    classifiers: Classifiers = {}
+    folders: dict[str, Path] = {}  # by classifier config
     for source, base in bases.items():
-        for name, options in base.get("evaluate", {}).items():
+        for name, options in base.get("evaluators", {}).items():
             config = options.get("classifier_config")
-            if config and f"evaluate.{name}.classifier" not in given:
+            if config and f"evaluators.{name}.classifier" not in overridden:
                 taken = any(folder.name == name for folder in folders.values())
-                own = root / "features" / (f"{name}_{len(folders)}" if taken else name)
-                found[source, name] = (config, folders.setdefault(config, own))
-    return found
+                new = root / "features" / (f"{name}_{len(folders)}" if taken else name)
+                classifiers[source, name] = (config, folders.setdefault(config, new))
+    return classifiers
 
 
 def _feature_jobs(classifiers: Classifiers) -> list[Job]:
-    made = {folder: config for config, folder in classifiers.values()}
-    for config in made.values():
+    configs = {folder: config for config, folder in classifiers.values()}
+    for config in configs.values():
         load_config(config, {})
-    return [Job(folder.name, folder, config, []) for folder, config in made.items()]
+    return [Job(folder.name, folder, config, []) for folder, config in configs.items()]
 
 
 def _jobs(study: Study, root: Path, extra: Mapping[str, Any], classifiers: Classifiers) -> list[Job]:
@@ -145,18 +122,21 @@ def _jobs(study: Study, root: Path, extra: Mapping[str, Any], classifiers: Class
             raise UserError(f"--config.{key}: is swept by study {study.name}; change its study file instead")
     jobs = []
     for name, overrides in runs.items():
-        own = study.config_of(overrides)
+        base = study.config_of(overrides)
         features = {
-            f"evaluate.{evaluator}.classifier": str(folder)
+            f"evaluators.{evaluator}.classifier": str(folder)
             for (source, evaluator), (_, folder) in classifiers.items()
-            if source == own
+            if source == base
         }
-        jobs.append(Job(name, root / "runs" / name, own, _flags({**extra, **overrides, **features})))
+        jobs.append(Job(name, root / "runs" / name, base, override_flags({**extra, **overrides, **features})))
     return jobs
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """Runs that differ only in traced values (the seed, rates) share compiled steps through a cache."""
+    """Returns the environment of the runs, with a compilation cache that all share.
+
+    Runs that differ only in traced values (the seed, rates) then compile their steps once.
+    """
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(root / ".cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -169,7 +149,7 @@ def _environment(root: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """One sweep at a time; the lock dies with its process."""
+    """Holds the folder's lock, which allows one sweep at a time and ends with its process."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / "lock").open("a+")
@@ -191,51 +171,46 @@ def _locked(root: Path) -> Iterator[None]:
 
 def _claim(study: Study, path: str, root: Path, extra: Mapping[str, Any], bases: Bases) -> None:
     """Writes study.json, unless the folder belongs to another study; another sweep is the same study."""
-    kept = {
+    compared = {
         source: {k: v for k, v in base.items() if k not in MACHINE_SECTIONS} for source, base in bases.items()
     }
-    given = _flat(kept[study.config] if isinstance(study.config, str) else kept)
+    base = flat(compared[study.config] if isinstance(study.config, str) else compared)
     old = read_json(root / "study.json")
-    if old and (differs := _difference(old, {"metric": study.metric, "base": given})):
-        raise UserError(f"workdir={root}: holds another study ({differs}); choose another folder")
-    described = {
-        "name": study.name, "title": study.title, "question": study.question,
-        "metric": study.metric, "lower_is_better": study.lower_is_better,
-        "study": path, "config": ", ".join(bases), "overrides": dict(extra), "base": given,
-        "runs": study.runs(),
-    }  # fmt: skip
-    write_json(root / "study.json", described)
+    if old:
+        old = {**old, "base": _in_current_names(old["base"], bases)}
+        if differs := _difference(old, {"metric": study.metric, "base": base}):
+            raise UserError(f"workdir={root}: holds another study ({differs}); choose another folder")
+    write_json(root / "study.json", study.as_json(path, dict(extra), base))
+
+
+def _in_current_names(base: Mapping[str, Any], sources: Iterable[str]) -> dict[str, Any]:
+    """Returns a stored base with today's dotted keys; those of several configs begin with their sources."""
+    current: dict[str, Any] = {}
+    for key, value in base.items():
+        source = next((f"{source}." for source in sources if key.startswith(f"{source}.")), "")
+        values = renamed({key.removeprefix(source): value})
+        current |= {f"{source}{name}": new for name, new in values.items()}
+    return current
 
 
 def _refuse_other_configs(jobs: Sequence[Job], study: Study, extra: Mapping[str, Any]) -> None:
-    """A run folder of other overrides is never overwritten, and never passed off as this run."""
+    """Checks that no job's folder holds a run of other overrides, which would pass for the job's own.
+
+    Raises:
+        UserError: naming the first folder that does, and the value.
+    """
     for job, overrides in zip(jobs, study.runs().values(), strict=True):
-        stored = _flat((read_json(job.folder / "config.json") or {}).get("config", {}))
-        for key, value in _flat({**extra, **overrides}).items():
+        stored = flat(renamed((read_json(job.folder / "config.json") or {}).get("config", {})))
+        for key, value in flat({**extra, **overrides}).items():
             if key.split(".")[0] not in MACHINE_SECTIONS and stored.get(key, value) != value:
                 raise UserError(
                     f"{job.folder}: was run with {key}={stored[key]!r}, not {value!r}; move it away"
                 )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": (1,)}} as {"a.b": [1]}: dotted names, and sequences as JSON gives them back."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _listed(value)
-    return flat
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
-
-
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first value of `new` that `old` does not have, in words."""
-    before, after = _flat(old), _flat(new)
+    """Returns the first value of `new` that `old` does not have, in words."""
+    before, after = flat(old), flat(new)
     for key in [*after, *(k for k in before if k.startswith("base."))]:
         if before.get(key) != after.get(key):
             return f"{key.removeprefix('base.')}={before.get(key)!r}, not {after.get(key)!r}"
@@ -246,14 +221,15 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
 
 
 def write_report(root: Path) -> None:
-    """Writes the report on what there is, complete or not, and prints its table."""
+    """Writes the report on the runs that there are, complete or not, and prints its table."""
     from scaling.study.report import report, summary_table
 
     page = report(root)
     print(f"{summary_table(root)}\nreport: {page}")
 
 
-def _outcome(stopped: int | None, failed: Mapping[str, str], command: str) -> int:
+def _exit_code(stopped: int | None, failed: Mapping[str, str], command: str) -> int:
+    """Prints how the sweep ended, and returns its exit code."""
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}")
     if stopped is not None:

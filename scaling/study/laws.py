@@ -14,19 +14,19 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from scaling.study.power_law_fit import Fits, fit, predict
 from scaling.study.results import StudyFolder, point_label
-from scaling.study.solve import Fits, fit, predict
 from scaling.study.sweep import is_seed
 
 Array = NDArray[np.float64]
 
-INTERVAL = 0.9
+INTERVAL = 0.9  # probability of every interval
 PERCENT = f"{INTERVAL:.0%}"
 RESAMPLES = 400
-FEWEST_POINTS = 5  # distinct x, for three parameters
-WIDEST = 4.0  # an exponent known to no better than this ratio (upper to lower end) is not identified
-HELD_OUT = 0.2  # of the points, the largest
-CURVE_POINTS = 60
+FEWEST_POINTS = 5  # minimum number of distinct x, for three parameters
+WIDEST = 4.0  # maximum ratio of the ends of an identified exponent's interval
+HELD_OUT = 0.2  # fraction of the points, the largest, that a second fit leaves out and predicts
+CURVE_POINTS = 60  # number of x at which laws.json has a fitted curve
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Point:
 
 
 def fit_laws(folder: StudyFolder) -> dict[str, Any]:
-    """The laws of a study, as `laws.json` has them.
+    """Fits the laws of a study, as `laws.json` has them.
 
     Returns:
         `metric`; `fitted`, which is the metric or `1 - metric`; `spearman` of log gmacs and log metric at
         the last step; and the laws `gmacs` (at the last step) and `train_flops` (on the frontier).
     """
-    data, fitted = objective(folder)
+    data, name = objective(folder)
     last = points(folder, data, "gmacs")
     curves = points(folder, data, "train_flops")
     return {
         "metric": folder.study["metric"],
-        "fitted": fitted,
-        "formula": f"{fitted} = E + A * x^-alpha",
+        "fitted": name,
+        "formula": f"{name} = E + A * x^-alpha",
         "interval": INTERVAL,
         "spearman": spearman(last),
         "gmacs": law(last, frontier=False),
@@ -60,7 +60,7 @@ def fit_laws(folder: StudyFolder) -> dict[str, Any]:
 
 
 def objective(folder: StudyFolder) -> tuple[pd.DataFrame, str]:
-    """The table with a column `y`, lower is better, and that column's name in words.
+    """Returns the table with a column `y`, where lower is better, and that column's name in words.
 
     An accuracy is turned into its error, 1 - accuracy. Values that have no logarithm are left out.
     """
@@ -75,8 +75,10 @@ def objective(folder: StudyFolder) -> tuple[pd.DataFrame, str]:
 
 
 def points(folder: StudyFolder, data: pd.DataFrame, x: str) -> list[Point]:
-    """The configurations of a study, smallest first: done runs at their last step against `gmacs`, or
-    every run at every step against `train_flops`. Seeds of one configuration are one point.
+    """Returns the configurations of a study, smallest first. Seeds of one configuration are one point.
+
+    Against `gmacs`, these are the done runs at their last step; against `train_flops`, every run at every
+    step.
     """
     if x == "gmacs":
         data = data[data.run.isin(folder.done())]
@@ -84,27 +86,29 @@ def points(folder: StudyFolder, data: pd.DataFrame, x: str) -> list[Point]:
     data = data[data[x] > 0]
     keys = [key for key in folder.swept if not is_seed(key)]
     groups = data.groupby(keys, dropna=False, sort=False) if keys else [((), data)] if len(data) else []
-    made = []
+    configurations = []
     for values, group in groups:
         grid = group.pivot_table(index="run", columns=x, values="y", aggfunc="mean")
         label = point_label(dict(zip(keys, values, strict=True)))
-        made.append(Point(label, grid.columns.to_numpy(float), grid.to_numpy(float)))
-    return sorted(made, key=lambda p: float(p.x[-1]))
+        configurations.append(Point(label, grid.columns.to_numpy(float), grid.to_numpy(float)))
+    return sorted(configurations, key=lambda p: float(p.x[-1]))
 
 
 def spearman(last: Sequence[Point]) -> float | None:
-    """Rank correlation of log x and log y over points (seeds averaged), or None if it is not defined."""
-    x, y, _ = _gathered(last, frontier=False)
+    """Returns the rank correlation of log x and log y over points (seeds averaged), or None if undefined."""
+    x, y, _ = _gather(last, frontier=False)
     if len(np.unique(x)) < 3 or len(np.unique(y)) < 2:
         return None
     return float(spearmanr(np.log(x), np.log(y)).statistic)
 
 
-def law(chosen: Sequence[Point], frontier: bool, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def law(
+    configurations: Sequence[Point], frontier: bool, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
     """Fits one law.
 
     Args:
-        chosen: the configurations.
+        configurations: the points.
         frontier: fit the lower envelope of all their curves instead of every value.
 
     Returns:
@@ -112,34 +116,35 @@ def law(chosen: Sequence[Point], frontier: bool, resamples: int = RESAMPLES, see
         (no irreducible term), which says how the metric falls within the range tested; for each of the
         last four (but A) `NAME_interval`; `curve` with `x`, `y`, `low`, `high`; `held_out`.
     """
-    x, y, _ = _gathered(chosen, frontier)
-    found: dict[str, Any] = {
-        "identified": False, "reason": None, "points": len(x), "runs": int(sum(len(p.y) for p in chosen)),
+    x, y, _ = _gather(configurations, frontier)
+    fitted: dict[str, Any] = {
+        "identified": False, "reason": None, "points": len(x),
+        "runs": int(sum(len(point.y) for point in configurations)),
     }  # fmt: skip
     distinct = len(np.unique(x))
     if distinct < FEWEST_POINTS:
         what = "frontier points" if frontier else "different x"
-        found["reason"] = f"{distinct} {what} for three parameters; at least {FEWEST_POINTS} are needed"
-        return found
-    best, drawn = _fitted(x, y, chosen, frontier, resamples, seed)
+        fitted["reason"] = f"{distinct} {what} for three parameters; at least {FEWEST_POINTS} are needed"
+        return fitted
+    best, resampled = _fit_resampled(x, y, configurations, frontier, resamples, seed)
     grid = np.geomspace(x.min(), x.max(), CURVE_POINTS)
-    curves = predict(drawn, grid)
+    curves = predict(resampled, grid)
     low, high = _interval(curves)
-    found |= {
+    fitted |= {
         "E": float(_floor(best.E, y)[0]), "A": float(best.A[0]),
         "alpha": float(best.alpha[0]), "slope": float(best.slope[0]),
-        "E_interval": _interval(_floor(drawn.E, y)), "alpha_interval": _interval(drawn.alpha),
-        "slope_interval": _interval(drawn.slope),
+        "E_interval": _interval(_floor(resampled.E, y)), "alpha_interval": _interval(resampled.alpha),
+        "slope_interval": _interval(resampled.slope),
         "curve": {"x": grid.tolist(), "y": predict(best, grid)[0].tolist(), "low": low, "high": high},
     }  # fmt: skip
-    found["reason"] = _unidentified(*found["alpha_interval"])
-    found["identified"] = found["reason"] is None
-    found["held_out"] = _held_out(chosen, frontier, resamples, seed)
-    return found
+    fitted["reason"] = _unidentified(*fitted["alpha_interval"])
+    fitted["identified"] = fitted["reason"] is None
+    fitted["held_out"] = _held_out(configurations, frontier, resamples, seed)
+    return fitted
 
 
 def _unidentified(low: float, high: float) -> str | None:
-    """Why an exponent with this interval cannot be told, or None if it can."""
+    """Returns why an exponent with this interval is not identified, or None if it is."""
     span = f"{PERCENT} interval {low:.2g} to {high:.2g}"
     if low <= 0:
         return f"{span}, which includes 0"
@@ -149,7 +154,7 @@ def _unidentified(low: float, high: float) -> str | None:
 
 
 def _floor(E: Array, y: Array) -> Array:
-    """Irreducible terms, 0 where they are too small to be seen in any y."""
+    """Returns irreducible terms, 0 where they are too small to be seen in any y."""
     return np.where(E / y.min() < 1e-4, 0.0, E)
 
 
@@ -161,12 +166,15 @@ def _interval(values: Array) -> list[Any]:
 # --- points, frontiers and resampling ------------------------------------------------------------
 
 
-def _gathered(
-    chosen: Sequence[Point], frontier: bool, rng: np.random.Generator | None = None
+def _gather(
+    configurations: Sequence[Point], frontier: bool, rng: np.random.Generator | None = None
 ) -> tuple[Array, Array, NDArray[np.int64]]:
-    """x, y and the point of each value, [N]: seed means; with `rng`, of seeds drawn with replacement."""
+    """Returns x, y and the index of the point of each value, each [N].
+
+    A value is the mean of its seeds, or, with `rng`, of as many seeds drawn with replacement.
+    """
     xs, ys, owners = [np.empty(0)], [np.empty(0)], [np.empty(0, int)]
-    for i, point in enumerate(chosen):
+    for i, point in enumerate(configurations):
         y = point.y if rng is None else point.y[rng.integers(len(point.y), size=len(point.y))]
         count = np.isfinite(y).sum(0)
         xs.append(point.x[count > 0])
@@ -178,16 +186,16 @@ def _gathered(
 
 
 def envelope(x: Array, y: Array) -> NDArray[np.int64]:
-    """Which values [M] make the lower envelope, by x: those that nothing at a smaller or equal x reaches."""
+    """Returns the indices [M] of the lower envelope, by x: no value at a smaller or equal x is as low."""
     order = np.lexsort((y, x))
     lowest = np.concatenate([[np.inf], np.minimum.accumulate(y[order])[:-1]])
     return order[y[order] < lowest]
 
 
-def _fitted(
-    x: Array, y: Array, chosen: Sequence[Point], frontier: bool, resamples: int, seed: int
+def _fit_resampled(
+    x: Array, y: Array, configurations: Sequence[Point], frontier: bool, resamples: int, seed: int
 ) -> tuple[Fits, Fits]:
-    """The fit to all points, and one to each resample that has enough different x.
+    """Returns the fit to all points, and the fits to the resamples that have enough different x.
 
     A resample draws seeds within each point, then points. On the frontier the points that lie on it are
     drawn, each with all its steps there: leaving points out first would only ever raise the envelope.
@@ -196,7 +204,7 @@ def _fitted(
     rng = np.random.default_rng(seed)
     draws: list[tuple[Array, Array]] = []
     for _ in range(20 * resamples):
-        all_x, all_y, owner = _gathered(chosen, frontier, rng)
+        all_x, all_y, owner = _gather(configurations, frontier, rng)
         present = np.unique(owner)
         rows = np.concatenate([np.flatnonzero(owner == i) for i in rng.choice(present, len(present))])
         if len(np.unique(all_x[rows])) >= FEWEST_POINTS - 1:
@@ -206,24 +214,24 @@ def _fitted(
     return best, fit(draws or [(x, y)], near=best)
 
 
-def _held_out(chosen: Sequence[Point], frontier: bool, resamples: int, seed: int) -> dict[str, Any]:
+def _held_out(configurations: Sequence[Point], frontier: bool, resamples: int, seed: int) -> dict[str, Any]:
     """Refits without the largest points and predicts them.
 
     Returns:
         `left_out` (labels), `predictions` of x, actual, predicted, interval and relative error
         ((predicted - actual) / actual), and their `mean_error` (absolute); or only the `reason` why not.
     """
-    count = max(1, round(HELD_OUT * len(chosen)))
-    rest, largest = chosen[:-count], chosen[-count:]
-    x, y, _ = _gathered(rest, frontier)
+    count = max(1, round(HELD_OUT * len(configurations)))
+    rest, largest = configurations[:-count], configurations[-count:]
+    x, y, _ = _gather(rest, frontier)
     if len(np.unique(x)) < FEWEST_POINTS:
         return {"reason": f"fewer than {FEWEST_POINTS} points remain without the largest"}
-    all_x, all_y, _ = _gathered(chosen, frontier)
+    all_x, all_y, _ = _gather(configurations, frontier)
     beyond = all_x > x.max()
     if not beyond.any():
         return {"reason": "the largest runs add nothing beyond the others"}
-    best, drawn = _fitted(x, y, rest, frontier, resamples, seed)
-    predicted, (low, high) = predict(best, all_x[beyond])[0], _interval(predict(drawn, all_x[beyond]))
+    best, resampled = _fit_resampled(x, y, rest, frontier, resamples, seed)
+    predicted, (low, high) = predict(best, all_x[beyond])[0], _interval(predict(resampled, all_x[beyond]))
     errors = predicted / all_y[beyond] - 1
     rows = zip(all_x[beyond], all_y[beyond], predicted, low, high, errors, strict=True)
     return {
@@ -236,9 +244,9 @@ def _held_out(chosen: Sequence[Point], frontier: bool, resamples: int, seed: int
     }
 
 
-def describe(found: Mapping[str, Any]) -> str:
-    """A law in one line, such as `exponent 0.31 (90%: 0.25 to 0.4), E = 12`."""
-    if not found["identified"]:
-        return f"exponent not identified: {found['reason']}"
-    low, high = found["alpha_interval"]
-    return f"exponent {found['alpha']:.2g} ({PERCENT}: {low:.2g} to {high:.2g}), E = {found['E']:.3g}"
+def describe(fitted: Mapping[str, Any]) -> str:
+    """Describes a law in one line, such as `exponent 0.31 (90%: 0.25 to 0.4), E = 12`."""
+    if not fitted["identified"]:
+        return f"exponent not identified: {fitted['reason']}"
+    low, high = fitted["alpha_interval"]
+    return f"exponent {fitted['alpha']:.2g} ({PERCENT}: {low:.2g} to {high:.2g}), E = {fitted['E']:.3g}"

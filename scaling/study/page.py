@@ -1,4 +1,4 @@
-"""The report as one HTML file: text, hover charts, tables and pictures, nothing fetched from anywhere."""
+"""The report as one HTML file: text, interactive charts, tables and pictures. It fetches nothing."""
 
 import base64
 import functools
@@ -10,8 +10,6 @@ from string import Template
 from typing import Any
 
 import vl_convert
-
-from scaling.study.view import View
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -25,7 +23,6 @@ body { font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: 
   max-width: 58rem; margin: 0 auto; padding: 1.2rem 1rem 3rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
-h3 { font-size: .95rem; margin: .5rem 0 .2rem; }
 .question { color: #444; margin: 0 0 1rem; }
 .answer { background: #f4f6f8; border-left: 4px solid #31688e; padding: .7rem 1rem; }
 .answer p { margin: .35rem 0; }
@@ -34,10 +31,6 @@ h3 { font-size: .95rem; margin: .5rem 0 .2rem; }
   padding: .7rem 1rem .7rem 2rem; }
 .caveats li { margin: .25rem 0; }
 .chart { width: 100%; }
-.key { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: .85rem; margin: .2rem 0; }
-.key svg { width: 12px; height: 12px; margin-right: .35rem; }
-.slices { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .5rem; }
-.slices > div { min-width: 0; }
 .note { color: #555; font-size: .88rem; margin: .3rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -57,24 +50,21 @@ pre { background: #f4f4f4; padding: .7rem 1rem; overflow-x: auto; font-size: .85
 $body
 <script>
 const charts = $charts;
-for (const [name, spec] of Object.entries(charts))
-  vegaEmbed("#" + name, spec, {actions: false, renderer: "svg"});
+// On a narrow screen, legends go below the charts.
+const below = {orient: "bottom", columns: 2, layout: {bottom: {direction: "vertical", anchor: "start"}}};
+const narrow = {legend: below, title: {limit: innerWidth - 90}};
+for (const [name, spec] of Object.entries(charts)) {
+  const config = spec.width == "container" && innerWidth < 640 ? narrow : {};
+  vegaEmbed("#" + name, spec, {actions: false, renderer: "svg", config: config});
+}
 </script>
 </body>
 </html>
 """)
 
-SHAPES = {
-    "circle": '<circle cx="6" cy="6" r="5"/>',
-    "square": '<rect x="1" y="1" width="10" height="10"/>',
-    "triangle-up": '<path d="M6 0.5 L11.5 11 H0.5 Z"/>',
-    "diamond": '<path d="M6 0 L12 6 L6 12 L0 6 Z"/>',
-    "triangle-down": '<path d="M6 11.5 L0.5 1 H11.5 Z"/>',
-}
-
 
 def page(title: str, body: str, charts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The whole file. `charts` are Vega-Lite specifications by the id of their place in `body`."""
+    """Returns the whole file. `charts` are Vega-Lite specifications by the id of their place in `body`."""
     specs = json.dumps(charts, allow_nan=False).replace("</", "<\\/")
     script = _vega().replace("</script", "<\\/script")
     return PAGE.substitute(title=escape(title), script=script, body=body, charts=specs)
@@ -86,33 +76,23 @@ def _vega() -> str:
 
 
 def paragraphs(texts: Sequence[str]) -> str:
+    """Returns texts as HTML paragraphs."""
     return "".join(f"<p>{escape(text)}</p>" for text in texts)
 
 
 def chart_place(name: str, still: Path, words: str) -> str:
-    """Where a hover chart goes, with the still one for readers without scripts."""
+    """Returns the place of an interactive chart, with its still for readers without scripts."""
     image = f'<img src="{data_uri(still)}" alt="{escape(words)}" style="width:100%">'
-    return f'<div class="chart" id="{name}"></div><noscript>{image}</noscript>'
+    return f'<div class="scroll"><div class="chart" id="{name}"></div></div><noscript>{image}</noscript>'
 
 
 def data_uri(image: Path) -> str:
+    """Returns a PNG file as a URI that holds it."""
     return f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
 
 
-def key(shown: View) -> str:
-    """What colours and markers mean, in lines that wrap on a narrow screen."""
-    entries = [("circle", colour, size) for size, colour in shown.colours.items()]
-    if any(shown.markers):
-        entries += [(shape, "#777", mark) for mark, (_, shape) in shown.markers.items()]
-    spans = [
-        f'<span><svg viewBox="0 0 12 12" fill="{colour}">{SHAPES[shape]}</svg>{escape(text)}</span>'
-        for shape, colour, text in entries
-    ]
-    return f'<div class="key">{"".join(spans)}</div>'
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], bad: Sequence[bool]) -> str:
-    """A table that scrolls sideways by itself; `bad` rows stand out."""
+    """Returns a table that scrolls sideways by itself; `bad` rows stand out."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = [
         f"<tr{' class=bad' * is_bad}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"

@@ -10,13 +10,13 @@ import pandas as pd
 
 from scaling.files import read_json, write_atomic, write_json
 from scaling.study import results
-from scaling.study.charts import draw, gallery
-from scaling.study.hover import hover_charts
+from scaling.study.charts import build, draw, page_spec
 from scaling.study.laws import PERCENT, RESAMPLES, WIDEST, describe, fit_laws
-from scaling.study.page import chart_place, data_uri, key, page, paragraphs, table
+from scaling.study.page import chart_place, data_uri, page, paragraphs, table
+from scaling.study.plot_data import View, view
 from scaling.study.results import FACTS, StudyFolder
+from scaling.study.samples import draw_samples, gallery
 from scaling.study.summary import answers, caveats, reason, text_table
-from scaling.study.view import VARIED, View, view
 
 GMACS_NOTE = (
     "Each mark is a configuration at its last step. gmacs: 1e9 multiply-adds of one forward pass of one "
@@ -27,6 +27,7 @@ COMPUTE_NOTE = (
     "Each line is a configuration as it trains, in FLOPs without recomputation. Dotted: the frontier, the "
     "best that any reaches with so much compute; the law is fitted to it."
 )
+SLICES_NOTE = "Along each line, only one of patch, depth and width varies. To the right is more compute."
 METHOD = (
     "Laws: y = E + A·x^−α, fitted to log y with a Huber loss from many starts (Hoffmann et al. 2022, "
     f"section 3.3). Intervals ({PERCENT}) come from {RESAMPLES} resamples of configurations and of seeds "
@@ -47,18 +48,21 @@ def report(workdir: Path | str) -> Path:
     folder = results.read(workdir)
     if (folder.path / "runs").is_dir():
         results.write(folder)
-    laws, shown = fit_laws(folder), view(folder)
+    laws, plot = fit_laws(folder), view(folder)
     write_json(folder.path / "laws.json", laws)
-    stills, hover = draw(folder, laws), hover_charts(shown, laws)
-    parts = [*_top(folder, laws, shown), *_charts(hover, stills, shown)]
+    charts = build(folder, laws)
+    stills = draw(folder, charts)
+    draw_samples(folder)
+    parts = [*_top(folder, laws, plot), *_charts(stills, plot)]
     body = "\n".join([*parts, *_samples(folder), *_runs(folder), *_how(folder)])
     file = folder.path / "report.html"
-    write_atomic(file, page(_title(folder), body, hover))
+    specs = {name: page_spec(chart) for name, chart in charts.items()}
+    write_atomic(file, page(_title(folder), body, specs))
     return file
 
 
 def summary_table(workdir: Path | str) -> str:
-    """The configurations by gmacs, the laws in a line each, and the runs that are not done, as plain text."""
+    """Returns the configurations by gmacs, a line for each law, and the runs that are not done, as text."""
     folder = results.read(workdir)
     laws = read_json(folder.path / "laws.json") or fit_laws(folder)
     lines = [text_table(folder, view(folder)), ""]
@@ -74,36 +78,27 @@ def _title(folder: StudyFolder) -> str:
     return folder.study.get("title") or folder.study["name"]
 
 
-def _top(folder: StudyFolder, laws: Mapping[str, Any], shown: View) -> list[str]:
-    found = answers(folder, laws, shown) or ["No run is done yet, so there is no answer yet."]
-    items = "".join(f"<li>{escape(text)}</li>" for text in caveats(folder, laws, shown))
+def _top(folder: StudyFolder, laws: Mapping[str, Any], plot: View) -> list[str]:
+    texts = answers(folder, laws, plot) or ["No run is done yet, so there is no answer yet."]
+    items = "".join(f"<li>{escape(text)}</li>" for text in caveats(folder, laws, plot))
     return [
         f"<h1>{escape(_title(folder))}</h1>",
         f'<p class="question">{escape(folder.study.get("question", ""))}</p>',
-        f'<div class="answer">{paragraphs(found)}</div>',
+        f'<div class="answer">{paragraphs(texts)}</div>',
         f'<ul class="caveats">{items}</ul>' if items else "",
     ]
 
 
-def _charts(hover: Mapping[str, Any], stills: Mapping[str, Path], shown: View) -> list[str]:
+def _charts(stills: Mapping[str, Path], plot: View) -> list[str]:
     parts: list[str] = []
-    for name, x, note in (
-        ("metric_gmacs", "gmacs", GMACS_NOTE),
-        ("metric_compute", "training compute", COMPUTE_NOTE),
+    for name, title, note in (
+        ("metric_gmacs", f"{plot.name} against gmacs", GMACS_NOTE),
+        ("metric_compute", f"{plot.name} against training compute", COMPUTE_NOTE),
+        ("slices", "One thing at a time", SLICES_NOTE),
     ):
-        if name in hover:
-            words = f"{shown.name} against {x}"
-            parts += [f"<h2>{escape(words)}</h2>", chart_place(name, stills[name], words), key(shown)]
+        if name in stills:
+            parts += [f"<h2>{escape(title)}</h2>", chart_place(name, stills[name], title)]
             parts.append(f'<p class="note">{note}</p>')
-    places = [
-        f"<div><h3>{varied.capitalize()} alone</h3>"
-        + chart_place(f"slice_{varied}", stills["slices"], f"{shown.name} when only the {varied} varies")
-        + "</div>"
-        for varied in VARIED
-        if f"slice_{varied}" in hover
-    ]
-    if places:
-        parts += ["<h2>One thing at a time</h2>", f'<div class="slices">{"".join(places)}</div>', key(shown)]
     return parts
 
 
@@ -124,7 +119,7 @@ def _captioned(folder: StudyFolder) -> list[tuple[str, Path]]:
 
 
 def _runs(folder: StudyFolder) -> list[str]:
-    """Every run, done or not; the caveats at the top say why not."""
+    """Returns a table of every run, done or not; the caveats at the top say why not."""
     last = folder.table.groupby("run").last() if len(folder.table) else folder.table.set_index("run")
     first = [folder.study["metric"]] if folder.study["metric"] in folder.metrics else []
     others = [m for m in folder.metrics if not m.endswith("_floor") and m not in first]

@@ -1,4 +1,4 @@
-"""A study folder as a table: a row for each run and evaluated step."""
+"""A study folder as a table: one row for each run and evaluated step."""
 
 import time
 from collections.abc import Mapping
@@ -8,19 +8,21 @@ from typing import Any
 
 import pandas as pd
 
-from scaling.engine.runfolder import read_events
 from scaling.errors import UserError
 from scaling.files import read_json, write_atomic
-from scaling.study.sweep import is_seed
+from scaling.former_names import current_key, renamed
+from scaling.run.folder import read_events
+from scaling.study.sweep import Overrides, Study, is_seed
+from scaling.study.sweep import load as load_study
 
-FACTS = ("depth", "width", "heads", "patch")  # of the model, where config.json knows them
+FACTS = ("depth", "width", "heads", "patch")  # facts of the model, where config.json has them
 COSTS = ("params", "gmacs", "tokens", "train_flops")
-SILENT_SECONDS = 600.0  # a running run without a heartbeat for so long has ended without a word
+SILENT_SECONDS = 600.0  # time without a heartbeat after which a running run counts as broken
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of a study as its folder tells it. `status` adds `missing` (never started) and `broken`."""
+class RunRecord:
+    """One run of a study as its folder describes it. `status` adds `missing` (never started) and `broken`."""
 
     name: str
     folder: Path
@@ -29,21 +31,21 @@ class Run:
     reason: str | None
     step: int
     steps: int
-    config: Mapping[str, Any]  # all of config.json, {} if there is none
+    config: Mapping[str, Any]  # the whole config.json, {} if there is none
 
     @property
     def label(self) -> str:
-        """The run without its seed, such as `F/7` or `F/7 depth=4`."""
+        """The run's name without its seed, such as `F/7` or `F/7 depth=4`."""
         return point_label(self.overrides)
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A study folder read whole. `table` has the columns of `results.csv`."""
+    """A study folder, read. `table` has the columns of `results.csv`."""
 
     path: Path
     study: Mapping[str, Any]  # study.json
-    runs: list[Run]
+    runs: list[RunRecord]
     table: pd.DataFrame
 
     @property
@@ -53,17 +55,21 @@ class StudyFolder:
 
     @property
     def metrics(self) -> list[str]:
+        """The names of the measured values."""
         known = {"run", "step", *self.swept, *FACTS, *COSTS}
         return [c for c in self.table.columns if c not in known]
 
     def done(self) -> list[str]:
+        """Returns the names of the runs that are done."""
         return [run.name for run in self.runs if run.status == "done"]
 
 
 def load(workdir: Path | str) -> pd.DataFrame:
-    """The table of a study folder: `run`, `step`, the swept keys, the model's depth, width, heads and patch,
-    `params`, `gmacs` (1e9 multiply-adds of one forward pass of one example), `tokens`, `train_flops`
-    (FLOPs of training up to the step), then metrics.
+    """Loads the table of a study folder.
+
+    Its columns are `run`, `step`, the swept keys, the model's depth, width, heads and patch, `params`,
+    `gmacs` (1e9 multiply-adds of one forward pass of one example), `tokens`, `train_flops` (FLOPs of
+    training up to the step), then metrics.
 
     Raises:
         UserError: if the folder is not a study's.
@@ -74,21 +80,75 @@ def load(workdir: Path | str) -> pd.DataFrame:
 def read(workdir: Path | str) -> StudyFolder:
     """Reads the runs of a study folder, or its `results.csv` where the runs themselves are not at hand.
 
+    A folder that ships a `study.py` with its `results.csv` needs no `study.json`. Keys of older studies are
+    read in today's names.
+
     Raises:
         UserError: if the folder is not a study's, or holds neither runs nor results.
     """
     path = Path(workdir)
     study = read_json(path / "study.json")
     if study is None:
-        raise UserError(f"{path}: has no study.json; give the folder that `scaling sweep` wrote")
-    overrides: dict[str, Any] = study["runs"]
+        return _read_shipped(path)
+    runs = {name: renamed(overrides) for name, overrides in study["runs"].items()}
+    study = {**study, "runs": runs}
     if (path / "runs").is_dir():
-        runs = [_run(path / "runs" / name, values) for name, values in overrides.items()]
-        return StudyFolder(path, study, runs, _table(runs))
+        return _read_runs(path, study)
     if not (path / "results.csv").is_file():
         raise UserError(f"{path}: has neither runs nor results.csv; start it with `scaling sweep`")
-    table = pd.read_csv(path / "results.csv")
-    return StudyFolder(path, study, _runs_of_table(path, overrides, table), table)
+    table = _read_table(path)
+    return StudyFolder(path, study, _records_of_table(path, runs, table), table)
+
+
+def read_runs(study: Study, workdir: Path | str) -> StudyFolder:
+    """Reads the runs that a script trained in `workdir/runs/NAME`, one for each of `study.runs()`."""
+    return _read_runs(Path(workdir), study.as_json(str(workdir)))
+
+
+def _read_runs(path: Path, study: Mapping[str, Any]) -> StudyFolder:
+    records = [_read_run(path / "runs" / name, overrides) for name, overrides in study["runs"].items()]
+    return StudyFolder(path, study, records, _table(records))
+
+
+def _read_shipped(path: Path) -> StudyFolder:
+    """Reads a folder with a study file and its results, such as `experiments/mnist_dit`."""
+    if not (path / "study.py").is_file() or not (path / "results.csv").is_file():
+        raise UserError(
+            f"{path}: has no study.json; give the folder that `scaling sweep` wrote, or one with a study.py "
+            "and its results.csv"
+        )
+    study, table = load_study(path).as_json(str(path)), _read_table(path)
+    runs = _shipped_runs(study["runs"], table)
+    return StudyFolder(path, {**study, "runs": runs}, _records_of_table(path, runs, table), table)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path / "results.csv").rename(columns=current_key)
+
+
+def _shipped_runs(sweep: Mapping[str, Overrides], table: pd.DataFrame) -> dict[str, Overrides]:
+    """Returns the overrides of the table's runs, and of those in the study's sweep that the table lacks.
+
+    The table may have more runs than the sweep (of more seeds), and other names for them.
+    """
+    keys = [column for column in table.columns if "." in column]
+    rows = table.drop_duplicates("run")
+    measured = {
+        str(name): {str(key): value for key, value in row.items() if pd.notna(value)}
+        for name, row in zip(rows["run"], rows[keys].to_dict("records"), strict=True)
+    }
+    lacking = {
+        name: overrides
+        for name, overrides in sweep.items()
+        if not any(_same_values(overrides, values) for values in measured.values())
+    }
+    return measured | lacking
+
+
+def _same_values(overrides: Overrides, values: Mapping[str, Any]) -> bool:
+    """Returns whether overrides have these values of a table, where 4 may have become 4.0, and "50" 50."""
+    pairs = [(_table_cell(value), values.get(key)) for key, value in overrides.items()]
+    return all(swept == stored or str(swept) == str(stored) for swept, stored in pairs)
 
 
 def write(folder: StudyFolder) -> Path:
@@ -99,33 +159,38 @@ def write(folder: StudyFolder) -> Path:
 
 
 def point_label(overrides: Mapping[str, Any]) -> str:
-    """A short name for the overrides without seeds: family and variant bare, others as `key=value`."""
+    """Returns a short name for the overrides without seeds: model and variant bare, others as `key=value`."""
     parts = [
-        str(value) if key.endswith((".family", ".variant")) else f"{key.rsplit('.', 1)[-1]}={value}"
+        str(value) if key.endswith(("model.name", ".variant")) else f"{key.rsplit('.', 1)[-1]}={value}"
         for key, value in overrides.items()
         if not is_seed(key) and pd.notna(value)
     ]
     return " ".join(parts) or "base"
 
 
-def _run(folder: Path, overrides: Mapping[str, Any]) -> Run:
+def _read_run(folder: Path, overrides: Mapping[str, Any]) -> RunRecord:
     try:
         status = read_json(folder / "status.json")
-        config = read_json(folder / "config.json") or {}
+        config = _read_config(folder)
     except UserError as e:
-        return Run(folder.name, folder, overrides, "broken", str(e), 0, 0, {})
+        return RunRecord(folder.name, folder, overrides, "broken", str(e), 0, 0, {})
     if status is None:
         reason = last_line(folder / "log.txt")
         kind = "failed" if reason else "missing"
-        return Run(folder.name, folder, overrides, kind, reason, 0, 0, config)
+        return RunRecord(folder.name, folder, overrides, kind, reason, 0, 0, config)
     kind, reason = status["status"], status.get("reason")
     if kind == "running" and time.time() - status["heartbeat"] > SILENT_SECONDS:
         kind, reason = "broken", f"ended without a word at step {status['step']}"
-    return Run(folder.name, folder, overrides, kind, reason, status["step"], status["steps"], config)
+    return RunRecord(folder.name, folder, overrides, kind, reason, status["step"], status["steps"], config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    described = read_json(folder / "config.json") or {}
+    return {**described, "config": renamed(described["config"])} if "config" in described else described
 
 
 def last_line(log: Path) -> str | None:
-    """The last line of a log that says anything, without a leading `error: `."""
+    """Returns the last line of a log that is not blank, without a leading `error: `."""
     if not log.is_file():
         return None
     lines = [
@@ -134,17 +199,17 @@ def last_line(log: Path) -> str | None:
     return lines[-1].strip().removeprefix("error: ") if lines else None
 
 
-def _runs_of_table(path: Path, overrides: Mapping[str, Any], table: pd.DataFrame) -> list[Run]:
+def _records_of_table(path: Path, overrides: Mapping[str, Overrides], table: pd.DataFrame) -> list[RunRecord]:
     last = table.groupby("run")["step"].max()
     return [
-        Run(name, path / "runs" / name, values, "done", None, int(last[name]), int(last[name]), {})
+        RunRecord(name, path / "runs" / name, values, "done", None, int(last[name]), int(last[name]), {})
         if name in last.index
-        else Run(name, path / "runs" / name, values, "missing", None, 0, 0, {})
+        else RunRecord(name, path / "runs" / name, values, "missing", None, 0, 0, {})
         for name, values in overrides.items()
     ]
 
 
-def _table(runs: list[Run]) -> pd.DataFrame:
+def _table(runs: list[RunRecord]) -> pd.DataFrame:
     swept = list(dict.fromkeys(key for run in runs for key in run.overrides))
     rows = [row for run in runs for row in _rows(run, swept)]
     known = ["run", "step", *swept, *FACTS, *COSTS]
@@ -153,7 +218,7 @@ def _table(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "step", *swept, *facts, *COSTS, *metrics])
 
 
-def _rows(run: Run, swept: list[str]) -> list[dict[str, Any]]:
+def _rows(run: RunRecord, swept: list[str]) -> list[dict[str, Any]]:
     cost, model = run.config.get("cost"), run.config.get("model", {})
     if cost is None:
         return []
@@ -166,10 +231,10 @@ def _rows(run: Run, swept: list[str]) -> list[dict[str, Any]]:
             "run": run.name,
             "step": step,
             **{
-                key: _plain(run.overrides.get(key, _lookup(run.config.get("config", {}), key)))
+                key: _table_cell(run.overrides.get(key, _lookup(run.config.get("config", {}), key)))
                 for key in swept
             },
-            **{fact: _plain(model.get(fact)) for fact in FACTS},
+            **{fact: _table_cell(model.get(fact)) for fact in FACTS},
             **{name: cost[name] for name in ("params", "gmacs", "tokens")},
             "train_flops": cost["train_flops_per_step"] * step,
             **values,
@@ -185,6 +250,6 @@ def _lookup(config: Mapping[str, Any], key: str) -> Any:
     return place
 
 
-def _plain(value: Any) -> Any:
-    """A cell that compares and prints: sequences as `2x4`."""
+def _table_cell(value: Any) -> Any:
+    """Returns a value that compares and prints: sequences as `2x4`."""
     return "x".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""What a study varies: lists of overrides, made by `product`, `zip_` and `chain` over dotted config names.
+"""A study and what it varies: lists of overrides, made by `product`, `zip_` and `chain` over dotted names.
 
 STUDY = Study(
     name="mnist_dit",
@@ -20,15 +20,15 @@ from typing import Any
 
 from scaling.errors import UserError
 
-Overrides = dict[str, Any]  # dotted config name -> value, for one run
-Part = Mapping[str, Sequence[Any]] | Sequence[Overrides]  # axes, or a sweep that is already made
+Overrides = dict[str, Any]  # dotted config name -> value, of one run
+Part = Mapping[str, Sequence[Any]] | Sequence[Overrides]  # axes, or a sweep
 
-FAMILY = "model.family"
+MODEL_NAME = "model.name"
 LONGEST_NAME = 120  # characters; file systems allow 255 bytes, and files inside need some of the path
 
 
 def product(*parts: Part) -> list[Overrides]:
-    """Every combination; the last name varies fastest.
+    """Returns every combination of values; the last name varies fastest.
 
     Args:
         parts: `{name: values, ...}` (each name is an axis) or a sweep made by another combinator.
@@ -41,7 +41,7 @@ def product(*parts: Part) -> list[Overrides]:
 
 
 def zip_(*parts: Part) -> list[Overrides]:
-    """Values taken side by side: the first of each, the second of each, ...
+    """Returns values taken side by side: the first of each, the second of each, ...
 
     Raises:
         UserError: if the lengths differ, two parts set the same name, or a combination comes twice.
@@ -55,7 +55,7 @@ def zip_(*parts: Part) -> list[Overrides]:
 
 
 def chain(*parts: Part) -> list[Overrides]:
-    """One sweep after the other. A mapping stands for its `product`.
+    """Joins sweeps, one after the other. A mapping stands for its `product`.
 
     Raises:
         UserError: if a combination comes twice.
@@ -88,12 +88,12 @@ def _keys(factor: Sequence[Overrides]) -> str:
 
 
 def _unique(runs: list[Overrides]) -> list[Overrides]:
-    seen: set[str] = set()
+    identities: set[str] = set()
     for run in runs:
         identity = repr(sorted(run.items()))
-        if identity in seen:
+        if identity in identities:
             raise UserError(f"sweep {_described(run)}: comes twice; remove one")
-        seen.add(identity)
+        identities.add(identity)
     return runs
 
 
@@ -105,7 +105,7 @@ def _described(run: Overrides) -> str:
 
 
 def run_names(runs: Sequence[Overrides]) -> list[str]:
-    """A folder name for each run, such as `variant=F-7_seed=0`.
+    """Returns a folder name for each run, such as `variant=F-7_seed=0`.
 
     A name depends on the run's own overrides (and, where two would be equal, on those before it), so a
     sweep that grows at its end keeps the folders that it has.
@@ -115,7 +115,7 @@ def run_names(runs: Sequence[Overrides]) -> list[str]:
     """
     names: list[str] = []
     for run in runs:
-        name = next((n for n in (_name(run, False), _name(run, True)) if n not in names), None)
+        name = next((n for n in (_run_name(run, False), _run_name(run, True)) if n not in names), None)
         if name is None:
             raise UserError(
                 f"sweep {_described(run)}: has the same folder name as another run; change a value"
@@ -125,15 +125,15 @@ def run_names(runs: Sequence[Overrides]) -> list[str]:
 
 
 def is_seed(key: str) -> bool:
-    """Whether a swept key only repeats a run: its last part is `seed`."""
+    """Returns whether a swept key only repeats a run: its last part is `seed`."""
     return key.rsplit(".", 1)[-1] == "seed"
 
 
-def _name(run: Overrides, dotted: bool) -> str:
+def _run_name(run: Overrides, dotted: bool) -> str:
     run = {key: run[key] for key in sorted(run, key=is_seed)}  # seeds last
     short = [key.rsplit(".", 1)[-1] for key in run]
-    whole = dotted or len(set(short)) < len(short)
-    text = "_".join(f"{k if whole else s}={_safe(v)}" for (k, v), s in zip(run.items(), short, strict=True))
+    dotted = dotted or len(set(short)) < len(short)
+    text = "_".join(f"{k if dotted else s}={_safe(v)}" for (k, v), s in zip(run.items(), short, strict=True))
     if len(text) > LONGEST_NAME:
         digest = hashlib.sha256(repr(sorted(run.items())).encode()).hexdigest()[:8]
         text = f"{text[: LONGEST_NAME - 9]}-{digest}"
@@ -153,13 +153,13 @@ class Study:
     """A base config, the overrides of each run, and the metric in question.
 
     Args:
-        name: of the study and its charts; letters, digits, `_` and `-`.
-        config: of every run, `PATH.py` or `PATH.py:ARGUMENT`; or one for each value of `model.family`, which
-            every run then sets.
+        name: name of the study and its charts; letters, digits, `_` and `-`.
+        config: base config of every run, `PATH.py` or `PATH.py:ARGUMENT`; or one for each value of
+            `model.name`, which every run then sets.
         sweep: one dict of dotted config names for each run.
         metric: a name among the evaluation's values, such as `fd_mnist`.
         lower_is_better: if not, the metric is an accuracy in [0, 1] and laws are fitted to 1 - metric.
-        title, question: printed at the top of the report.
+        title, question: text at the top of the report.
 
     Raises:
         UserError: naming the field that is wrong.
@@ -182,25 +182,42 @@ class Study:
             )
         for run in self.sweep:
             for key, value in run.items():
-                _check(key, value)
-            if not isinstance(self.config, str) and run.get(FAMILY) not in self.config:
+                _check_override(key, value)
+            if not isinstance(self.config, str) and run.get(MODEL_NAME) not in self.config:
                 raise UserError(
-                    f"study {self.name}: {FAMILY}={run.get(FAMILY)!r}: must in every run be one of "
+                    f"study {self.name}: {MODEL_NAME}={run.get(MODEL_NAME)!r}: must in every run be one of "
                     f"{', '.join(self.config)}, which have a config"
                 )
         _unique(self.sweep)
         run_names(self.sweep)
 
     def config_of(self, overrides: Mapping[str, Any]) -> str:
-        """The base config of the run with these overrides."""
-        return self.config if isinstance(self.config, str) else self.config[overrides[FAMILY]]
+        """Returns the base config of the run with these overrides."""
+        return self.config if isinstance(self.config, str) else self.config[overrides[MODEL_NAME]]
 
     def runs(self) -> dict[str, Overrides]:
-        """The overrides of each run by its folder name, in the order of the sweep."""
+        """Returns the overrides of each run by its folder name, in the order of the sweep."""
         return dict(zip(run_names(self.sweep), self.sweep, strict=True))
 
+    def as_json(
+        self, path: str, overrides: Overrides | None = None, base: Overrides | None = None
+    ) -> dict[str, Any]:
+        """Returns the study as `study.json` holds it.
 
-def _check(key: str, value: Any) -> None:
+        Args:
+            path: the study file, or its folder.
+            overrides: overrides of every run, from the command line.
+            base: the base config's values by dotted name, where it has been read.
+        """
+        return {
+            "name": self.name, "title": self.title, "question": self.question,
+            "metric": self.metric, "lower_is_better": self.lower_is_better,
+            "study": path, "config": ", ".join(dict.fromkeys(map(self.config_of, self.sweep))),
+            "overrides": overrides or {}, "base": base or {}, "runs": self.runs(),
+        }  # fmt: skip
+
+
+def _check_override(key: str, value: Any) -> None:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", key):
         raise UserError(f"sweep {key!r}: must be a dotted config name, such as 'model.variant'")
     parts = value if isinstance(value, tuple) else (value,)
@@ -209,13 +226,12 @@ def _check(key: str, value: Any) -> None:
 
 
 def load(path: Path | str) -> Study:
-    """The `STUDY` of a Python file, or of `study.py` in a folder.
+    """Loads the `STUDY` of a Python file, or of `study.py` in a folder.
 
     Raises:
         UserError: if there is no such file, it fails, or it holds no `Study` of that name.
     """
-    given = Path(path)
-    file = given / "study.py" if given.is_dir() else given
+    file = Path(path) / "study.py" if Path(path).is_dir() else Path(path)
     if not file.is_file() or file.suffix != ".py":
         raise UserError(f"study={path}: no such study; give a folder with a study.py, or a Python file")
     spec = importlib.util.spec_from_file_location(f"scaling_study_{file.parent.name}_{file.stem}", file)

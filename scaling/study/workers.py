@@ -1,4 +1,4 @@
-"""Runs as processes: started, watched through their run folders, stopped together."""
+"""Runs as processes: started together, watched through their run folders, stopped together."""
 
 import contextlib
 import os
@@ -22,8 +22,8 @@ from scaling.files import read_json
 from scaling.study.results import last_line
 
 TRAIN = (sys.executable, "-m", "scaling", "train")
-POLL_SECONDS = 0.2
-BEAT_SECONDS = 60.0  # a heartbeat younger than this is that of a living process
+POLL_SECONDS = 0.2  # time between two looks at the processes
+BEAT_SECONDS = 60.0  # age below which a heartbeat is that of a living process
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,27 @@ class Job:
     flags: Sequence[str]
 
     def command(self) -> list[str]:
+        """Returns the command that trains the run."""
         return [*TRAIN, f"--config={self.config}", *self.flags, "--workdir", str(self.folder)]
 
     def status(self) -> dict[str, Any]:
+        """Returns the run folder's `status.json`, or {} if it has none that can be read."""
         try:
             return read_json(self.folder / "status.json") or {}
         except UserError:
-            return {}  # unreadable: as if it had never started; the trainer says what is wrong
+            return {}  # as if the run had never started; the trainer says what is wrong
 
     def done(self) -> bool:
+        """Returns whether the run is done."""
         return self.status().get("status") == "done"
 
     def fraction(self) -> float:
-        """How much of it is trained, from 0 to 1."""
+        """Returns how much of the run is trained, from 0 to 1."""
         status = self.status()
         return status["step"] / status["steps"] if status.get("steps") else 0.0
 
     def alive(self) -> int | None:
-        """The process that is training it now, started by nobody here (0 if on another host), else None."""
+        """Returns the process of an earlier sweep that is training it now (0 if on another host), or None."""
         status = self.status()
         if status.get("status") != "running" or time.time() - status["heartbeat"] > BEAT_SECONDS:
             return None
@@ -73,16 +76,16 @@ def run(
 ) -> tuple[int | None, dict[str, str]]:
     """Runs every job that is not done, `workers` at a time, under one progress bar.
 
-    Ctrl-C, SIGTERM and SIGHUP are passed on, and the runs save and leave; a second signal kills them.
+    Ctrl-C, SIGTERM and SIGHUP are passed on, and the runs save and exit; a second signal kills them.
 
     Returns:
-        The signal that stopped it (or None), and the reason of each failed job.
+        The signal that stopped the jobs (or None), and the reason of each failed job.
     """
-    kept = [job for job in jobs if job.done()]
-    pending = deque(job for job in jobs if job not in kept)
+    done_before = [job for job in jobs if job.done()]
+    pending = deque(job for job in jobs if job not in done_before)
     slots: list[_Worker | None] = [None] * min(workers, max(1, len(pending)))
     failed: dict[str, str] = {}
-    with _Signals() as signals, _Bar(jobs, kept, title) as bar:
+    with _Signals() as signals, _Bar(jobs, done_before, title) as bar:
         try:
             while any(slots) or (pending and not signals.first):
                 for i, worker in enumerate(slots):
@@ -91,7 +94,7 @@ def run(
                     if worker is None or worker.running():
                         continue
                     slots[i] = None
-                    if worker.again():
+                    if worker.left_unfinished():
                         pending.appendleft(worker.job)
                     else:
                         bar.ended(worker, failed, bool(signals.first))
@@ -105,7 +108,7 @@ def run(
 
 
 def _cores(slot: int, slots: int) -> set[int] | None:
-    """The cores of one of several workers: an equal share, or one that is shared if there are too few."""
+    """Returns the cores of one of several workers: an equal share, or a shared core if there are too few."""
     if slots == 1 or not hasattr(os, "sched_setaffinity"):
         return None
     cores = sorted(os.sched_getaffinity(0))
@@ -113,7 +116,7 @@ def _cores(slot: int, slots: int) -> set[int] | None:
 
 
 class _Worker:
-    """A job in progress: a child, or a process that an earlier sweep left behind and that is waited for."""
+    """A job in progress: a child process, or one of an earlier sweep that is still training it."""
 
     def __init__(self, job: Job, cores: set[int] | None, env: Mapping[str, str]) -> None:
         self.job, self.log, self.left_by = job, job.folder / "log.txt", job.alive()
@@ -131,7 +134,7 @@ class _Worker:
                 log.write(f"$ {shlex.join(job.command())}\n".encode())
                 log.flush()
                 if cores:
-                    os.sched_setaffinity(0, cores)  # the child inherits it, so no thread of it escapes
+                    os.sched_setaffinity(0, cores)  # the child inherits it before it starts any thread
                 # A session of its own: Ctrl-C in the terminal reaches it once, through this process.
                 self.process = subprocess.Popen(
                     job.command(),
@@ -150,27 +153,30 @@ class _Worker:
                 os.sched_setaffinity(0, before)
 
     def running(self) -> bool:
+        """Returns whether the process is still training."""
         if self.process is None:
             return self.left_by is not None and self.job.alive() is not None
         return self.process.poll() is None
 
-    def again(self) -> bool:
-        """Whether the process that was waited for left the run unfinished."""
+    def left_unfinished(self) -> bool:
+        """Returns whether an earlier sweep's process ended without finishing the run."""
         return self.left_by is not None and not self.job.done()
 
     def send(self, signum: int) -> None:
+        """Sends the process a signal."""
         pid = self.process.pid if self.process else self.left_by
         if pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signum)
 
     def kill(self) -> None:
+        """Kills the process, unless it is an earlier sweep's."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def failure(self) -> str | None:
-        """Why the run is not done, or None if it is."""
+        """Returns why the run is not done, or None if it is."""
         if self.process is None:
             return self.error
         status, code = self.job.status(), self.process.returncode
@@ -189,7 +195,7 @@ class _Worker:
 
 
 class _Signals:
-    """Catches what stops a program, so that the runs can be told to save."""
+    """A context that catches the signals that stop a program, so that the runs can save."""
 
     CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -198,10 +204,9 @@ class _Signals:
         self.pending: list[int] = []
 
     def __enter__(self) -> Self:
-        caught = [
-            s for s in self.CAUGHT if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN
-        ]  # nohup
-        self.before = {s: signal.signal(s, self._catch) for s in caught}
+        # Under nohup, SIGHUP is ignored, and stays so.
+        signums = [s for s in self.CAUGHT if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+        self.before = {s: signal.signal(s, self._catch) for s in signums}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -213,6 +218,7 @@ class _Signals:
         self.first = self.first or signum
 
     def forward(self, workers: Sequence[_Worker]) -> None:
+        """Passes the signals caught since the last call on to the runs."""
         while self.pending:
             signum = self.pending.pop(0)
             if signum == signal.SIGKILL:
@@ -224,18 +230,18 @@ class _Signals:
 
 
 class _Bar:
-    """One bar over all runs: how many are done (with fractions), where the current ones are, time left."""
+    """A progress bar over all runs: how many are done (in fractions), steps of current ones, time left."""
 
-    def __init__(self, jobs: Sequence[Job], kept: Sequence[Job], title: str) -> None:
-        self.jobs, self.finished = jobs, {job.name for job in kept}
-        self.every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log file is spared
-        self.shown = 0.0
+    def __init__(self, jobs: Sequence[Job], done_before: Sequence[Job], title: str) -> None:
+        self.jobs, self.finished = jobs, {job.name for job in done_before}
+        self.every = 0.5 if sys.stderr.isatty() else 10.0  # seconds between updates; rarer in a log file
+        self.updated = 0.0
         self.bar = tqdm(
             total=len(jobs), initial=self._progress(), desc=title, dynamic_ncols=True,
             bar_format="{desc}: {n:.1f}/{total} runs |{bar}| {elapsed}, {remaining} left{postfix}",
         )  # fmt: skip
-        if kept:
-            tqdm.write(f"{title}: {len(kept)} of {len(jobs)} runs are done and kept")
+        if done_before:
+            tqdm.write(f"{title}: {len(done_before)} of {len(jobs)} runs are done and kept")
 
     def __enter__(self) -> Self:
         return self
@@ -252,17 +258,19 @@ class _Bar:
         self.bar.set_postfix_str(current)
 
     def ended(self, worker: _Worker, failed: dict[str, str], stopping: bool) -> None:
+        """Prints how a run ended, and notes it in `failed` if it did."""
         name, reason = worker.job.name, worker.failure()
         if reason is not None and stopping:
-            return  # it saved and will be resumed
+            return  # the run has saved and will be resumed
         self.finished.add(name)
         if reason is not None:
             failed[name] = reason
         tqdm.write(f"done: {name}" if reason is None else f"failed: {name}: {reason}")
 
     def show(self, workers: Sequence[_Worker]) -> None:
-        if time.monotonic() - self.shown < self.every:
+        """Updates the bar, unless it was updated a moment ago."""
+        if time.monotonic() - self.updated < self.every:
             return
-        self.shown = time.monotonic()
-        at = [(w.job.name, w.job.status()) for w in workers]
-        self._draw(", ".join(f"{name} {s['step']}/{s['steps']}" for name, s in at if s.get("steps")))
+        self.updated = time.monotonic()
+        statuses = [(w.job.name, w.job.status()) for w in workers]
+        self._draw(", ".join(f"{name} {s['step']}/{s['steps']}" for name, s in statuses if s.get("steps")))

@@ -12,11 +12,13 @@ from safetensors.numpy import load_file
 
 from scaling.convert import transfer
 from scaling.convert.facebookresearch import dit as facebookresearch
-from scaling.engine import config, features
 from scaling.errors import UserError
 from scaling.models.dit import DiT
-from tests.convert.originals import pixels
-from tests.models import parity
+from scaling.run import restore
+from scaling.run.options import Config
+from scaling.training import config
+from tests.support import parity
+from tests.support.originals import pixels
 
 PRETRAINED = str(Path(__file__).parents[2] / "configs/pretrained.py")
 SMALL = {"width": 24, "depth": 2, "heads": 3, "num_classes": 10}
@@ -27,7 +29,7 @@ INPUTS: dict[str, np.ndarray] = {
 }
 
 
-def cfg(**more: Any) -> config.Config:
+def cfg(**more: Any) -> Config:
     return config.load(f"{PRETRAINED}:dit/S/8", {f"model.{k}": v for k, v in {**SMALL, **more}.items()})
 
 
@@ -52,8 +54,8 @@ def theirs(folder: Path) -> np.ndarray:
 
 
 def ours(run: Path) -> np.ndarray:
-    trained = features.restore(run)
-    return np.asarray(parity.jit(trained.built.model.apply)({"params": trained.weights["params"]}, **INPUTS))
+    trained = restore.restore_run(run)
+    return np.asarray(parity.jit(trained.run.model.apply)({"params": trained.weights["params"]}, **INPUTS))
 
 
 def test_what_diffusers_trained_is_imported_and_exported_exactly(folder: Path, tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_the_authors_converted_weights_stay_as_the_authors_compute_them(folder: 
     )
     said = transfer.import_run("diffusers", converted, cfg(), tmp_path / "run")
     assert len(said) == 1 and said[0].startswith("_class_name=Transformer2DModel: is taken for the authors'")
-    model = features.restore(tmp_path / "run").built.model
+    model = restore.restore_run(tmp_path / "run").run.model
     assert (model.frequency_shift, model.mlp_epsilon) == (0, 1e-6)
     out = ours(tmp_path / "run")
     assert np.abs(out - theirs(folder)).max() > 0.1 * np.abs(out).max()
@@ -106,7 +108,7 @@ def test_what_is_given_by_hand_is_kept_and_said(folder: Path, tmp_path: Path) ->
         "model.frequency_shift=0 as given, where config.json has 1",
         "model.mlp_epsilon=1e-06 as given, where config.json has 1e-05",
     ]
-    assert features.restore(tmp_path / "run").built.model.frequency_shift == 0
+    assert restore.restore_run(tmp_path / "run").run.model.frequency_shift == 0
 
 
 def test_positions_for_another_side_are_refused(folder: Path, tmp_path: Path) -> None:

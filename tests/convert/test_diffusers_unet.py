@@ -16,7 +16,7 @@ from scaling.convert import rules
 from scaling.convert.diffusers import unet as diffusers_unet
 from scaling.errors import UserError
 from scaling.models import unet
-from tests.models import parity
+from tests.support import parity
 
 BASE: dict[str, Any] = {"width": 8, "groups": 4, "num_classes": 10, "depth": 1, "epsilon": 1e-4}
 ADM = unet.UNet(**BASE, multipliers=(1, 3), attention=(1,), head_width=4)

@@ -16,7 +16,7 @@ from scaling.convert import naming, rules
 from scaling.convert.diffusers import vae as diffusers_vae
 from scaling.errors import UserError
 from scaling.models import vae
-from tests.models import parity
+from tests.support import parity
 
 MODEL = vae.VAE(widths=(4, 8, 8), blocks=1, groups=2, latent_channels=3, channels=2, latent_scale=0.5)
 INPUTS = {"x": jax.ShapeDtypeStruct((1, 16, 16, 2), np.float32)}

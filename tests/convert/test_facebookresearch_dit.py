@@ -14,11 +14,10 @@ from torch import nn
 
 from scaling.convert import transfer
 from scaling.convert.facebookresearch import dit as facebookresearch
-from scaling.engine import config
 from scaling.errors import UserError
 from scaling.models import dit
-from tests.convert import originals
-from tests.models import parity
+from scaling.training import config
+from tests.support import originals, parity
 
 SMALL: dict[str, Any] = {"patch": 2, "width": 24, "depth": 3, "heads": 3}
 RNG = np.random.default_rng(0)
@@ -119,7 +118,7 @@ def test_names_at_full_size() -> None:
 
 def test_a_training_checkpoint_becomes_a_run_and_opens_there_again(tmp_path: Path) -> None:
     """The tiny config's model, with the EMA beside the arguments of training, as the authors save it."""
-    cfg = config.load(str(Path(__file__).parents[1] / "tiny_dit.py"))
+    cfg = config.load(str(Path(__file__).parents[1] / "support/tiny_dit.py"))
     net = DiT(patch=4, width=16, depth=2, heads=2, side=8, classes=10, inputs=1, outputs=1)
     parity.randomise(net)
     torch.save({"ema": net.state_dict(), "args": argparse.Namespace(lr=1e-4)}, tmp_path / "dit.pt")

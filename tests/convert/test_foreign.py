@@ -22,10 +22,10 @@ import torch
 import transformers
 
 from scaling.convert import FORMATS, foreign, transfer
-from scaling.engine import config
 from scaling.errors import UserError
-from tests.convert.foreign_cases import CASES, FOURS_OWN, OF_FOUR, Case
-from tests.models import parity
+from scaling.run.options import Config
+from tests.support import parity
+from tests.support.foreign_cases import CASES, FOURS_OWN, OF_FOUR, Case
 
 # What no saved folder has by itself, and a library reads.
 ADDED: dict[str, dict[str, Any]] = {
@@ -138,13 +138,13 @@ def saved(name: str, folder: Path) -> type:
 def test_no_field_is_imported_with_other_outputs_unsaid(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, folder, built, known = CASES[name], tmp_path / name, {}, {}
+    case, folder, run, known = CASES[name], tmp_path / name, {}, {}
     build = transfer._build
 
-    def once(cfg: config.Config) -> Any:  # most of the time would be spent on building the same again
+    def once(cfg: Config) -> Any:  # most of the time would be spent on building the same again
         key = json.dumps(cfg.raw)
-        built[key] = built.get(key) or build(cfg)
-        return built[key]
+        run[key] = run.get(key) or build(cfg)
+        return run[key]
 
     monkeypatch.setattr(transfer, "_build", once)
     cls = saved(name, folder)

@@ -16,7 +16,7 @@ from scaling.convert import rules
 from scaling.convert.huggingface import clip as huggingface_clip
 from scaling.errors import UserError
 from scaling.models import clip
-from tests.models import parity
+from tests.support import parity
 
 MODEL = clip.CLIP(
     patch=4, width=24, depth=2, heads=3, resolution=12, mlp_ratio=2.5, embed_dim=10, text_width=16,

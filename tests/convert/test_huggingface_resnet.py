@@ -16,7 +16,7 @@ from scaling.convert import rules
 from scaling.convert.huggingface import resnet as huggingface
 from scaling.errors import UserError
 from scaling.models import resnet
-from tests.models import parity
+from tests.support import parity
 
 SMALL: dict[str, Any] = {"depths": (2, 1, 3, 1), "width": 4, "num_classes": 7}
 X = np.random.default_rng(0).standard_normal((2, 40, 33, 1)).astype(np.float32)
@@ -82,7 +82,7 @@ def test_a_written_folder_opens_there(case: Any, tmp_path: Path) -> None:
 def test_every_size_has_a_rule_for_every_variable(variant: str) -> None:
     model = resnet.make(variant)
     shapes = jax.eval_shape(model.init, jax.random.key(0), **resnet.inputs(variant))
-    ours = [path for rule in huggingface.table(model) for path in rule.ours]
+    ours = [path for rule in huggingface.table(model) for path in rule.paths]
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     assert sorted(ours) == sorted("/".join(key.key for key in path) for path, _ in leaves)
 

@@ -15,7 +15,7 @@ from scaling.convert import rules
 from scaling.convert.huggingface import swin as huggingface
 from scaling.errors import UserError
 from scaling.models import swin
-from tests.models import parity
+from tests.support import parity
 
 MODEL = swin.Swin(
     patch=2, width=8, depths=(4, 2), heads=(1, 2), window=4, num_classes=7, resolution=16, mlp_ratio=2.0

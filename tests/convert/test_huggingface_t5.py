@@ -15,7 +15,7 @@ from scaling.convert import naming, rules
 from scaling.convert.huggingface import t5 as huggingface_t5
 from scaling.errors import UserError
 from scaling.models import t5
-from tests.models import parity
+from tests.support import parity
 
 MODEL = t5.T5Encoder(
     width=24, depth=2, heads=3, head_width=4, mlp_width=40, vocabulary=30, buckets=8, max_distance=20,

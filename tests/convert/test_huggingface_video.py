@@ -21,8 +21,8 @@ from scaling.convert.huggingface import timesformer as timesformer_format
 from scaling.convert.huggingface import vivit as vivit_format
 from scaling.errors import UserError
 from scaling.models import timesformer, vivit
-from tests.models import parity
-from tests.models.video import check_closely
+from tests.support import parity
+from tests.support.video import check_closely
 
 SMALL: dict[str, Any] = dict(patch=4, width=24, depth=3, heads=3, num_classes=7, epsilon=0.1)
 THEIRS: dict[str, Any] = dict(

@@ -17,7 +17,7 @@ from scaling.convert import rules
 from scaling.convert.huggingface import vilt as format
 from scaling.errors import UserError
 from scaling.models import vilt
-from tests.models import parity
+from tests.support import parity
 
 WIDTH, WORDS, PATCHES = 24, 5, 9
 SMALL: dict[str, Any] = dict(
@@ -102,7 +102,7 @@ def test_masked_words_answers_and_retrieval() -> None:
     words.classifier, words.rank_output = answers.classifier, retrieval.rank_output  # into one file
     model = vilt.ViLT(**SMALL, epsilon=1e-2, tasks=tuple(out))
     tables = [format.table(vilt.ViLT(**SMALL, tasks=each)) for each in tasks]
-    table = list({rule.theirs: rule for each in tables for rule in each}.values())
+    table = list({rule.name: rule for each in tables for rule in each}.values())
     parity.compare(model, table, inputs, words, out, only(model, *out))
 
 

@@ -14,7 +14,7 @@ from scaling.errors import UserError
 from scaling.models.dit import DiT
 from scaling.models.resnet import ResNet
 from scaling.models.vit import ViT
-from tests.models.running import KEY, named
+from tests.support.running import KEY, named
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from scaling.convert import rules
 from scaling.convert.huggingface import swin as huggingface
 from scaling.convert.microsoft import swin as microsoft
 from scaling.models import swin
-from tests.convert import originals
-from tests.models import parity
+from tests.support import originals, parity
 
 MODEL = swin.Swin(patch=2, width=8, depths=(4, 2), heads=(1, 2), window=4, num_classes=7)
 X = np.zeros((1, 16, 16, 3), np.float32)

@@ -14,18 +14,20 @@ from scaling.cli import main
 from scaling.convert import files, naming, transfer
 from scaling.convert.huggingface import swin as huggingface_swin
 from scaling.convert.huggingface import vivit as huggingface_vivit
-from scaling.engine import config, features
 from scaling.errors import UserError
 from scaling.models.swin import Swin
 from scaling.models.vivit import ViViT
-from tests.models import parity
+from scaling.run import restore
+from scaling.run.options import Config
+from scaling.training import config
+from tests.support import parity
 
 ROOT = Path(__file__).parents[2]
-TINY = str(ROOT / "tests/tiny_vit.py")
+TINY = str(ROOT / "tests/support/tiny_vit.py")
 WIDE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-def cfg() -> config.Config:
+def cfg() -> Config:
     return config.load(TINY, ["model.epsilon=1e-12"])
 
 
@@ -44,11 +46,11 @@ def expected(model: Any) -> dict[str, np.ndarray]:
 def imported(source: Path, folder: Path, **options: Any) -> tuple[Any, list[str]]:
     """The run's parameters by the names of a folder of transformers, and what was said."""
     said = transfer.import_run("huggingface", source, cfg(), folder, **options)
-    trained = features.restore(folder)
+    trained = restore.restore_run(folder)
     weights = jax.device_get({"params": trained.weights["params"]})
     family = transfer.FORMATS["huggingface"].families["vit"]
     said = [line for line in said if not line.startswith("preprocessing")]
-    return transfer.rules.save(family.table(trained.built.model), weights), said
+    return transfer.rules.save(family.table(trained.run.model), weights), said
 
 
 def check(found: dict[str, np.ndarray], model: Any) -> None:

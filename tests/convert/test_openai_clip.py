@@ -13,7 +13,7 @@ from scaling.convert import rules
 from scaling.convert.openai import clip as openai
 from scaling.errors import UserError
 from scaling.models import clip
-from tests.convert import originals
+from tests.support import originals
 
 TEXT: dict[str, Any] = {"text_width": 128, "text_depth": 2, "text_heads": 2, "vocabulary": 30, "context": 9}
 VIT = clip.CLIP(patch=4, width=64, depth=3, heads=1, resolution=12, embed_dim=10, **TEXT)

@@ -16,14 +16,17 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from scaling.convert import FORMATS, preprocessing, stablehlo, transfer
 from scaling.data.transforms import named
-from scaling.engine import config, features, train
 from scaling.errors import UserError
 from scaling.models import swin, vit
+from scaling.objectives.base import Extras
 from scaling.preprocessing import IMAGENET, OPENAI, SYMMETRIC, Preprocessing
-from tests.models import parity
+from scaling.run import restore
+from scaling.run.options import Config
+from scaling.training import config, loop
+from tests.support import parity
 
 ROOT = Path(__file__).parents[2]
-TINY = str(ROOT / "tests/tiny_vit.py")
+TINY = str(ROOT / "tests/support/tiny_vit.py")
 PRETRAINED = str(ROOT / "configs/pretrained.py")
 RNG = np.random.default_rng(0)
 OTHER = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
@@ -229,7 +232,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def cfg(*more: str) -> config.Config:
+def cfg(*more: str) -> Config:
     return config.load(TINY, ["model.epsilon=1e-12", "train.duration=4 steps", *more])
 
 
@@ -244,7 +247,7 @@ def test_it_stands_in_the_run_and_is_applied_and_written_out(outside: Path, tmp_
     }  # fmt: skip
 
     # Features and logits of raw pixels are transformers' own, by its own processor.
-    trained = features.restore(run)
+    trained = restore.restore_run(run)
     x = RNG.integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
     reference = transformers.ViTForImageClassification.from_pretrained(outside, local_files_only=True).eval()
     processor = ViTImageProcessorPil.from_pretrained(outside)
@@ -252,9 +255,9 @@ def test_it_stands_in_the_run_and_is_applied_and_written_out(outside: Path, tmp_
         processor(each, input_data_format="channels_last", return_tensors="pt")["pixel_values"] for each in x
     ]
     expected = [reference(value).logits.detach().numpy()[0] for value in values]
-    task: Any = trained.built.task
-    extras = features.Extras(collections=trained.weights["collections"])
-    out = task.logits(trained.weights["params"], extras, {"image": jnp.asarray(x)})
+    objective: Any = trained.run.objective
+    extras = Extras(collections=trained.weights["collections"])
+    out = objective.logits(trained.weights["params"], extras, {"image": jnp.asarray(x)})
     np.testing.assert_allclose(out, np.stack(expected), rtol=1e-3, atol=1e-3)
 
     assert transfer.export_run("huggingface", run, tmp_path / "back") == []
@@ -270,12 +273,12 @@ def test_training_goes_on_with_what_the_weights_saw(outside: Path, tmp_path: Pat
     """By the command that the README gives: a config file's own defaults are not another run's."""
     run = tmp_path / "run"
     transfer.import_run("huggingface", outside, cfg(), run)
-    train.run(cfg(), run)
-    assert features.restore(run).step == 4
+    loop.train(cfg(), run)
+    assert restore.restore_run(run).step == 4
     written = json.loads((run / "config.json").read_text())
     assert written["config"]["preprocessing"]["mean"] == [0.1] and "imported" in written
     with pytest.raises(UserError, match=r"holds a run with preprocessing\.mean=\(0\.1,\), not \(0\.2,\)"):
-        train.run(cfg("preprocessing.mean=(0.2,)"), run)
+        loop.train(cfg("preprocessing.mean=(0.2,)"), run)
 
 
 def test_what_is_given_by_hand_stays_and_is_said(outside: Path, tmp_path: Path) -> None:
@@ -285,19 +288,19 @@ def test_what_is_given_by_hand_stays_and_is_said(outside: Path, tmp_path: Path) 
         "preprocessing.mean=(0.2,) as given, where preprocessor_config.json has (0.1,)",
         "preprocessing.std=(0.3,): by preprocessor_config.json",
     ]
-    assert features.restore(tmp_path / "run").built.config.preprocessing == Preprocessing((0.2,), (0.3,))
+    assert restore.restore_run(tmp_path / "run").run.config.preprocessing == Preprocessing((0.2,), (0.3,))
 
 
 def test_a_run_that_crops_is_evaluated_as_the_weights_were(outside: Path, tmp_path: Path) -> None:
     crops = [
         "data.image_size=8",
-        "data.augment=('random_resized_crop',)",
+        "data.train_transforms=('random_resized_crop',)",
         "data.eval_transforms=('center_crop',)",
     ]
     said = transfer.import_run("huggingface", outside, cfg(*crops), tmp_path / "run")
     assert said[0].endswith("data.eval_transforms=('resize(bilinear)',): by preprocessor_config.json")
-    data = features.restore(tmp_path / "run").built.config.data
-    assert data.eval_transforms == ("resize(bilinear)",) and data.augment == ("random_resized_crop",)
+    data = restore.restore_run(tmp_path / "run").run.config.data
+    assert data.eval_transforms == ("resize(bilinear)",) and data.train_transforms == ("random_resized_crop",)
     transfer.export_run("huggingface", tmp_path / "run", tmp_path / "back")
     written = json.loads((tmp_path / "back/preprocessor_config.json").read_text())
     assert written["size"] == {"height": 8, "width": 8} and written["resample"] == 2 and written["do_resize"]
@@ -314,7 +317,9 @@ def test_a_run_that_crops_is_evaluated_as_the_weights_were(outside: Path, tmp_pa
 def test_what_a_run_sees_is_written_for_transformers(
     transforms: tuple[str, ...], fields: dict[str, Any], said: int
 ) -> None:
-    chosen = cfg("data.image_size=8", f"data.augment={transforms}", f"data.eval_transforms={transforms}")
+    chosen = cfg(
+        "data.image_size=8", f"data.train_transforms={transforms}", f"data.eval_transforms={transforms}"
+    )
     written, lines = preprocessing.described(chosen, (8, 8, 1))
     assert fields.items() <= written.items()
     assert len(lines) == said and written["image_mean"] == [0.5]
@@ -325,7 +330,7 @@ def test_what_a_run_sees_is_written_for_transformers(
 
 def test_an_exported_processor_opens_and_gives_the_same(tmp_path: Path) -> None:
     chosen = cfg(
-        "data.image_size=8", "data.augment=('center_crop',)", "data.eval_transforms=('center_crop',)"
+        "data.image_size=8", "data.train_transforms=('center_crop',)", "data.eval_transforms=('center_crop',)"
     )
     written, _ = preprocessing.described(chosen, (8, 8, 3))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
@@ -360,8 +365,9 @@ def test_frozen_weights_know_their_images_too(tmp_path: Path) -> None:
     chosen = config.load(f"{PRETRAINED}:vit/B/16", overrides)
     said = transfer.import_run("huggingface", tmp_path / "source", chosen, tmp_path / "run")
     assert said == [
-        "data.image_size=12, data.augment=('resize(bilinear)',), data.eval_transforms=('resize(bilinear)',): "
-        "by what is usual for transformers' ViT, since its files do not say"
+        "data.image_size=12, data.train_transforms=('resize(bilinear)',), "
+        "data.eval_transforms=('resize(bilinear)',): by what is usual for transformers' ViT, since "
+        "its files do not say"
     ]
     stablehlo.export_function(tmp_path / "run", tmp_path / "function")
     card = json.loads((tmp_path / "function/model.json").read_text())["preprocessing"]

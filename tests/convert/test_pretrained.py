@@ -14,9 +14,11 @@ from safetensors.numpy import load_file
 from scaling import models
 from scaling.cli import main
 from scaling.convert import FORMATS, stablehlo, transfer
-from scaling.engine import config, features, train
 from scaling.errors import UserError
-from tests.models import parity
+from scaling.evaluators import classifier_features
+from scaling.run import restore
+from scaling.training import config, loop
+from tests.support import parity
 
 CONFIG = str(Path(__file__).parents[2] / "configs/pretrained.py")
 WIDE = {"width": 24, "depth": 2, "heads": 3}
@@ -74,16 +76,16 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_without_a_loss_says_what_it_costs_and_cannot_be_trained(imported: Path) -> None:
     cost = json.loads((imported / "config.json").read_text())["cost"]
-    built = features.restore(imported).built
+    run = restore.restore_run(imported).run
     assert cost["params"] == sum(
-        x.size for x in jax.tree.leaves(features.restore(imported).weights["params"])
+        x.size for x in jax.tree.leaves(restore.restore_run(imported).weights["params"])
     )
     assert cost["gmacs"] > 0 and cost["train_flops_per_step"] is None
-    assert built.batch(5)["text"].shape == (5, 9)
+    assert run.batch(5)["text"].shape == (5, 9)
     with pytest.raises(UserError, match=r"objective\.name='frozen': has no loss to train by"):
-        train.run(built.config, imported)
+        loop.train(run.config, imported)
     with pytest.raises(UserError, match="is a run of frozen with clip, which has no features"):
-        features.Features(imported)
+        classifier_features.ClassifierFeatures(imported)
 
 
 def test_another_resolution_resizes_the_positions_and_says_so(tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_another_resolution_resizes_the_positions_and_says_so(tmp_path: Path) ->
     larger = config.load(cfg, [*overrides, "model.resolution=16"])
     said = transfer.import_run("huggingface", source, larger, tmp_path / "run")
     assert said[-1] == "image/positions: resized from 3x3 to 4x4 patches"
-    image = features.restore(tmp_path / "run").weights["params"]["image"]
+    image = restore.restore_run(tmp_path / "run").weights["params"]["image"]
     before = load_file(source / "model.safetensors")["vision_model.embeddings.position_embedding.weight"]
     assert image["positions"].shape == (17, 24)
     np.testing.assert_array_equal(image["positions"][0], before[0])  # the class token's
@@ -104,7 +106,7 @@ def test_its_function_takes_any_batch(imported: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 12, 12, 3)).astype(np.float32)
     text = rng.integers(0, 30, (3, 9)).astype(np.int32)
-    out, trained = function.call(x, text), features.restore(imported)
-    expected = trained.built.model.apply({"params": trained.weights["params"]}, x, text)
+    out, trained = function.call(x, text), restore.restore_run(imported)
+    expected = trained.run.model.apply({"params": trained.weights["params"]}, x, text)
     for name in ("image", "text", "scale"):
         np.testing.assert_allclose(out[name], getattr(expected, name), rtol=1e-5, atol=1e-6)

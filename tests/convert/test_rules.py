@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling.convert import rules
-from scaling.convert.rules import Rule
+from scaling.convert.rules import ConversionRule
 
 RNG = np.random.default_rng(0)
 
@@ -47,7 +47,7 @@ def test_heads_are_consecutive_rows_of_the_fused_kernel() -> None:
 
 TABLE = [
     *rules.linear("layers.{i}.fc", "blocks/fc", range(2)),
-    Rule("table", ("params/table",), rules.SAME, copies=("other.table",)),
+    ConversionRule("table", ("params/table",), rules.SAME, copies=("other.table",)),
 ]
 
 
@@ -101,7 +101,7 @@ def test_every_fault_is_named() -> None:
 )
 def test_a_tensor_of_another_rank_or_number_is_a_fault(shape: rules.Shape, ours: Any, given: Any) -> None:
     parts = {f"part{i}": np.zeros(each, np.float32) for i, each in enumerate(ours)}
-    table = [Rule("one", tuple(f"params/{name}" for name in parts), shape)]
+    table = [ConversionRule("one", tuple(f"params/{name}" for name in parts), shape)]
     found = rules.faults(table, {"one": np.zeros(given, np.float32)}, {"params": parts}, ())
     assert len(found) == 1
     assert found[0].startswith(f"one has shape {given}, not ")

@@ -11,7 +11,7 @@ from scaling.convert.microsoft import swin as microsoft
 from scaling.convert.timm import swin as timm
 from scaling.errors import UserError
 from scaling.models import swin
-from tests.convert import originals
+from tests.support import originals
 
 SMALL: dict[str, Any] = {"patch": 2, "width": 8, "depths": (2, 4), "heads": (1, 2), "window": 4}
 X = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)

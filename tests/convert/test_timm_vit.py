@@ -11,7 +11,7 @@ from torch import nn
 from scaling.convert.timm import vit as timm
 from scaling.errors import UserError
 from scaling.models import vit
-from tests.convert import originals
+from tests.support import originals
 
 X = np.random.default_rng(0).standard_normal((2, 12, 12, 3)).astype(np.float32)
 SMALL: dict[str, Any] = {"patch": 4, "width": 24, "depth": 3, "heads": 3}

@@ -12,7 +12,7 @@ from scaling.convert import rules
 from scaling.convert.huggingface import resnet as huggingface
 from scaling.convert.torchvision import resnet as torchvision
 from scaling.models import resnet
-from tests.models import parity
+from tests.support import parity
 
 # The number of tensors in torchvision's state dicts, with one num_batches_tracked a norm.
 TENSORS = {"18": 122, "34": 218, "50": 320, "101": 626, "152": 932}

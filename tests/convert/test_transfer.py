@@ -15,16 +15,18 @@ from safetensors.numpy import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from scaling.convert import transfer
-from scaling.engine import config, features, train
 from scaling.errors import UserError
-from tests.models import parity
+from scaling.run import restore
+from scaling.run.options import Config
+from scaling.training import config, loop
+from tests.support import parity
 
 ROOT = Path(__file__).parents[2]
-TINY = str(ROOT / "tests/tiny_vit.py")
-OVERRIDES = ["model.epsilon=1e-12", "train.duration=4 steps", "optimizer.ema=(0.9,)"]
+TINY = str(ROOT / "tests/support/tiny_vit.py")
+OVERRIDES = ["model.epsilon=1e-12", "train.duration=4 steps", "optimizer.ema_decays=(0.9,)"]
 
 
-def cfg(*more: str) -> config.Config:
+def cfg(*more: str) -> Config:
     return config.load(TINY, [*OVERRIDES, *more])
 
 
@@ -64,8 +66,8 @@ def test_import_then_export_gives_the_same_tensors_and_outputs(
     assert all(np.array_equal(before[name], after[name]) for name in before)
     x = np.random.default_rng(0).standard_normal((3, 8, 8, 1)).astype(np.float32)
     np.testing.assert_array_equal(logits(outside, x), logits(tmp_path / "back", x))
-    trained = features.restore(imported)
-    ours = trained.built.model.apply({"params": trained.weights["params"]}, jnp.asarray(x))
+    trained = restore.restore_run(imported)
+    ours = trained.run.model.apply({"params": trained.weights["params"]}, jnp.asarray(x))
     np.testing.assert_allclose(ours, logits(outside, x), rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="exists"):
         transfer.export_run("huggingface", imported, tmp_path / "back")
@@ -74,9 +76,9 @@ def test_import_then_export_gives_the_same_tensors_and_outputs(
 def test_an_imported_run_is_done_and_trains_on(outside: Path, tmp_path: Path) -> None:
     transfer.import_run("huggingface", outside, cfg(), tmp_path / "run")
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "done"
-    start = jax.device_get(features.restore(tmp_path / "run").weights["params"])
-    train.run(cfg(), tmp_path / "run")
-    trained = features.restore(tmp_path / "run")
+    start = jax.device_get(restore.restore_run(tmp_path / "run").weights["params"])
+    loop.train(cfg(), tmp_path / "run")
+    trained = restore.restore_run(tmp_path / "run")
     assert trained.step == 4
     moved = np.abs(trained.weights["params"]["head"]["kernel"] - start["head"]["kernel"]).max()
     assert 0 < moved < 0.01  # four steps from the imported weights, not from others
@@ -128,7 +130,7 @@ def test_a_head_starts_afresh_only_when_asked_for(outside: Path, tmp_path: Path)
         transfer.import_run("huggingface", outside, other, tmp_path / "run")
     said = transfer.import_run("huggingface", outside, other, tmp_path / "run", ["head"])
     assert said == ["head: starts afresh"]
-    params = features.restore(tmp_path / "run").weights["params"]
+    params = restore.restore_run(tmp_path / "run").weights["params"]
     assert params["head"]["kernel"].shape == (16, 12) and not np.any(params["head"]["kernel"])
     np.testing.assert_array_equal(
         params["norm"]["scale"], load_file(outside / "model.safetensors")["vit.layernorm.weight"]
@@ -140,7 +142,7 @@ def test_a_head_starts_afresh_only_when_asked_for(outside: Path, tmp_path: Path)
 def test_another_resolution_resizes_the_positions_and_says_so(outside: Path, tmp_path: Path) -> None:
     said = transfer.import_run("huggingface", outside, cfg("model.resolution=16"), tmp_path / "run")
     assert said == ["positions: resized from 2x2 to 4x4 patches"]
-    assert features.restore(tmp_path / "run").weights["params"]["positions"].shape == (17, 16)
+    assert restore.restore_run(tmp_path / "run").weights["params"]["positions"].shape == (17, 16)
 
 
 BAD: dict[str, tuple[Any, str]] = {  # a bad file's content, of a whole one's, and what is said of it

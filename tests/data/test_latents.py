@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.data import Data, eval_batches, info, open_source, train_batches
-from scaling.data.latents import MANIFEST, LatentSource, ShardWriter, Split, read
+from scaling.data.sources.latents import MANIFEST, LatentSource, ShardWriter, Split, read
 from scaling.errors import UserError
-from tests.latents import write_latents
+from tests.support.latents import write_latents
 
 Records = dict[str, np.ndarray]
 
@@ -71,8 +71,10 @@ def test_shards_are_fixed_ranges_of_all_examples() -> None:
 def test_training_draws_from_the_posterior_of_either_view(tmp_path: Path) -> None:
     records = write_latents(tmp_path / "latents")["train"]
     source = opened(tmp_path / "latents")
-    before = source.draw(np.full(4000, 17), seed=0, positions=np.arange(4000))
-    drawn, labels = jax.device_get(source.finish(jax.device_put(before), jax.random.key(0))).values()
+    before = source.read_train(np.full(4000, 17), seed=0, positions=np.arange(4000))
+    drawn, labels = jax.device_get(
+        source.device_transform(jax.device_put(before), jax.random.key(0))
+    ).values()
     assert drawn.shape == (4000, 4, 4, 3) and drawn.dtype == np.float32 and labels.dtype == np.int32
     assert (labels == records[17]["label"]).all()
     mean, logvar = np.moveaxis(records[17]["moments"].astype(np.float64), 1, 0)  # [2 views, 4, 4, 3] each
@@ -91,12 +93,12 @@ def test_the_view_is_a_function_of_seed_and_position(folder: Path) -> None:
     source = opened(folder)
     indices = np.arange(40) % 7
     positions = np.concatenate([np.arange(39), [2**40]])
-    together, labels = source.draw(indices, 5, positions).values()
+    together, labels = source.read_train(indices, 5, positions).values()
     for i in range(40):
-        alone, label = opened(folder).draw(indices[i : i + 1], 5, positions[i : i + 1]).values()
+        alone, label = opened(folder).read_train(indices[i : i + 1], 5, positions[i : i + 1]).values()
         np.testing.assert_array_equal(alone[0], together[i])
         assert label[0] == labels[i]
-    assert not np.array_equal(source.draw(indices, 6, positions)["image"], together)
+    assert not np.array_equal(source.read_train(indices, 6, positions)["image"], together)
 
 
 def test_batches_are_the_same_on_one_device_and_eight(folder: Path) -> None:

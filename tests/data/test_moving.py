@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scaling.data import Data, info, open_source
-from scaling.data.moving import MOTIONS, moved
+from scaling.data.sources.moving import MOTIONS, moved
 from scaling.data.video import Video
 from scaling.errors import UserError
 from tests.data.test_sources import write_idx
@@ -65,12 +65,14 @@ def test_training_draws_new_clips_and_evaluation_never_does() -> None:
     rows = np.arange(400)
     first = source.read(rows)
     np.testing.assert_array_equal(first["image"], open_source(MOVING, "train").read(rows)["image"])
-    drawn, again = (source.draw(rows, 3, rows) for _ in range(2))
+    drawn, again = (source.read_train(rows, 3, rows) for _ in range(2))
     np.testing.assert_array_equal(drawn["image"], again["image"])
-    later = source.draw(rows, 3, rows + 4000)
+    later = source.read_train(rows, 3, rows + 4000)
     np.testing.assert_array_equal(drawn["label"] // 8, later["label"] // 8)
     assert 0.05 < np.mean(drawn["label"] == later["label"]) < 0.2  # 1/8 by chance
-    one = np.concatenate([source.draw(rows[i : i + 1], 3, rows[i : i + 1])["image"] for i in range(400)])
+    one = np.concatenate(
+        [source.read_train(rows[i : i + 1], 3, rows[i : i + 1])["image"] for i in range(400)]
+    )
     np.testing.assert_array_equal(one, drawn["image"])  # whatever the batch
 
 
@@ -84,6 +86,6 @@ def test_garments_move_too(tmp_path: Path) -> None:
 
 
 def test_flips_are_refused() -> None:
-    with pytest.raises(UserError, match=r"augment=\('flip',\): 'flip' turns the motions") as error:
-        Data(name="moving_mnist", augment=("flip",))
+    with pytest.raises(UserError, match=r"train_transforms=\('flip',\): 'flip' turns the motions") as error:
+        Data(name="moving_mnist", train_transforms=("flip",))
     assert "\n" not in str(error.value)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from scaling.data import Data, info, open_source
-from scaling.data.openmoji_questions import ANSWERS, PEOPLE, TONES, attributes
+from scaling.data.sources.openmoji_questions import ANSWERS, PEOPLE, TONES, attributes
 from scaling.data.text import Text
 
 
 def data_of(name: str) -> Data:
-    return Data(name=name, image_size=8, batch_size=8, text=Text(kind="wordpiece", size=600, length=12))
+    return Data(
+        name=name, image_size=8, batch_size=8, text=Text(name="wordpiece", vocab_size=600, max_length=12)
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from scaling.data import Data, open_source
-from scaling.data.pair_files import ARCHIVES, IMAGES, FilePairs
+from scaling.data.sources.pair_files import ARCHIVES, IMAGES, FilePairs
 from scaling.errors import UserError
 from tests.data.test_pairs import FILES, png, write
 

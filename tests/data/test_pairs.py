@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from scaling.data import Data, eval_batches, info, open_source, tokenizer_of, train_batches
-from scaling.data.openmoji import TONES, held_out
 from scaling.data.pairs import Pairs, Tokenized
 from scaling.data.pipeline import train_rows
+from scaling.data.sources.openmoji import TONES, held_out
 from scaling.data.text import Text
 from scaling.errors import UserError
 
-OPENMOJI = Data(name="openmoji", image_size=8, batch_size=16, text=Text(size=700))
+OPENMOJI = Data(name="openmoji", image_size=8, batch_size=16, text=Text(vocab_size=700))
 
 
 def drawings(split: str) -> Tokenized:
@@ -59,9 +59,14 @@ def write(folder: Path, files: dict[str, bytes], shards: bool) -> Data:
         for name, content in files.items():
             (split / name).parent.mkdir(parents=True, exist_ok=True)
             (split / name).write_bytes(content)
-    crop, text = ("center_crop",), Text(size=600, length=24)
+    crop, text = ("center_crop",), Text(vocab_size=600, max_length=24)
     return Data(
-        name="pairs", data_dir=str(folder), image_size=4, augment=crop, eval_transforms=crop, text=text
+        name="pairs",
+        data_dir=str(folder),
+        image_size=4,
+        train_transforms=crop,
+        eval_transforms=crop,
+        text=text,
     )
 
 

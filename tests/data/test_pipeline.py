@@ -15,7 +15,7 @@ from scaling.data.transforms import transform
 from scaling.errors import UserError
 
 DIGITS = Data(name="digits", batch_size=64)
-AUGMENTED = Data(name="digits", batch_size=64, augment=("pad_crop", "flip"))
+AUGMENTED = Data(name="digits", batch_size=64, train_transforms=("pad_crop", "flip"))
 N = 1438  # training digits
 
 
@@ -140,7 +140,7 @@ def test_seeds_differ_and_augmentation_follows_the_position() -> None:
     assert not np.array_equal(train(DIGITS, 0, 1, seed=1)[0]["image"], plain[0]["image"])
     for step in (0, 23):
         expected = transform(
-            plain[step]["image"], AUGMENTED.augment, 0, 0, np.arange(step * 64, step * 64 + 64)
+            plain[step]["image"], AUGMENTED.train_transforms, 0, 0, np.arange(step * 64, step * 64 + 64)
         )
         np.testing.assert_array_equal(augmented[step]["image"], np.stack(expected))
     # The same example in two epochs is augmented in two ways.
@@ -154,12 +154,14 @@ def test_seeds_differ_and_augmentation_follows_the_position() -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_threads_keep_the_order(threads: int) -> None:
-    data = Data(name="digits", batch_size=64, augment=("pad_crop", "flip"), threads=threads, prefetch=3)
+    data = Data(
+        name="digits", batch_size=64, train_transforms=("pad_crop", "flip"), threads=threads, prefetch=3
+    )
     assert_same(train(data, 0, 12), train(AUGMENTED, 0, 12))
 
 
 def test_worker_processes_keep_the_order() -> None:
-    data = Data(name="digits", batch_size=64, augment=("pad_crop", "flip"), workers=2, threads=1)
+    data = Data(name="digits", batch_size=64, train_transforms=("pad_crop", "flip"), workers=2, threads=1)
     assert_same(train(data, 3, 5), train(AUGMENTED, 3, 5))
 
 
@@ -211,7 +213,7 @@ def test_evaluation_crops_without_augmenting() -> None:
         name="digits",
         batch_size=64,
         image_size=6,
-        augment=("random_resized_crop",),
+        train_transforms=("random_resized_crop",),
         eval_transforms=("center_crop(1)",),
     )
     place = sharding(8, 1, 1)

@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,27 +148,31 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"data_dir": "x"}, "data_dir='x'"),
     ({"name": "latents"}, "data_dir=None: name='latents' needs the folder"),
     (
-        {"name": "latents", "data_dir": "x", "augment": ("flip",)},
-        r"augment=\('flip',\): latents were encoded",
+        {"name": "latents", "data_dir": "x", "train_transforms": ("flip",)},
+        r"train_transforms=\('flip',\): latents were encoded",
     ),
     ({"batch_size": 0}, "batch_size=0"),
     ({"threads": 0}, "threads=0"),
     ({"workers": -1}, "workers=-1"),
     ({"prefetch": 0}, "prefetch=0"),
     ({"image_size": 0}, "image_size=0"),
-    ({"augment": ("flop",)}, "augment: 'flop'.*flip"),
+    ({"train_transforms": ("flop",)}, "train_transforms: 'flop'.*flip"),
     ({"eval_transforms": ("flip",)}, "eval_transforms: 'flip' is random"),
-    ({"augment": ("center_crop",)}, "image_size=None: 'center_crop' in augment"),
-    ({"image_size": 32}, "image_size=32: augment needs"),
+    ({"train_transforms": ("center_crop",)}, "image_size=None: 'center_crop' in train_transforms"),
+    ({"image_size": 32}, "image_size=32: train_transforms needs"),
     (
-        {"image_size": 32, "augment": ("random_crop(31)",)},
-        r"image_size=32: 'random_crop\(31\)' in augment cuts it out of a short side of 31; .*crop\(0.875\)",
+        {"image_size": 32, "train_transforms": ("random_crop(31)",)},
+        r"image_size=32: 'random_crop\(31\)' in train_transforms cuts it out of a short side .*crop\(0.875\)",
     ),
     (
-        {"image_size": 32, "augment": ("resize",), "eval_transforms": ("center_crop(20, bilinear)",)},
+        {
+            "image_size": 32,
+            "train_transforms": ("resize",),
+            "eval_transforms": ("center_crop(20, bilinear)",),
+        },
         r"image_size=32: 'center_crop\(20, bilinear\)' in eval_transforms cuts it out of a short side of 20",
     ),
-    ({"image_size": 32, "augment": ("center_crop",)}, "image_size=32: eval_transforms needs"),
+    ({"image_size": 32, "train_transforms": ("center_crop",)}, "image_size=32: eval_transforms needs"),
 ]
 
 
@@ -178,8 +183,17 @@ def test_bad_options_are_one_line_that_names_the_field(options: dict[str, object
     assert "\n" not in str(error.value)
 
 
-def test_every_registered_set_has_a_docstring() -> None:
-    assert all(make.__doc__ for make in DATASETS.values())
+@pytest.mark.parametrize("name", DATASETS)
+def test_each_set_says_whether_it_has_a_folder(name: str) -> None:
+    row, options = DATASETS[name], {"builder": "x"} if name == "tfds" else {}
+    options |= {"image_size": 8} if row.drawn_to_size else {}
+    if row.folder is not None:
+        with pytest.raises(UserError, match=re.escape(f"data_dir=None: name={name!r} needs {row.folder}")):
+            Data(name=name, **options)
+    elif not row.takes_folder:
+        with pytest.raises(UserError, match=rf"data_dir='x': {name} comes with a package; leave it out"):
+            Data(name=name, data_dir="x", **options)
+    assert Data(name=name, data_dir="x" if row.takes_folder else None, **options).name == name
 
 
 def test_import_is_light() -> None:

@@ -16,9 +16,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data.openmoji import _names
 from scaling.data.prompts import prompts
-from scaling.data.text import Text, Tokenizer, _bytes, tokenizer
+from scaling.data.sources.openmoji import _named_drawings
+from scaling.data.text import Text, Tokenizer, _byte_characters, tokenizer
 from scaling.errors import UserError
 
 CAPTIONS = ["a red fox", "two red birds", "the fox's den", "a bird on a tree", "red tree and fox den"] * 3
@@ -54,13 +54,13 @@ def clip_file(folder: Path) -> Path:
 
 def test_clip_agrees_with_the_reference(tmp_path: Path) -> None:
     """Ids of transformers' own tokenizer of the same merges, for caption-like strings of many kinds."""
-    alphabet = _bytes()
+    alphabet = _byte_characters()
     tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), *(m.replace(" ", "") for m in MERGES)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES]))
     theirs = transformers.CLIPTokenizer.from_pretrained(str(tmp_path))
-    ours = tokenizer(Text(vocabulary=str(clip_file(tmp_path)), length=60), never)
+    ours = tokenizer(Text(vocab_file=str(clip_file(tmp_path)), max_length=60), never)
     assert ours.info.vocabulary == len(tokens)
     for caption in (
         "A red  FOX",
@@ -79,7 +79,7 @@ REAL = "open_clip:bpe_simple_vocab_16e6.txt.gz"
 
 @cache
 def real() -> Tokenizer:
-    return tokenizer(Text(vocabulary=REAL, length=77), never)
+    return tokenizer(Text(vocab_file=REAL, max_length=77), never)
 
 
 @cache
@@ -112,7 +112,7 @@ def test_clip_agrees_with_open_clip_on_names_and_prompts(share: int) -> None:
         for prompt in of_a_class[i % share :: share]
     ]
     assert len(every) == 80_000 // share
-    captions = _names()[1] + every
+    captions = _named_drawings()[1] + every
     np.testing.assert_array_equal(real()(captions)["text"], open_clip()(captions).numpy())
 
 
@@ -147,11 +147,12 @@ def test_clip_agrees_with_open_clip_on_any_string(parts: list[str]) -> None:
 
 def test_clip_reads_as_many_merges_as_clip_uses(tmp_path: Path) -> None:
     """Of a file that is as long as the published one, which goes on."""
-    words = [f"{a}{b}" for a in _bytes()[:190] for b in _bytes()]  # 48,640, none of them twice
+    characters = _byte_characters()
+    words = [f"{a}{b}" for a in characters[:190] for b in characters]  # 48,640, none of them twice
     merges = [" ".join(word) for word in words] + [f"{words[i]} {words[i + 1]}" for i in range(1000)]
     path = tmp_path / "bpe.txt"
     path.write_text("\n".join(["#version", *merges, ""]), encoding="utf-8")
-    ours = tokenizer(Text(vocabulary=str(path)), never)
+    ours = tokenizer(Text(vocab_file=str(path)), never)
     assert ours.info.vocabulary == 49408
     assert ours(["a"])["text"][0, 2] == 49407
     last = merges[49152 - 256 - 2 - 1].replace(" ", "")
@@ -159,7 +160,7 @@ def test_clip_reads_as_many_merges_as_clip_uses(tmp_path: Path) -> None:
 
 
 def test_clip_mends_html_and_broken_encodings(tmp_path: Path) -> None:
-    ours = tokenizer(Text(vocabulary=str(clip_file(tmp_path)), length=30), never)
+    ours = tokenizer(Text(vocab_file=str(clip_file(tmp_path)), max_length=30), never)
     one, other = ours(["fox &amp;amp; bird", "fox & bird"])["text"]
     np.testing.assert_array_equal(one, other)
     one, other = ours(["cafÃ©", "café"])["text"]
@@ -167,7 +168,7 @@ def test_clip_mends_html_and_broken_encodings(tmp_path: Path) -> None:
 
 
 def test_clip_end_of_text_is_the_greatest_id() -> None:
-    ours = tokenizer(Text(length=12), lambda: CAPTIONS)
+    ours = tokenizer(Text(max_length=12), lambda: CAPTIONS)
     found = ours(CAPTIONS)
     assert (found["text"].max(axis=1) == ours.info.vocabulary - 1).all()
     assert (found["text"][:, 0] == ours.info.vocabulary - 2).all()
@@ -177,7 +178,7 @@ def test_wordpiece_agrees_with_the_reference(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(BERT))
     theirs = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
-    ours = tokenizer(Text(kind="wordpiece", vocabulary=str(path), length=12), never)
+    ours = tokenizer(Text(name="wordpiece", vocab_file=str(path), max_length=12), never)
     captions = ["A red fox!", "unaffable foxes, red", "zebra Fóx", "a , a"]
     found = ours(captions)
     expected = theirs(captions, padding="max_length", max_length=12, truncation=True)
@@ -189,7 +190,7 @@ def test_wordpiece_agrees_with_the_reference(tmp_path: Path) -> None:
 def test_words_are_numbered_across_their_pieces(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(BERT))
-    found = tokenizer(Text(kind="wordpiece", vocabulary=str(path), length=8), never)(["a foxes fox"])
+    found = tokenizer(Text(name="wordpiece", vocab_file=str(path), max_length=8), never)(["a foxes fox"])
     assert [BERT[i] for i in found["text"][0]] == [
         "[CLS]",
         "a",
@@ -206,7 +207,7 @@ def test_words_are_numbered_across_their_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["clip", "wordpiece"])
 def test_a_vocabulary_is_learned(kind: str) -> None:
     """Known captions come back from their tokens, in fewer tokens than characters."""
-    ours = tokenizer(Text(kind=kind, size=600, length=24), lambda: CAPTIONS)  # type: ignore[arg-type]
+    ours = tokenizer(Text(name=kind, vocab_size=600, max_length=24), lambda: CAPTIONS)  # type: ignore[arg-type]
     found = ours(["red tree and fox den"])
     assert found["text"].shape == (1, 24) and found["text"].dtype == np.int32
     assert found["text_mask"].sum() < 15
@@ -218,8 +219,9 @@ def test_a_vocabulary_is_learned(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["clip", "wordpiece"])
 def test_a_learned_vocabulary_is_the_same_in_every_process(kind: str) -> None:
     code = (
-        "from scaling.data.openmoji import _names; from scaling.data.text import Text, tokenizer\n"
-        f"print(tokenizer(Text(kind='{kind}', size=900), lambda: _names()[1]).info.digest)\n"
+        "from scaling.data.sources.openmoji import _named_drawings\n"
+        "from scaling.data.text import Text, tokenizer\n"
+        f"print(tokenizer(Text(name='{kind}', vocab_size=900), lambda: _named_drawings()[1]).info.digest)\n"
     )
     digests = set()
     for seed in ("1", "2", "3"):
@@ -230,13 +232,13 @@ def test_a_learned_vocabulary_is_the_same_in_every_process(kind: str) -> None:
 
 def test_long_captions_are_cut_or_refused() -> None:
     long = " ".join(["red fox"] * 20)
-    cut = tokenizer(Text(length=8), lambda: CAPTIONS)([long, "fox"])
+    cut = tokenizer(Text(max_length=8), lambda: CAPTIONS)([long, "fox"])
     assert cut["text_mask"].sum(axis=1).tolist() == [8, 3]
     assert cut["text"][0, -1] == cut["text"][1, 2]  # the end of text stays
-    strict = tokenizer(Text(length=8, too_long="fail"), lambda: CAPTIONS)
+    strict = tokenizer(Text(max_length=8, overflow="fail"), lambda: CAPTIONS)
     strict(["a red fox"])
     with pytest.raises(
-        UserError, match=r"^length=8: 'red fox .*' has 42 tokens; raise it, or give too_long='cut'$"
+        UserError, match=r"^max_length=8: 'red fox .*' has 42 tokens; raise it, or give overflow='cut'$"
     ):
         strict([long])
 
@@ -252,7 +254,7 @@ def test_long_captions_are_cut_or_refused() -> None:
     ],
 )
 def test_bad_captions_are_named(kind: str, caption: object, message: str) -> None:
-    ours = tokenizer(Text(kind=kind), lambda: CAPTIONS)  # type: ignore[arg-type]
+    ours = tokenizer(Text(name=kind), lambda: CAPTIONS)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=message):
         ours(["a red fox", caption])  # type: ignore[list-item]
 
@@ -263,9 +265,9 @@ def test_a_vocabulary_from_a_package_or_a_json(tmp_path: Path, monkeypatch: pyte
     (package / "__init__.py").touch()
     clip_file(package)
     monkeypatch.syspath_prepend(str(tmp_path))
-    ours = tokenizer(Text(vocabulary="words_of_clip:bpe.txt"), never)
+    ours = tokenizer(Text(vocab_file="words_of_clip:bpe.txt"), never)
     (tmp_path / "clip.json").write_text(ours._encoder.to_str())
-    again = tokenizer(Text(vocabulary=str(tmp_path / "clip.json")), never)
+    again = tokenizer(Text(vocab_file=str(tmp_path / "clip.json")), never)
     np.testing.assert_array_equal(again(CAPTIONS)["text"], ours(CAPTIONS)["text"])
     assert again.info == ours.info
 
@@ -273,21 +275,21 @@ def test_a_vocabulary_from_a_package_or_a_json(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("kind", ["clip", "wordpiece"])
 def test_the_end_of_a_text_is_checked(kind: str, tmp_path: Path) -> None:
     """A model finds it by its id: a tokenizer.json must end texts with it, and CLIP's have it last."""
-    ours = tokenizer(Text(kind=kind), lambda: CAPTIONS)._encoder  # type: ignore[arg-type]
+    ours = tokenizer(Text(name=kind), lambda: CAPTIONS)._encoder  # type: ignore[arg-type]
     plain = json.loads(ours.to_str())
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({**plain, "post_processor": None}))
-    with pytest.raises(UserError, match=f"vocabulary: does not end texts with .*, as {kind} needs"):
-        tokenizer(Text(kind=kind, vocabulary=str(path)), never)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"vocab_file: does not end texts with .*, as {kind} needs"):
+        tokenizer(Text(name=kind, vocab_file=str(path)), never)  # type: ignore[arg-type]
     ours.add_tokens(["<my cat>"])
     path.write_text(ours.to_str())
     if kind == "clip":
         with pytest.raises(
-            UserError, match=r"vocabulary: '<my cat>' has a greater id than .*; remove the added"
+            UserError, match=r"vocab_file: '<my cat>' has a greater id than .*; remove the added"
         ):
-            tokenizer(Text(kind="clip", vocabulary=str(path)), never)
+            tokenizer(Text(name="clip", vocab_file=str(path)), never)
     else:
-        again = tokenizer(Text(kind="wordpiece", vocabulary=str(path)), never)
+        again = tokenizer(Text(name="wordpiece", vocab_file=str(path)), never)
         assert again(["<my cat>"])["text"].max() == again.info.vocabulary - 1
 
 
@@ -296,7 +298,7 @@ def test_no_id_is_beyond_the_vocabulary(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join([*BERT, "red", "\u2028", "tree", ""]), encoding="utf-8")
     theirs = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
-    ours = tokenizer(Text(kind="wordpiece", vocabulary=str(path), length=8), never)
+    ours = tokenizer(Text(name="wordpiece", vocab_file=str(path), max_length=8), never)
     found = ours(["red tree"])["text"]
     assert found.tolist() == [theirs("red tree", padding="max_length", max_length=8)["input_ids"]]
     assert found.max() == ours.info.vocabulary - 1 == len(BERT) + 2
@@ -321,28 +323,28 @@ def test_t5_from_its_json(tmp_path: Path) -> None:
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     made.save(str(tmp_path / "tokenizer.json"))
-    ours = tokenizer(Text(kind="t5", vocabulary=str(tmp_path / "tokenizer.json"), length=5), never)
+    ours = tokenizer(Text(name="t5", vocab_file=str(tmp_path / "tokenizer.json"), max_length=5), never)
     assert ours(["red fox"])["text"].tolist() == [[3, 4, 1, 0, 0]]
     assert ours(["red"])["text_mask"].tolist() == [[True, True, False, False, False]]
-    with pytest.raises(UserError, match="vocabulary=None: t5 needs a file"):
-        Text(kind="t5")
+    with pytest.raises(UserError, match="vocab_file=None: t5 needs a file"):
+        Text(name="t5")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vocabulary": "nowhere.txt"}, "vocabulary='nowhere.txt': no such file; give one, or PACKAGE:FILE"),
-        ({"vocabulary": "no_such_package:a.txt"}, "no package no_such_package is installed"),
-        ({"vocabulary": "{folder}/bad.json"}, "cannot be read as clip"),
-        ({"vocabulary": "{folder}/bad.txt"}, "cannot be read as clip"),
-        ({"vocabulary": "{folder}/bad.txt", "kind": "wordpiece"}, r"vocabulary: has no \[PAD\]"),
-        ({"vocabulary": "{folder}/bad.txt", "kind": "t5"}, "must be a tokenizer.json for the kind t5"),
+        ({"vocab_file": "nowhere.txt"}, "vocab_file='nowhere.txt': no such file; give one, or PACKAGE:FILE"),
+        ({"vocab_file": "no_such_package:a.txt"}, "no package no_such_package is installed"),
+        ({"vocab_file": "{folder}/bad.json"}, "cannot be read as clip"),
+        ({"vocab_file": "{folder}/bad.txt"}, "cannot be read as clip"),
+        ({"vocab_file": "{folder}/bad.txt", "name": "wordpiece"}, r"vocab_file: has no \[PAD\]"),
+        ({"vocab_file": "{folder}/bad.txt", "name": "t5"}, "must be a tokenizer.json for name='t5'"),
     ],
 )
 def test_bad_vocabularies_are_named(options: dict, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "bad.txt").write_text("one\ntwo three four five\n")
-    options["vocabulary"] = options["vocabulary"].format(folder=tmp_path)
+    options["vocab_file"] = options["vocab_file"].format(folder=tmp_path)
     with pytest.raises(UserError, match=message) as e:
         tokenizer(Text(**options), never)
     assert "\n" not in str(e.value)
@@ -351,10 +353,10 @@ def test_bad_vocabularies_are_named(options: dict, message: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "bpe"}, "must be one of clip, wordpiece, t5"),
-        ({"length": 2}, "length=2: must be at least 3"),
-        ({"size": 9}, "size=9: must be at least 600"),
-        ({"too_long": "drop"}, "must be cut or fail"),
+        ({"name": "bpe"}, "must be one of clip, wordpiece, t5"),
+        ({"max_length": 2}, "max_length=2: must be at least 3"),
+        ({"vocab_size": 9}, "vocab_size=9: must be at least 600"),
+        ({"overflow": "drop"}, "must be cut or fail"),
     ],
 )
 def test_bad_options_are_named(options: dict, message: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scaling.data import Data, eval_batches, open_source, open_views, options, train_batches, view_batches
-from scaling.data.sources import Columns
+from scaling.data.sources.base import Columns
 from scaling.data.transforms import transform
 from scaling.data.video import Sampled, Video, begin
 from scaling.errors import UserError
@@ -45,13 +45,14 @@ class Counting:
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> Data:
-    monkeypatch.setitem(options.DATASETS, "counting", lambda data, split: Counting(data.video.frames))
+    dataset = options.Dataset(lambda data, split: Counting(data.video.frames))
+    monkeypatch.setitem(options.DATASETS, "counting", dataset)
     return Data(
         name="counting",
         video=Video(frames=4),
         batch_size=8,
         image_size=8,
-        augment=("random_crop", "flip"),
+        train_transforms=("random_crop", "flip"),
         eval_transforms=("center_crop(1)",),
     )
 
@@ -68,9 +69,9 @@ def test_training_draws_the_clip_by_seed_and_position(counting: Data) -> None:
     source = open_source(counting, "train")
     assert isinstance(source, Sampled)
     rows = np.zeros(300, int)
-    drawn = source.draw(rows, 0, np.arange(300))["image"]
+    drawn = source.read_train(rows, 0, np.arange(300))["image"]
     assert set(drawn[:, 0, 0, 0, 1].tolist()) == set(range(6))
-    np.testing.assert_array_equal(source.draw(rows[7:9], 0, np.arange(7, 9))["image"], drawn[7:9])
+    np.testing.assert_array_equal(source.read_train(rows[7:9], 0, np.arange(7, 9))["image"], drawn[7:9])
     assert (source.read(np.arange(5))["image"][:, 0, 0, 0, 1] == 3).all()  # evaluation: the middle
 
 
@@ -86,7 +87,7 @@ def test_all_frames_are_transformed_alike() -> None:
 
 
 def test_where_a_clip_begins_says_nothing_of_its_crop(counting: Data) -> None:
-    data = dataclasses.replace(counting, augment=("random_crop",), batch_size=400)
+    data = dataclasses.replace(counting, train_transforms=("random_crop",), batch_size=400)
     batch = next(train_batches(data, 0, 0, sharding(8, 1, 1)))
     image = np.asarray(batch["image"])
     starts, crops = image[:, 0, 4, 4, 1].astype(float), image[:, 0, 4, 4, 2].astype(float)
@@ -105,7 +106,7 @@ def test_shuffled_frames_are_the_same_frames(counting: Data) -> None:
     assert (frames != plain["image"][:, :, 0, 0, 1]).any()
     drawn = [
         tuple(clip[:, 0, 0, 1] - clip[:, 0, 0, 1].min())
-        for clip in source.draw(np.zeros(600, int), 0, np.arange(600))["image"]
+        for clip in source.read_train(np.zeros(600, int), 0, np.arange(600))["image"]
     ]
     assert len(set(drawn)) == 24
     with pytest.raises(UserError, match=r"video\.shuffle=True: mnist holds images"):
@@ -141,17 +142,21 @@ def test_one_view_is_what_evaluation_sees(counting: Data) -> None:
 @pytest.mark.parametrize(
     ("change", "views", "said"),
     [
-        ({}, (4, 2), r"spatial=2: must be 1, .*, or 3"),
-        ({}, (0, 1), r"temporal=0: must be at least 1"),
-        ({"eval_transforms": (), "augment": (), "image_size": None}, (4, 3), r"spatial=3: needs a crop in"),
-        ({"name": "moving_mnist"}, (4, 1), r"temporal=4: moving_mnist has one clip"),
-        ({"name": "mnist"}, (1, 1), r"temporal=1: mnist holds images"),
+        ({}, (4, 2), r"num_crops=2: must be 1, .*, or 3"),
+        ({}, (0, 1), r"num_clips=0: must be at least 1"),
+        (
+            {"eval_transforms": (), "train_transforms": (), "image_size": None},
+            (4, 3),
+            r"num_crops=3: needs a crop in",
+        ),
+        ({"name": "moving_mnist"}, (4, 1), r"num_clips=4: moving_mnist has one clip"),
+        ({"name": "mnist"}, (1, 1), r"num_clips=1: mnist holds images"),
     ],
 )
 def test_views_that_the_data_do_not_have(
     counting: Data, change: dict[str, object], views: tuple[int, int], said: str
 ) -> None:
-    data = dataclasses.replace(counting, **{"image_size": 8, "augment": ("random_crop",), **change})  # type: ignore[arg-type]
+    data = dataclasses.replace(counting, **{"image_size": 8, "train_transforms": ("random_crop",), **change})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=said) as error:
         open_views(data, "test", *views)
     assert "\n" not in str(error.value)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from scaling.data import Data, eval_batches, info, open_source, train_batches, view_batches
+from scaling.data.sources.video_folder import read_clip
 from scaling.data.video import Video
-from scaling.data.video_folder import read_clip
 from scaling.errors import UserError
 from tests.data.test_pipeline import sharding
 
@@ -56,7 +56,7 @@ def data_of(folder: Path, unreadable: Literal["fail", "skip"] = "fail", **video:
         data_dir=str(folder),
         batch_size=8,
         image_size=16,
-        augment=("random_crop", "flip"),
+        train_transforms=("random_crop", "flip"),
         eval_transforms=("center_crop",),
         video=Video(**{"frames": 4, "stride": 2, **video}),  # type: ignore[arg-type]
     )

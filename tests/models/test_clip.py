@@ -15,8 +15,8 @@ from transformers import CLIPConfig, CLIPModel
 from scaling.convert.huggingface import clip as huggingface_clip
 from scaling.errors import UserError
 from scaling.models import clip, layers, table, vit
-from tests.models import parity, running
-from tests.models.running import KEY, jit, largest_error, named, random_params, run
+from tests.support import parity, running
+from tests.support.running import KEY, jit, largest_error, named, random_params, run
 
 Tree = dict[str, Any]
 TEXT: Tree = {

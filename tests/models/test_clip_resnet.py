@@ -16,8 +16,8 @@ from scaling.errors import UserError
 from scaling.models import clip, layers
 from scaling.models.clip_resnet import Bottleneck, ModifiedResNet
 from scaling.models.convolutions import Stage
-from tests.models import parity
-from tests.models.running import KEY, check_bfloat16, jit, largest_error, scalar
+from tests.support import parity
+from tests.support.running import KEY, check_bfloat16, jit, largest_error, scalar
 
 Tree = dict[str, Any]
 SMALL: Tree = {"features": 10, "depth": (1, 1, 3, 1), "width": 128, "heads": 2, "resolution": 64}

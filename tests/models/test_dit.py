@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose
 from scaling import flops, models
 from scaling.errors import UserError
 from scaling.models import dit
-from tests.models import running
-from tests.models.running import KEY, jit, largest_error, named, random_params, run
+from tests.support import running
+from tests.support.running import KEY, jit, largest_error, named, random_params, run
 
 BLOCKS = ("in-context", "cross-attention", "adaln", "adaln-zero")
 SMALL = {"depth": 3, "width": 16, "heads": 2, "num_classes": 10, "patch": 2}

@@ -153,8 +153,8 @@ def test_the_two_forms_of_gelu() -> None:
     x = np.linspace(-4, 4, 33)
     exact = [v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x]
     tanh = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
-    assert_allclose(layers.ACTIVATIONS["gelu"](jnp.asarray(x, jnp.float32)), exact, atol=1e-6)
-    assert_allclose(layers.ACTIVATIONS["gelu_tanh"](jnp.asarray(x, jnp.float32)), tanh, atol=1e-6)
+    assert_allclose(layers.ACTIVATION_FUNCTIONS["gelu"](jnp.asarray(x, jnp.float32)), exact, atol=1e-6)
+    assert_allclose(layers.ACTIVATION_FUNCTIONS["gelu_tanh"](jnp.asarray(x, jnp.float32)), tanh, atol=1e-6)
     assert np.abs(exact - tanh).max() > 1e-4
 
 

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from scaling.convert.diffusers import dit as diffusers_dit
 from scaling.convert.huggingface import vit as huggingface_vit
 from scaling.models import dit, vit
-from tests.models import parity, running
+from tests.support import parity, running
 
 DEPTH, WIDTH, HEADS = 3, 24, 3
 DIFFUSERS: dict[str, Any] = {"frequency_shift": 1, "mlp_epsilon": 1e-5}  # otherwise than the authors' code

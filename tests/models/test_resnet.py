@@ -18,13 +18,13 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 from scaling import flops
 from scaling.convert import rules
 from scaling.convert.huggingface import resnet as huggingface_resnet
-from scaling.engine import sharding, tracing
-from scaling.engine.config import Mesh
 from scaling.errors import UserError
 from scaling.models import resnet
 from scaling.models.convolutions import UNROLLED, Stage
-from tests.models import parity
-from tests.models.running import KEY, check_bfloat16, jit, largest_error, named, scalar
+from scaling.parallel import sharding, tracing
+from scaling.parallel.mesh import Mesh
+from tests.support import parity
+from tests.support.running import KEY, check_bfloat16, jit, largest_error, named, scalar
 
 SMALL: dict[str, Any] = {"depths": (1, 1, 3, 1), "width": 4, "num_classes": 7}
 BASIC = resnet.ResNet(**SMALL, bottleneck=False)
@@ -126,7 +126,9 @@ def evaluated() -> Any:
 
     @jit
     def forward(variables: Any, x: jax.Array) -> Any:
-        out = [BASIC.apply(variables, x, method=method) for method in ("stages", "features", "__call__")]
+        out = [
+            BASIC.apply(variables, x, method=method) for method in ("feature_maps", "features", "__call__")
+        ]
         return *out, BASIC.apply(variables, x, mutable=["batch_stats"])[1]
 
     return theirs, variables, forward
@@ -161,7 +163,7 @@ def test_bfloat16_is_close_and_its_outputs_float32(evaluated: Any) -> None:
 
     def maps_and_logits(variables: Any, x: jax.Array) -> Any:
         half = resnet.ResNet(**SMALL, bottleneck=False, dtype="bfloat16")
-        return half.apply(variables, x, method="stages"), half.apply(variables, x)
+        return half.apply(variables, x, method="feature_maps"), half.apply(variables, x)
 
     out = jax.device_get(jit(maps_and_logits)(variables, images()))
     for value, expected in zip(jax.tree.leaves(out), [*maps, logits], strict=True):
@@ -240,7 +242,7 @@ def test_on_cpus_there_is_no_loop() -> None:
     x = jnp.zeros((8, 7, 6, 5))
     variables = random_variables(stage(), x, train=True)
     forward = functools.partial(stage().apply, train=False)
-    on_cpu = tracing.on(sharding.make_mesh(Mesh(), jax.devices()[:1]), forward)
+    on_cpu = tracing.trace_on_mesh(sharding.make_mesh(Mesh(), jax.devices()[:1]), forward)
     loops = [jax.jit(f).lower(variables, x).as_text().count("while") for f in (forward, on_cpu)]
     assert loops[0] and not loops[1] and not UNROLLED.get()
 
@@ -355,7 +357,7 @@ def test_start_of_the_variables(bottleneck: bool, last: str) -> None:
 def test_maps_of_any_input_size(sides: tuple[int, int]) -> None:
     x, model = jax.ShapeDtypeStruct((2, *sides, 3), jnp.float32), resnet.make("50")
     variables = jax.eval_shape(model.init, KEY, x)
-    maps = jax.eval_shape(functools.partial(model.apply, method="stages"), variables, x)
+    maps = jax.eval_shape(functools.partial(model.apply, method="feature_maps"), variables, x)
     expected = [(2, *(math.ceil(s / 2 ** (2 + i)) for s in sides), 256 * 2**i) for i in range(4)]
     assert [each.shape for each in maps] == expected
 
@@ -380,7 +382,9 @@ def test_a_small_stem_keeps_small_images_whole() -> None:
     model = resnet.make("A")
     variables = jax.eval_shape(functools.partial(model.init, train=False), KEY, **resnet.inputs("A"))
     assert variables["params"]["stem"]["kernel"].shape == (3, 3, 1, 4)
-    maps = jax.eval_shape(functools.partial(model.apply, method="stages"), variables, **resnet.inputs("A"))
+    maps = jax.eval_shape(
+        functools.partial(model.apply, method="feature_maps"), variables, **resnet.inputs("A")
+    )
     assert [m.shape for m in maps] == [(1, 28, 28, 4), (1, 14, 14, 8), (1, 7, 7, 16)]
 
 

@@ -18,8 +18,8 @@ from scaling.convert.huggingface import swin as huggingface_swin
 from scaling.convert.rules import load
 from scaling.errors import UserError
 from scaling.models import swin, table, vit
-from tests.models import parity, running
-from tests.models.running import KEY, jit, largest_error, named, random_params, run
+from tests.support import parity, running
+from tests.support.running import KEY, jit, largest_error, named, random_params, run
 
 # Maps of 7x9 and 4x5: padding of patches, windows and mergings, and shifts in both stages.
 SMALL: dict[str, Any] = dict(patch=2, width=8, depths=(2, 4), heads=(1, 2), window=3, num_classes=7)

@@ -17,8 +17,8 @@ from scaling.convert.huggingface import t5 as huggingface_t5
 from scaling.errors import UserError
 from scaling.models import t5, table
 from scaling.models.text import TextTransformer, end_of_text
-from tests.models import parity, running
-from tests.models.running import KEY, jit, largest_error, named, random_params, run
+from tests.support import parity, running
+from tests.support.running import KEY, jit, largest_error, named, random_params, run
 
 Tree = dict[str, Any]
 SMALL: Tree = {

@@ -14,8 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling.errors import UserError
 from scaling.models import layers, table, timesformer
-from tests.models.running import KEY, block_kernels, random_params
-from tests.models.video import SMALL, a_vit, check_start, features, videos
+from tests.support.running import KEY, block_kernels, random_params
+from tests.support.video import SMALL, a_vit, check_start, features, videos
 
 
 @pytest.mark.parametrize(

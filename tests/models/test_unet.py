@@ -17,8 +17,8 @@ from scaling.models.convolutions import average_pool, upsample
 from scaling.objectives.base import Extras
 from scaling.objectives.diffusion import Diffusion
 from scaling.sampling import Sampling, make_sampler
-from tests.models import running
-from tests.models.running import KEY, jit, largest_error, named, random_params, run
+from tests.support import running
+from tests.support.running import KEY, jit, largest_error, named, random_params, run
 
 RNG = np.random.default_rng(0)
 BASE: dict[str, Any] = {"width": 8, "groups": 4, "num_classes": 10, "epsilon": 1e-3}
@@ -168,7 +168,7 @@ def test_it_trains_under_the_diffusion_objective() -> None:
 def test_its_samples_are_images(kind: str) -> None:
     task = Diffusion(ONE[kind].clone(learn_sigma=kind == "adm"))
     shapes = jax.eval_shape(task.init, KEY, {"image": jnp.zeros((1, 4, 4, 1)), "label": jnp.zeros(1)})
-    sample = make_sampler(Sampling(steps=2, guidance=2.0), task, (4, 4, 1))
+    sample = make_sampler(Sampling(steps=2, guidance_scale=2.0), task, (4, 4, 1))
     labels = jnp.array([0, 1], jnp.int32)
     assert jax.eval_shape(sample, shapes["params"], labels, labels).shape == (2, 4, 4, 1)
 

@@ -11,8 +11,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from scaling.convert import rules
 from scaling.convert.diffusers import unet as diffusers_unet
 from scaling.models import unet, unet_blocks
-from tests.models import parity
 from tests.models.test_unet import BASE, ONE, RNG, batch
+from tests.support import parity
 
 # A stage that keeps its width, one without attention, and one whose blocks need no convolution to skip.
 ADM = unet.UNet(**BASE, multipliers=(1, 2, 1), depth=1, attention=(4, 1), head_width=4)
@@ -78,8 +78,8 @@ def test_a_spatial_transformer_with_a_longer_context_against_diffusers() -> None
 
     model = unet_blocks.SpatialTransformer(heads=2, groups=4)
     names = [
-        rules.Rule(
-            rule.theirs.removeprefix("x."), tuple(p.replace("/y/", "/") for p in rule.ours), rule.shape
+        rules.ConversionRule(
+            rule.name.removeprefix("x."), tuple(p.replace("/y/", "/") for p in rule.paths), rule.shape
         )
         for rule in diffusers_unet._transformer("x", "y", heads=2)
     ]

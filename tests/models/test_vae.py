@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from scaling.convert.diffusers import vae as diffusers_vae
 from scaling.errors import UserError
 from scaling.models import table, vae
-from tests.models import parity, running
-from tests.models.running import KEY, jit, largest_error, named, random_params, scalar
+from tests.support import parity, running
+from tests.support.running import KEY, jit, largest_error, named, random_params, scalar
 
 TINY: dict[str, Any] = {"widths": (4, 8), "blocks": 1, "groups": 2, "latent_channels": 2}
 

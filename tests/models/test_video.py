@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling.errors import UserError
 from scaling.models import timesformer, vivit
-from tests.models import running
-from tests.models.running import KEY, jit, largest_error, random_params, run
-from tests.models.video import SMALL, features, videos
+from tests.support import running
+from tests.support.running import KEY, jit, largest_error, random_params, run
+from tests.support.video import SMALL, features, videos
 
 DIVIDED = timesformer.TimeSformer(**SMALL)
 ENCODER, SELF, DOT = (

@@ -13,8 +13,8 @@ from numpy.testing import assert_allclose
 
 from scaling.errors import UserError
 from scaling.models import table, vilt
-from tests.models import running
-from tests.models.running import KEY, block_kernels, jit, largest_error, named, random_params, run
+from tests.support import running
+from tests.support.running import KEY, block_kernels, jit, largest_error, named, random_params, run
 
 ALL = ("itm", "mlm", "mpp", "vqa", "retrieval")  # but nlvr2, which goes with no other
 SMALL: dict[str, Any] = dict(

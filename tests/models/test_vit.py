@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose
 from scaling import models
 from scaling.errors import UserError
 from scaling.models import layers, vit
-from tests.models import running
-from tests.models.running import KEY, block_kernels, jit, largest_error, named, random_params, run
+from tests.support import running
+from tests.support.running import KEY, block_kernels, jit, largest_error, named, random_params, run
 
 SMALL: dict[str, Any] = {
     "depth": 3,

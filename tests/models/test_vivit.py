@@ -17,10 +17,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scaling.errors import UserError
 from scaling.models import layers, table, video, vivit
-from tests.models import parity
-from tests.models import video as shared
-from tests.models.running import KEY, block_kernels, random_params, run
-from tests.models.video import a_vit, check_closely, check_start, features, videos
+from tests.support import parity
+from tests.support import video as shared
+from tests.support.running import KEY, block_kernels, random_params, run
+from tests.support.video import a_vit, check_closely, check_start, features, videos
 
 JOINT, ENCODER, SELF, DOT = MODELS = (
     "joint",

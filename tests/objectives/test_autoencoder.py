@@ -16,8 +16,8 @@ from scaling.errors import UserError
 from scaling.models import vae
 from scaling.objectives.autoencoder import Autoencoder, psnr
 from scaling.objectives.base import Extras, Loss
-from tests.models.running import jit
-from tests.objectives.checks import KEY, check_eight_devices, check_masked, images
+from tests.support.checks import KEY, check_eight_devices, check_masked, images
+from tests.support.running import jit
 
 SIZE = 16
 

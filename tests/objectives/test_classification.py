@@ -13,7 +13,7 @@ from scaling.models.vilt import ViLT
 from scaling.objectives import classification, make
 from scaling.objectives.base import Extras, Loss
 from scaling.objectives.classification import Classification
-from tests.objectives.checks import KEY, check_eight_devices, images
+from tests.support.checks import KEY, check_eight_devices, images
 
 BOTH = {"mixup": 0.8, "cutmix": 1.0}
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling.engine import config, sharding, tracing
 from scaling.errors import UserError
 from scaling.models import clip, vit
 from scaling.models.clip import Embeddings
 from scaling.objectives.base import Extras
 from scaling.objectives.contrastive import Contrastive, compare, joined, split
-from tests.objectives import checks
-from tests.objectives.toys import Towers
+from scaling.parallel import sharding, tracing
+from scaling.parallel.mesh import Mesh
+from tests.support import checks
+from tests.support.toys import Towers
 
 MODEL, SIGMOID = Towers(), Towers(logit_bias=True)
 
@@ -134,14 +135,14 @@ def test_eight_devices_give_the_loss_and_the_gradient_of_one(form: str, options:
     """The gradient as a vector, to 1e-5 of its length: single entries are differences of far larger ones."""
     of, batch = task(form, **options), pairs(32)
     params = jax.jit(of.init)(jax.random.key(0), batch)["params"]
-    mesh = sharding.make_mesh(config.Mesh())
+    mesh = sharding.make_mesh(Mesh())
     place = sharding.batch_sharding(mesh, 32, "batch_size")
 
     def loss(params: Any, batch: Any) -> jax.Array:
         return of.loss(params, Extras(), batch, checks.KEY, True).value
 
     one, whole = jax.jit(jax.value_and_grad(loss))(params, batch)
-    step = jax.jit(tracing.on(mesh, jax.value_and_grad(loss)))
+    step = jax.jit(tracing.trace_on_mesh(mesh, jax.value_and_grad(loss)))
     eight, split_up = step(
         jax.device_put(params, NamedSharding(mesh, PartitionSpec())), jax.device_put(batch, place)
     )
@@ -190,14 +191,14 @@ def test_no_embedding_is_gathered_into_square_logits() -> None:
     """On eight devices no array of the compiled gradient has the size of all logits of the batch."""
     of, batch = task("softmax", chunk=8), pairs(64)
     params = jax.jit(of.init)(jax.random.key(0), batch)["params"]
-    mesh = sharding.make_mesh(config.Mesh())
+    mesh = sharding.make_mesh(Mesh())
     place = sharding.batch_sharding(mesh, 64, "batch_size")
 
     def loss(params: Any, batch: Any) -> jax.Array:
         return of.loss(params, Extras(), batch, checks.KEY, True).value
 
     placed = jax.device_put(batch, place)
-    step = jax.jit(tracing.on(mesh, jax.grad(loss)))
+    step = jax.jit(tracing.trace_on_mesh(mesh, jax.grad(loss)))
     text = step.lower(params, placed).compile().as_text()
     assert "f32[64,64]" not in text and "f32[8,64]" not in text
     of = task("softmax")  # at once and on one device, they are there

@@ -11,7 +11,7 @@ from scaling.errors import UserError
 from scaling.objectives import make
 from scaling.objectives.base import Extras, Loss
 from scaling.objectives.diffusion import Diffusion
-from tests.objectives.checks import KEY, Denoiser, check_eight_devices, check_masked, images
+from tests.support.checks import KEY, Denoiser, check_eight_devices, check_masked, images
 
 SIZE = 32
 
@@ -102,7 +102,7 @@ def test_labels_are_dropped_to_the_null_row_at_the_rate() -> None:
     assert dropped.mean() == pytest.approx(0.1, abs=0.02)  # four standard errors
     np.testing.assert_array_equal(y[~dropped], np.asarray(batch["label"])[~dropped])
     assert abs(np.corrcoef(dropped, t)[0, 1]) < 0.07  # drawn apart from the times
-    _, (_, _, y) = _asked(task, batch, scalars={"label_dropout": jnp.float32(0.5)})
+    _, (_, _, y) = _asked(task, batch, traced_hparams={"label_dropout": jnp.float32(0.5)})
     assert (y == 5).mean() == pytest.approx(0.5, abs=0.04)
     _, (_, _, y) = _asked(task, batch, train=False)
     assert (y != 5).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling.objectives.masking import corrupted, mean_colours, own_draw, picked, whole_words
-from tests.objectives.checks import KEY
+from tests.support.checks import KEY
 
 
 def words(rows: int, length: int = 24) -> np.ndarray:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.objectives.negatives import draw_others, shared_words
-from tests.objectives.checks import KEY
+from tests.support.checks import KEY
 
 TEXT = np.array([[1, 5], [1, 6], [1, 5], [2, 7], [3, 0]], np.int32)  # 0 and 2 are the same
 REAL = np.ones(5, bool)

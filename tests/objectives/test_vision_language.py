@@ -13,8 +13,8 @@ from scaling.objectives import make
 from scaling.objectives.base import Extras, Loss, scaled
 from scaling.objectives.masking import mean_colours, own_draw, picked
 from scaling.objectives.vision_language import VisionLanguage
-from tests.objectives.checks import KEY, check_eight_devices, check_masked, images
-from tests.objectives.toys import Reader
+from tests.support.checks import KEY, check_eight_devices, check_masked, images
+from tests.support.toys import Reader
 
 MODEL = Reader()
 APPLY = jax.jit(MODEL.apply)
@@ -121,7 +121,7 @@ def test_training_matches_half_of_the_pairs_with_another_caption(
     """By what the model is shown: its loss is that of those pairs and labels."""
     batch, shown = pairs(16), []
     task = VisionLanguage(MODEL, **{**ALL, "mlm": 0.0, "mpp": 0.0, "retrieval": 0.0})
-    original = VisionLanguage._see
+    original = VisionLanguage._bind_model
 
     def spy(self: Any, *args: Any) -> Any:
         inner = original(self, *args)
@@ -132,7 +132,7 @@ def test_training_matches_half_of_the_pairs_with_another_caption(
 
         return record
 
-    monkeypatch.setattr(VisionLanguage, "_see", spy)
+    monkeypatch.setattr(VisionLanguage, "_bind_model", spy)
     found = task.loss(weights, Extras(), batch, KEY, True)
     ((text, mask),) = shown
     own = np.asarray((text == batch["text"]).all(axis=1))

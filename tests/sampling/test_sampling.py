@@ -12,28 +12,28 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scaling.errors import UserError
 from scaling.objectives.diffusion import Diffusion
 from scaling.sampling import Sampling, make_sampler, to_uint8
-from tests.objectives.checks import Denoiser
+from tests.support.checks import Denoiser
 
 SHAPE = (4, 4, 2)
 PATH_OF = {"ddpm": "ddpm-linear", "ddim": "ddpm-linear", "euler": "straight", "heun": "straight"}
 
 
-def _task(integrator: str, **fields: Any) -> tuple[Diffusion, Any]:
-    task = Diffusion(Denoiser(**fields), path=PATH_OF[integrator], prediction="v")  # type: ignore[arg-type]
-    return task, task.init(jax.random.key(0), {"image": jnp.zeros((1, *SHAPE))})["params"]
+def _objective(integrator: str, **fields: Any) -> tuple[Diffusion, Any]:
+    objective = Diffusion(Denoiser(**fields), path=PATH_OF[integrator], prediction="v")  # type: ignore[arg-type]
+    return objective, objective.init(jax.random.key(0), {"image": jnp.zeros((1, *SHAPE))})["params"]
 
 
 def _draw(options: Sampling, indices: Any, labels: Any, **fields: Any) -> np.ndarray:
-    task, params = _task(options.integrator, **fields)
-    sampler = make_sampler(options, task, SHAPE)
+    objective, params = _objective(options.integrator, **fields)
+    sampler = make_sampler(options, objective, SHAPE)
     return np.asarray(sampler(params, jnp.asarray(indices, jnp.int32), jnp.asarray(labels, jnp.int32)))
 
 
 @pytest.mark.parametrize(("integrator", "guidance"), [("ddpm", 2.5), ("heun", 1.0)])
 def test_images_do_not_depend_on_the_batch_or_the_devices(integrator: str, guidance: float) -> None:
-    options = Sampling(integrator, steps=4, guidance=guidance)  # type: ignore[arg-type]
-    task, params = _task(integrator)
-    sampler = jax.jit(make_sampler(options, task, SHAPE))
+    options = Sampling(integrator, steps=4, guidance_scale=guidance)  # type: ignore[arg-type]
+    objective, params = _objective(integrator)
+    sampler = jax.jit(make_sampler(options, objective, SHAPE))
     indices, labels = jnp.arange(8, dtype=jnp.int32), jnp.arange(8, dtype=jnp.int32) % 3
     whole = sampler(params, indices, labels)
     assert whole.shape == (8, *SHAPE) and whole.dtype == jnp.float32
@@ -82,11 +82,11 @@ class Optimal(nn.Module):
 )
 def test_more_steps_refine_the_same_sample(integrator: str, path: str) -> None:
     """A seed has one first noise, whatever the steps, the integrator or the guidance."""
-    task = Diffusion(Optimal(path), path=path, prediction="v")  # type: ignore[arg-type]
+    objective = Diffusion(Optimal(path), path=path, prediction="v")  # type: ignore[arg-type]
 
     def drawn(steps: int, **options: Any) -> np.ndarray:
         chosen = Sampling(**{"integrator": integrator, "steps": steps, **options})
-        sampler = make_sampler(chosen, task, (4, 4, 1))
+        sampler = make_sampler(chosen, objective, (4, 4, 1))
         return np.asarray(sampler({}, jnp.arange(50, dtype=jnp.int32), jnp.zeros(50, jnp.int32))).ravel()
 
     few, more, many = drawn(8), drawn(9), drawn(50)
@@ -101,8 +101,8 @@ def test_more_steps_refine_the_same_sample(integrator: str, path: str) -> None:
     ("integrator", "steps"), [("ddpm", 400), ("ddim", 200), ("euler", 200), ("heun", 20)]
 )
 def test_gaussian_data_are_recovered(integrator: str, steps: int) -> None:
-    task = Diffusion(Optimal(PATH_OF[integrator]), path=PATH_OF[integrator], prediction="v")  # type: ignore[arg-type]
-    sampler = jax.jit(make_sampler(Sampling(integrator, steps=steps), task, (8, 8, 1)))  # type: ignore[arg-type]
+    objective = Diffusion(Optimal(PATH_OF[integrator]), path=PATH_OF[integrator], prediction="v")  # type: ignore[arg-type]
+    sampler = jax.jit(make_sampler(Sampling(integrator, steps=steps), objective, (8, 8, 1)))  # type: ignore[arg-type]
     found = np.asarray(sampler({}, jnp.arange(200, dtype=jnp.int32), jnp.zeros((200,), jnp.int32)))
     # One standard error is 0.0045 of the mean and 0.0031 of the deviation.
     assert found.mean() == pytest.approx(0.3, abs=0.015)
@@ -142,7 +142,7 @@ class Fixed(nn.Module):
 @pytest.mark.parametrize("channels", [None, 2])
 def test_guidance_is_its_formula(channels: int | None) -> None:
     """Guiding labels is what a model does that returns null + s (label - null), and the label's variance."""
-    options = Sampling("ddpm", steps=5, guidance=4.0, guidance_channels=channels)
+    options = Sampling("ddpm", steps=5, guidance_scale=4.0, guidance_channels=channels)
     guide = make_sampler(options, Diffusion(Ruled()), (4, 4, 3))
     label, null = np.array([0.2, 0.4, 0.6]), np.array([-1.0, -2.0, -3.0])
     expected = null + 4.0 * (label - null)
@@ -156,10 +156,10 @@ def test_guidance_is_its_formula(channels: int | None) -> None:
 
 
 def test_guidance_of_one_is_none_and_runs_no_second_half() -> None:
-    task, params = _task("euler")
+    objective, params = _objective("euler")
     args = params, jnp.arange(2, dtype=jnp.int32), jnp.array([0, 2], jnp.int32)
-    plain = make_sampler(Sampling("euler", steps=3), task, SHAPE)
-    nearly = make_sampler(Sampling("euler", steps=3, guidance=1.0 + 1e-6), task, SHAPE)
+    plain = make_sampler(Sampling("euler", steps=3), objective, SHAPE)
+    nearly = make_sampler(Sampling("euler", steps=3, guidance_scale=1.0 + 1e-6), objective, SHAPE)
     np.testing.assert_allclose(plain(*args), nearly(*args), atol=1e-4)
     assert "f32[4,4,4,2]" in str(jax.make_jaxpr(nearly)(*args))
     assert "f32[4,4,4,2]" not in str(jax.make_jaxpr(plain)(*args))
@@ -168,7 +168,7 @@ def test_guidance_of_one_is_none_and_runs_no_second_half() -> None:
 def test_clip_holds_the_data_and_the_default_does_not() -> None:
     wild = Diffusion(Fixed((5.0, -5.0), 0.0))
     args = {}, jnp.arange(2, dtype=jnp.int32), jnp.zeros((2,), jnp.int32)
-    clipped = make_sampler(Sampling("ddim", steps=5, clip=True), wild, SHAPE)(*args)
+    clipped = make_sampler(Sampling("ddim", steps=5, clip_denoised=True), wild, SHAPE)(*args)
     assert jnp.abs(clipped).max() <= 1.0 + 1e-5
     assert jnp.abs(make_sampler(Sampling("ddim", steps=5), wild, SHAPE)(*args)).max() > 2.0
 
@@ -177,10 +177,10 @@ def test_clip_holds_the_data_and_the_default_does_not() -> None:
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("integrator", ["euler", "heun"])
 def test_no_end_of_the_straight_path_is_singular(prediction: str, clip: bool, integrator: str) -> None:
-    task = Diffusion(Denoiser(), path="straight", prediction=prediction)  # type: ignore[arg-type]
-    params = task.init(jax.random.key(0), {"image": jnp.zeros((1, *SHAPE))})["params"]
-    options = Sampling(integrator, steps=4, clip=clip)  # type: ignore[arg-type]
-    images = make_sampler(options, task, SHAPE)(params, jnp.arange(2), jnp.zeros((2,), jnp.int32))
+    objective = Diffusion(Denoiser(), path="straight", prediction=prediction)  # type: ignore[arg-type]
+    params = objective.init(jax.random.key(0), {"image": jnp.zeros((1, *SHAPE))})["params"]
+    options = Sampling(integrator, steps=4, clip_denoised=clip)  # type: ignore[arg-type]
+    images = make_sampler(options, objective, SHAPE)(params, jnp.arange(2), jnp.zeros((2,), jnp.int32))
     assert jnp.isfinite(images).all()
     assert not clip or jnp.abs(images).max() < 1.0 + 1e-5
 
@@ -201,7 +201,7 @@ def test_bfloat16_models_sample_in_float32() -> None:
         ({"steps": 1}, "ddpm-linear", r"^steps=1: .*2 to 1000"),
         ({"steps": 1001}, "ddpm-linear", r"^steps=1001: .*2 to 1000"),
         ({"steps": 0, "integrator": "euler"}, "straight", r"^steps=0: "),
-        ({"guidance": -1.0}, "ddpm-linear", r"^guidance=-1.0: "),
+        ({"guidance_scale": -1.0}, "ddpm-linear", r"^guidance_scale=-1.0: "),
         ({"guidance_channels": 0}, "ddpm-linear", r"^guidance_channels=0: "),
         ({"guidance_channels": 3}, "ddpm-linear", r"^guidance_channels=3: images have 2 channels"),
         ({"integrator": "rk4"}, "ddpm-linear", r"^integrator='rk4': must be one of ddpm, ddim, euler, heun$"),
@@ -213,8 +213,8 @@ def test_options_that_do_not_fit_are_named(options: dict[str, Any], path: str, m
 
 
 def test_guidance_needs_a_trained_null_label() -> None:
-    with pytest.raises(UserError, match=r"^guidance=2.0: .*label_dropout=0"):
-        make_sampler(Sampling(guidance=2.0), Diffusion(Denoiser(), label_dropout=0.0), SHAPE)
+    with pytest.raises(UserError, match=r"^guidance_scale=2.0: .*label_dropout=0"):
+        make_sampler(Sampling(guidance_scale=2.0), Diffusion(Denoiser(), label_dropout=0.0), SHAPE)
 
 
 def test_uint8_truncates_and_inverts_the_scaling() -> None:

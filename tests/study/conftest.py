@@ -1,4 +1,4 @@
-"""Study folders written as the engine writes them, with made-up but plausible numbers."""
+"""Study folders written as training writes them, with made-up but plausible numbers."""
 
 import json
 import socket

@@ -16,19 +16,19 @@ import pytest
 from scaling.errors import UserError
 from scaling.study import launch, workers
 
-TRAINER = (sys.executable, str(Path(__file__).with_name("fake_trainer.py")))
+TRAINER = (sys.executable, str(Path(__file__).parents[1] / "support/fake_trainer.py"))
 WRITE_REPORT = launch.write_report
 BASE: dict[str, Any] = {
     "model": {"variant": "F/7"},
     "train": {"seed": 0, "duration": "4 steps"},
     "mesh": {"data": -1},
-    "evaluate": {},
+    "evaluators": {},
 }
-CLASSIFIED = {**BASE, "evaluate": {"fd": {"classifier": "runs/c", "classifier_config": "configs/c.py"}}}
+CLASSIFIED = {**BASE, "evaluators": {"fd": {"classifier": "runs/c", "classifier_config": "configs/c.py"}}}
 
 
 def load_dict(source: str, overrides: Mapping[str, Any], base: Mapping[str, Any] = BASE) -> dict[str, Any]:
-    """The engine's contract: the whole config, or a UserError that names the key."""
+    """What reading a config promises: the whole config, or a UserError that names the key."""
     config = json.loads(json.dumps(base))
     for key, value in overrides.items():
         *sections, name = key.split(".")
@@ -143,7 +143,7 @@ def test_feature_classifiers_come_first_and_once(
     assert classifier["pairs"] == {}
     for seed in (0, 1, 2):
         (run,) = starts(root, f"runs/seed={seed}")
-        assert run["pairs"]["evaluate.fd.classifier"] == str(root / "features/fd")
+        assert run["pairs"]["evaluators.fd.classifier"] == str(root / "features/fd")
         assert run["time"] > classifier["time"]
 
 
@@ -154,24 +154,24 @@ def test_families_run_from_their_own_configs(
 
     def load(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         fd = {"fd": {"classifier": "runs/c", "classifier_config": f"configs/of_{source}"}}
-        base = {**BASE, "model": {"family": "", "variant": ""}, "evaluate": {} if source == "a.py" else fd}
+        base = {**BASE, "model": {"name": "", "variant": ""}, "evaluators": {} if source == "a.py" else fd}
         return load_dict(source, overrides, base)
 
     monkeypatch.setattr(launch, "load_config", load)
-    file = study([], sweep="product({'model.family': ['a', 'b', 'c']})")
+    file = study([], sweep="product({'model.name': ['a', 'b', 'c']})")
     text = file.read_text()
     file.write_text(text.replace("config='c.py'", "config={f: f'{f}.py' for f in 'abc'}"))
     root = tmp_path / "w"
     assert launch.sweep(file, root) == 0
-    (a,), (b,), (c,) = (starts(root, f"runs/family={family}") for family in "abc")
+    (a,), (b,), (c,) = (starts(root, f"runs/name={family}") for family in "abc")
     assert [run["config"] for run in (a, b, c)] == ["a.py", "b.py", "c.py"]
-    assert a["pairs"].keys() == {"model.family"}
-    folders = [run["pairs"]["evaluate.fd.classifier"] for run in (b, c)]
+    assert a["pairs"].keys() == {"model.name"}
+    folders = [run["pairs"]["evaluators.fd.classifier"] for run in (b, c)]
     assert folders == [str(root / "features/fd"), str(root / "features/fd_1")]
     assert starts(root, "features/fd_1")[0]["config"] == "configs/of_c.py"
     described = json.loads((root / "study.json").read_text())
     assert described["config"] == "a.py, b.py, c.py" and "b.py.train.seed" in described["base"]
-    assert launch.sweep(file, root) == 0 and len(starts(root, "runs/family=a")) == 1
+    assert launch.sweep(file, root) == 0 and len(starts(root, "runs/name=a")) == 1
     file.write_text(text.replace("config='c.py'", "config={f: f'{f}2.py' for f in 'abc'}"))
     with pytest.raises(UserError, match=r"holds another study"):
         launch.sweep(file, root)
@@ -182,9 +182,9 @@ def test_a_given_classifier_is_used(
 ) -> None:
     monkeypatch.setattr(launch, "load_config", lambda s, o: load_dict(s, o, CLASSIFIED))
     root = tmp_path / "w"
-    assert launch.sweep(study([0]), root, extra_overrides=["evaluate.fd.classifier=mine"]) == 0
+    assert launch.sweep(study([0]), root, extra_overrides=["evaluators.fd.classifier=mine"]) == 0
     assert not (root / "features").exists()
-    assert starts(root, "runs/seed=0")[0]["pairs"]["evaluate.fd.classifier"] == "mine"
+    assert starts(root, "runs/seed=0")[0]["pairs"]["evaluators.fd.classifier"] == "mine"
 
 
 def test_bad_overrides_stop_everything_before_it_starts(study: Callable[..., Path], tmp_path: Path) -> None:
@@ -231,6 +231,46 @@ def test_a_run_of_other_overrides_is_not_passed_off(study: Callable[..., Path], 
     config.write_text(config.read_text().replace('"seed": 0', '"seed": 7'))
     with pytest.raises(UserError, match=r"was run with train\.seed=7, not 0"):
         launch.sweep(study([0]), root)
+
+
+OLDER: dict[str, Any] = {
+    "model": {"family": "vit", "variant": "F/7"},
+    "train": {"seed": 0, "start": None, "betas": [0.9, 0.99]},
+}
+CURRENT: dict[str, Any] = {
+    "model": {"name": "vit", "variant": "F/7"},
+    "train": {"seed": 0, "init_from": None, "betas": (0.9, 0.99)},
+    "evaluators": {},
+}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_older_study_is_read_in_todays_words(
+    study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    """Its base and its runs have the keys' former names, and lists where Python has tuples."""
+
+    def load(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        config = load_dict(source, overrides, CURRENT)
+        return {**config, "train": {**config["train"], "betas": (0.9, 0.99)}}
+
+    monkeypatch.setattr(launch, "load_config", load)
+    file, root = study([], sweep="product({'model.name': ['vit', 'swin']})"), tmp_path / "w"
+    if several:
+        text = file.read_text().replace("config='c.py'", "config={'vit': 'c.py', 'swin': 'd.py'}")
+        file.write_text(text)
+    assert launch.sweep(file, root) == 0
+    run, described = root / "runs/name=vit/config.json", json.loads((root / "study.json").read_text())
+    base = {f"{section}.{key}": value for section, keys in OLDER.items() for key, value in keys.items()}
+    sources = ("c.py.", "d.py.") if several else ("",)
+    described["base"] = {f"{source}{key}": value for source in sources for key, value in base.items()}
+    (root / "study.json").write_text(json.dumps(described))
+    run.write_text(json.dumps({"config": OLDER}))
+    assert launch.sweep(file, root) == 0
+    assert len(starts(root, "runs/name=vit")) == 1  # kept
+    run.write_text(json.dumps({"config": {**OLDER, "model": {"family": "dit"}}}))
+    with pytest.raises(UserError, match=r"was run with model\.name='dit', not 'vit'"):
+        launch.sweep(file, root)
 
 
 def test_unwritable_folder(study: Callable[..., Path], tmp_path: Path) -> None:

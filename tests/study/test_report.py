@@ -1,4 +1,4 @@
-"""Charts and the report: there, whole, self-contained, and honest about what is missing."""
+"""The report: complete, self-contained, and honest about what is missing."""
 
 import json
 import re
@@ -6,15 +6,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.image
+import numpy as np
 import pytest
+from PIL import Image
 
 from scaling.errors import UserError
-from scaling.study import charts, laws, results
-from scaling.study.hover import hover_charts
+from scaling.study import laws, results
+from scaling.study.plot_data import per_doubling, slices, view
 from scaling.study.report import report, summary_table
+from scaling.study.samples import gallery
 from scaling.study.summary import answers
-from scaling.study.view import per_doubling, slices, view
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,11 @@ def test_files(study: Path) -> None:
     assert (study / "results.csv").is_file()
     assert json.loads((study / "laws.json").read_text())["gmacs"]["identified"]
     for name in ("metric_gmacs", "metric_compute", "slices", "samples"):
-        pixels = matplotlib.image.imread(study / f"charts/{name}.png")
+        pixels = np.asarray(Image.open(study / f"charts/{name}.png").convert("RGB"))
         assert min(pixels.shape[:2]) > 300
-        assert pixels[..., :3].std() > 0.02  # something is drawn
-        assert (study / f"charts/{name}.svg").read_text().startswith("<?xml")
+        assert pixels.std() > 5  # something is drawn
+        if name != "samples":
+            assert (study / f"charts/{name}.svg").read_text().startswith("<svg")
 
 
 def test_page_is_one_file_that_needs_no_network(study: Path) -> None:
@@ -64,9 +66,12 @@ def test_page_begins_with_the_answer(study: Path) -> None:
     assert "scaling sweep experiments/mnist_dit --workdir W" in page
 
 
-def test_hover_charts_hold_every_configuration(study: Path) -> None:
-    specs = specifications((study / "report.html").read_text())
-    assert set(specs) == {"metric_gmacs", "metric_compute", "slice_patch", "slice_depth", "slice_width"}
+def test_charts_of_the_page_hold_every_configuration(study: Path) -> None:
+    page = (study / "report.html").read_text()
+    specs = specifications(page)
+    assert list(specs) == ["metric_gmacs", "metric_compute", "slices"]
+    for name in specs:
+        assert page.count(f'<div class="chart" id="{name}"></div>') == 1
     for name, rows in (("metric_gmacs", 12), ("metric_compute", 48)):
         layer = specs[name]["layer"][-1]
         assert len(layer["data"]["values"]) == rows
@@ -74,16 +79,16 @@ def test_hover_charts_hold_every_configuration(study: Path) -> None:
 
 
 def test_slices_vary_one_thing(study: Path) -> None:
-    shown = view(results.read(study))
-    found = slices(shown)
-    assert {name: len(lines) for name, lines in found.items()} == {"patch": 4, "depth": 3, "width": 6}
-    assert [line["at"].tolist() for line in found["depth"]] == [[2, 4]] * 3
-    total, least, most = per_doubling(found["patch"])
+    plot = view(results.read(study))
+    lines = slices(plot)
+    assert {name: len(group) for name, group in lines.items()} == {"patch": 4, "depth": 3, "width": 6}
+    assert [line["at"].tolist() for line in lines["depth"]] == [[2, 4]] * 3
+    total, least, most = per_doubling(lines["patch"])
     assert -0.5 < most <= total <= least < 0
 
 
 def test_sample_grids_go_by_gmacs_one_a_configuration(study: Path) -> None:
-    captions = [caption for caption, _ in charts.gallery(results.read(study))]
+    captions = [caption for caption, _ in gallery(results.read(study))]
     assert len(captions) == 12
     assert captions[0].startswith("A/14")
     assert captions[-1].startswith("N/4")
@@ -134,23 +139,11 @@ def test_few_runs_and_none(make_study: Callable[..., Path], tmp_path: Path) -> N
     assert "missing" in summary_table(root)
 
 
-def test_an_accuracy_is_drawn_as_an_error(make_study: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_accuracy_is_answered_as_an_error(make_study: Callable[..., Path], tmp_path: Path) -> None:
     folder = results.read(make_study(tmp_path, metric="val_top1", law=(0.02, 0.004, 0.5)))
-    fitted, shown = laws.fit_laws(folder), view(folder)
-    assert answers(folder, fitted, shown)[0].startswith("1 - val_top1 falls with gmacs")
-    assert "N/4: val_top1 0.9" in " ".join(answers(folder, fitted, shown))
-    figure = charts.figures(folder, fitted)["metric_gmacs"]
-    assert figure.axes[0].get_ylabel() == "1 - val_top1 (lower is better)"
-
-
-def test_models_without_depth_width_or_patch(make_study: Callable[..., Path], tmp_path: Path) -> None:
-    root = make_study(tmp_path)
-    for file in root.glob("runs/*/config.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "model": {}}))
-    folder = results.read(root)
-    fitted = laws.fit_laws(folder)
-    assert set(charts.figures(folder, fitted)) == {"metric_gmacs", "metric_compute"}
-    assert set(hover_charts(view(folder), fitted)) == {"metric_gmacs", "metric_compute"}
+    fitted, plot = laws.fit_laws(folder), view(folder)
+    assert answers(folder, fitted, plot)[0].startswith("1 - val_top1 falls with gmacs")
+    assert "N/4: val_top1 0.9" in " ".join(answers(folder, fitted, plot))
 
 
 def test_families_have_a_marker_each_and_sizes_a_colour(
@@ -169,16 +162,19 @@ def test_families_have_a_marker_each_and_sizes_a_colour(
         file.write_text(json.dumps(written))
         size = overrides["model.variant"][0]
         variant = f"{size}/14" if family == "vit" else size
-        described["runs"][name] = {"model.family": family, "model.variant": variant, "train.seed": 0}
+        described["runs"][name] = {"model.name": family, "model.variant": variant, "train.seed": 0}
     (root / "study.json").write_text(json.dumps(described))
     page = report(root).read_text()
     folder = results.read(root)
-    shown = view(folder)
-    assert set(shown.last["point"]) == {"vit A/14", "vit F/14", "swin A", "swin F", "resnet A", "resnet F"}
-    assert list(shown.markers) == ["vit", "swin", "resnet"] and list(shown.colours) == ["A", "F"]
-    assert len({marker for marker, _ in shown.markers.values()}) == 3
-    for family in shown.markers:
-        assert f"</svg>{family}</span>" in page
+    plot = view(folder)
+    assert set(plot.last["point"]) == {"vit A/14", "vit F/14", "swin A", "swin F", "resnet A", "resnet F"}
+    assert list(plot.markers) == ["vit", "swin", "resnet"] and list(plot.colours) == ["A", "F"]
+    assert len(set(plot.markers.values())) == 3
+    points = specifications(page)["metric_gmacs"]["layer"][-1]
+    assert points["encoding"]["shape"]["scale"]["domain"] == ["vit", "swin", "resnet"]
+    assert {(row["point"].split()[0], row["mark"]) for row in points["data"]["values"]} == {
+        (family, family) for family in plot.markers
+    }
     rows = summary_table(root).splitlines()[1:7]
     assert [row.split()[2:4] for row in rows if row.startswith("swin A")] == [["16", "7"]]
 
@@ -188,27 +184,6 @@ def test_a_metric_that_nobody_measured(make_study: Callable[..., Path], tmp_path
     study = json.loads((root / "study.json").read_text())
     (root / "study.json").write_text(json.dumps({**study, "metric": "unheard_of"}))
     assert "No run has been evaluated for unheard_of yet" in report(root).read_text()
-
-
-def test_unidentified_laws_are_drawn_dashed(make_study: Callable[..., Path], tmp_path: Path) -> None:
-    folder = results.read(make_study(tmp_path, law=(100.0, 1e-6, 0.45), noise=0.1))
-    fitted = laws.fit_laws(folder)
-    assert not fitted["gmacs"]["identified"]
-    figure = charts.figures(folder, fitted)["metric_gmacs"]
-    styles = [line.get_linestyle() for line in figure.axes[0].get_lines() if line.get_color() == charts.LAW]
-    assert styles == ["--"]
-    assert any("not identified" in text.get_text() for text in figure.axes[0].texts)
-
-
-def test_a_band_without_end_leaves_the_points_readable(
-    make_study: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = results.read(make_study(tmp_path))
-    fitted, points = laws.fit_laws(folder), view(folder).last
-    curve = fitted["gmacs"]["curve"]
-    curve["high"], curve["low"] = ([edge] * len(curve["x"]) for edge in (1e6, 1e-6))
-    bottom, top = charts.figures(folder, fitted)["metric_gmacs"].axes[0].get_ylim()
-    assert points.low.min() / 4 < bottom and top < 4 * points.high.max()
 
 
 def test_no_study(tmp_path: Path) -> None:

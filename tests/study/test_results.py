@@ -1,6 +1,7 @@
 """A study folder as a table."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,12 @@ import pandas as pd
 import pytest
 
 from scaling.errors import UserError
-from scaling.study import results
+from scaling.study import laws, results
+from scaling.study.plot_data import view
+from scaling.study.report import summary_table
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(file.parent for file in (ROOT / "experiments").glob("*/results.csv"))
 
 FIRST = ["run", "step", "model.variant", "train.seed", "depth", "width", "heads", "patch"]
 COLUMNS = [*FIRST, "params", "gmacs", "tokens", "train_flops", "fd_mnist", "fd_mnist_floor"]
@@ -79,13 +85,13 @@ def test_runs_tell_how_they_are(make_study: Callable[..., Path], tmp_path: Path)
         file.unlink()
     (root / "runs/variant=F-7_seed=0/log.txt").write_text("$ scaling train\nerror: no data\n\n")
     (root / "runs/variant=F-4_seed=0").rename(root / "gone")
-    found = {run.name.split("_")[0][8:]: (run.status, run.reason) for run in results.read(root).runs}
-    assert found["A-14"] == ("failed", "loss is NaN")
-    assert found["A-7"] == ("running", None)
-    assert found["A-4"] == ("broken", "ended without a word at step 400")
-    assert found["F-14"][0] == "broken"
-    assert found["F-7"] == ("failed", "no data")
-    assert found["F-4"] == ("missing", None)
+    statuses = {run.name.split("_")[0][8:]: (run.status, run.reason) for run in results.read(root).runs}
+    assert statuses["A-14"] == ("failed", "loss is NaN")
+    assert statuses["A-7"] == ("running", None)
+    assert statuses["A-4"] == ("broken", "ended without a word at step 400")
+    assert statuses["F-14"][0] == "broken"
+    assert statuses["F-7"] == ("failed", "no data")
+    assert statuses["F-4"] == ("missing", None)
 
 
 def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
@@ -96,15 +102,107 @@ def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
         results.load(tmp_path)
 
 
+# --- results that ship with their study file -----------------------------------------------------
+
+
+def ship(root: Path, folder: Path, sweep: str, keys: dict[str, str] | None = None) -> Path:
+    """Copies a study folder's table beside a study file, its columns under the names of `keys`."""
+    folder.mkdir()
+    results.read(root).table.rename(columns=keys or {}).to_csv(folder / "results.csv", index=False)
+    (folder / "study.py").write_text(
+        "from scaling.study.sweep import Study, product\n"
+        f"STUDY = Study(name='shipped', config='c.py', sweep={sweep}, metric='fd_mnist', title='T')\n"
+    )
+    return folder
+
+
+def test_a_study_file_stands_in_for_study_json(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_study(tmp_path / "w", sizes="AF")
+    sweep = "product({'model.variant': [f'{s}/{p}' for s in 'AF' for p in (14, 7, 4)], 'train.seed': [0]})"
+    folder = results.read(ship(root, tmp_path / "shipped", sweep))
+    described = {key: folder.study[key] for key in ("name", "title", "metric", "lower_is_better", "config")}
+    assert described == {
+        "name": "shipped", "title": "T", "metric": "fd_mnist", "lower_is_better": True, "config": "c.py",
+    }  # fmt: skip
+    stored = json.loads((root / "study.json").read_text())
+    assert stored.keys() == folder.study.keys() and folder.study["runs"] == stored["runs"]
+    assert folder.done() == results.read(root).done()
+    pd.testing.assert_frame_equal(folder.table, results.read(root).table, check_dtype=False)
+
+
+def test_a_shipped_table_may_have_more_runs_and_other_names(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two seeds where the sweep has one, runs that bear other names there, and one that it lacks."""
+    root = make_study(tmp_path / "w", seeds=(0, 1), sizes="A")
+    sweep = "product({'train.seed': [0], 'model.variant': ['A/14', 'A/7', 'A/4', 'F/4']})"
+    shipped = ship(root, tmp_path / "shipped", sweep)
+    table = pd.read_csv(shipped / "results.csv").assign(run=lambda t: "other_" + t.run)
+    table.to_csv(shipped / "results.csv", index=False)
+    folder = results.read(shipped)
+    assert len(folder.done()) == 6 and all(name.startswith("other_variant=A-") for name in folder.done())
+    assert [(run.name, run.status) for run in folder.runs if run.status != "done"] == [
+        ("variant=F-4_seed=0", "missing")
+    ]
+    assert {run.label for run in folder.runs} == {"A/14", "A/7", "A/4", "F/4"}
+    assert set(view(folder).last["seeds"]) == {2}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_experiment_reads(path: Path) -> None:
+    folder = results.read(path)
+    assert {run.status for run in folder.runs} == {"done"} and len(folder.runs) >= 9
+    assert folder.study["metric"] in folder.table
+    last = view(folder).last
+    assert len(last) >= 9 and laws.spearman(laws.points(folder, laws.objective(folder)[0], "gmacs"))
+    before = {file.name for file in path.iterdir()}
+    assert len(summary_table(path).splitlines()) >= len(last)
+    assert {file.name for file in path.iterdir()} == before  # nothing is written there
+
+
+# --- older names ---------------------------------------------------------------------------------
+
+
+def test_older_keys_are_read_in_todays_words(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_study(tmp_path / "w", sizes="A")
+    study = json.loads((root / "study.json").read_text())
+    study["runs"] = {name: {"model.family": "vit", **overrides} for name, overrides in study["runs"].items()}
+    study["runs"]["seed=5"] = {"train.seed": 5}
+    (root / "study.json").write_text(json.dumps(study))
+    shutil.copytree(root / "runs/variant=A-7_seed=0", root / "runs/seed=5")
+    file = root / "runs/seed=5/config.json"
+    described = json.loads(file.read_text())
+    described["config"]["model"] = {"family": "swin", "variant": "T"}
+    file.write_text(json.dumps(described))
+    table = results.load(root)
+    assert "model.family" not in table and set(table["model.name"]) == {"vit", "swin"}
+    assert set(table[table.run == "seed=5"]["model.name"]) == {"swin"}
+    assert results.read(root).runs[0].label == "vit A/14"
+    shipped = ship(root, tmp_path / "s", "[{'model.name': 'vit'}]", {"model.name": "model.family"})
+    assert "model.family" in pd.read_csv(shipped / "results.csv")
+    assert set(results.load(shipped)["model.name"]) == {"vit", "swin"}
+
+
+def test_labels_have_the_model_and_variant_bare() -> None:
+    overrides = {"model.name": "vit", "model.variant": "A/7", "model.depth": 4, "train.seed": 1}
+    assert results.point_label(overrides) == "vit A/7 depth=4"
+    assert results.point_label({"evaluators.fd.name": "x"}) == "name=x"
+    assert results.point_label({"train.seed": 1}) == "base"
+
+
 def test_the_room_imports_no_jax(make_study: Callable[..., Path], tmp_path: Path) -> None:
     """Not even to make a report: a colleague's laptop need not have it."""
     make_study(tmp_path, sizes="A")
     code = (
         "import sys, pkgutil, importlib, scaling.study\n"
-        "for m in pkgutil.iter_modules(scaling.study.__path__):\n"
-        "    importlib.import_module('scaling.study.' + m.name)\n"
-        "from scaling.study.results import load\n"
-        f"assert len(load({str(tmp_path)!r})) == 12\n"
-        "assert not {'jax', 'flax', 'optax', 'orbax', 'tensorflow'} & set(sys.modules)\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'tensorflow', 'matplotlib'}\n"
+        "names = [m.name for m in pkgutil.iter_modules(scaling.study.__path__)]\n"
+        "assert {'charts', 'launch', 'report', 'results', 'sweep', 'workers'} <= set(names)\n"
+        "for name in names:\n"
+        "    importlib.import_module('scaling.study.' + name)\n"
+        "    assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))\n"
+        "from scaling.study.report import report\n"
+        f"report({str(tmp_path)!r})\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -75,11 +75,11 @@ def test_long_names_are_cut_and_differ() -> None:
         ({"sweep": [{"a.x": 1}, {"a.x": 1}]}, "comes twice"),
         (
             {"config": {"vit": "v.py"}},
-            "model.family=None: must in every run be one of vit, which have a config",
+            "model.name=None: must in every run be one of vit, which have a config",
         ),
         (
-            {"config": {"vit": "v.py"}, "sweep": [{"model.family": "dit"}]},
-            "model.family='dit': must in every run",
+            {"config": {"vit": "v.py"}, "sweep": [{"model.name": "dit"}]},
+            "model.name='dit': must in every run",
         ),
     ],
 )
@@ -91,10 +91,10 @@ def test_bad_studies(field: dict[str, Any], message: str) -> None:
 
 
 def test_each_family_may_have_a_config_of_its_own() -> None:
-    runs = product({"model.family": ["vit", "swin"], "train.seed": [0, 1]})
+    runs = product({"model.name": ["vit", "swin"], "train.seed": [0, 1]})
     study = Study("s", {"vit": "v.py", "swin": "s.py:T"}, runs, "top1")
     assert [study.config_of(run) for run in study.sweep] == ["v.py", "v.py", "s.py:T", "s.py:T"]
-    assert list(study.runs())[2] == "family=swin_seed=0"
+    assert list(study.runs())[2] == "name=swin_seed=0"
     assert Study("s", "c.py", runs, "top1").config_of(runs[2]) == "c.py"
 
 
@@ -117,18 +117,21 @@ def test_bad_study_files(tmp_path: Path, code: str | None, message: str) -> None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "metric", "lower"),
-    [
-        ("mnist_dit", "fd_mnist", True),
-        ("mnist_vit", "val_top1", False),
-        ("mnist_classifiers", "val_top1", False),
-    ],
-)
-def test_the_projects_studies(name: str, metric: str, lower: bool) -> None:
+STUDIES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/study.py"))
+METRICS = {  # of each study that ships; those of LOWER are better where they are lower
+    "clip": "val_i2t_r1", "imagenet_classifiers": "val_top1", "kinetics_vivit": "val_top1",
+    "mnist_classifiers": "val_top1", "mnist_dit": "fd_mnist", "mnist_vit": "val_top1",
+    "moving_mnist": "val_motion", "openmoji_clip": "val_i2t_r1", "openmoji_vilt": "val_itm_accuracy",
+    "vilt": "val_itm_accuracy",
+}  # fmt: skip
+LOWER = {"fd_mnist"}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_projects_studies(name: str) -> None:
     study = load(ROOT / "experiments" / name)
     assert load(ROOT / "experiments" / name / "study.py") == study
-    assert (study.name, study.metric, study.lower_is_better) == (name, metric, lower)
+    assert (study.name, study.metric, study.lower_is_better) == (name, METRICS[name], METRICS[name] in LOWER)
     for overrides in study.sweep:
         assert (ROOT / study.config_of(overrides).partition(":")[0]).parent.name == "configs"
     assert len(study.runs()) >= 9

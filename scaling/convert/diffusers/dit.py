@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, layouts, rules
-from scaling.convert.rules import Rule, Rules
+from scaling.convert.rules import ConversionRule, Rules
 from scaling.errors import UserError
 from scaling.models.dit import DiT
 
-BLOCK = layouts.BlockNames(
+BLOCK_NAMES = layouts.BlockNames(
     qkv=("attn1.to_q", "attn1.to_k", "attn1.to_v"),
     out="attn1.to_out.0",
     up="ff.net.0.proj",
@@ -34,28 +34,29 @@ FIELDS = foreign.Fields(
         "norm_type": "ada_norm_zero",
         "norm_elementwise_affine": False,
         "attention_bias": True,
-        # Of its older form, which served other models, too.
+        # Fields of the library's older class, which served other models too.
         "attention_type": "default",
         **dict.fromkeys(("only_cross_attention", "double_self_attention"), False),
         **dict.fromkeys(
             ("cross_attention_dim", "num_vector_embeds", "caption_channels", "interpolation_scale")
         ),
     },
-    # Nothing reads these with patches, or they are of training, or of arithmetic in half precision.
+    # Unused with patches, or used only in training or for arithmetic in half precision.
     free=foreign.DIFFUSERS
     | {"norm_num_groups", "upcast_attention", "use_linear_projection", "use_additional_conditions"},
 )
-# Those of a model that its files decide where a config leaves them open.
+# Fields of a model that its files decide where a config leaves them open.
 SETS = ("frequency_shift", "mlp_epsilon")
-# The class of the files that the authors' weights were converted to, with which diffusers itself gives other
-# outputs than the authors' code.
+# The class in the files to which the authors' weights were converted. With them, diffusers itself computes
+# other outputs than the authors' code.
 OLDER = "Transformer2DModel"
 
 
 def table(model: DiT) -> Rules:
-    """The tensors of diffusion_pytorch_model.safetensors.
+    """Returns the rules for the tensors of diffusion_pytorch_model.safetensors.
 
-    Raises: UserError for a model that diffusers does not have.
+    Raises:
+        UserError: if diffusers does not have the model.
     """
     layouts.only(model, block="adaln-zero", qk_norm=False, mlp_ratio=4.0)
     block, layers = "transformer_blocks.{i}", range(model.depth)
@@ -63,14 +64,14 @@ def table(model: DiT) -> Rules:
         *rules.linear("pos_embed.proj", "patch", shape=rules.patches(model.patch, model.patch)),
         *_embedders(model.depth),
         *rules.linear(f"{block}.norm1.linear", "blocks/modulation", layers),
-        *layouts.blocks(BLOCK, block, "blocks", model.heads, layers),
+        *layouts.blocks(BLOCK_NAMES, block, "blocks", model.heads, layers),
         *rules.linear("proj_out_1", "final/modulation"),
         *rules.linear("proj_out_2", "final/linear"),
     ]
 
 
 def _embedders(depth: int) -> Rules:
-    """Of time and label: DiT has one of each, and diffusers the same in every block."""
+    """Returns the rules for the embedders of time and label: one each in DiT, one per block in diffusers."""
     name = "transformer_blocks.{i}.norm1.emb"
     first: Rules = [
         *rules.linear(f"{name}.timestep_embedder.linear_1", "time/up"),
@@ -78,15 +79,19 @@ def _embedders(depth: int) -> Rules:
         *rules.tensor(f"{name}.class_embedder.embedding_table.weight", "label/embedding"),
     ]
     return [
-        Rule(
-            r.theirs.format(i=0), r.ours, r.shape, copies=tuple(r.theirs.format(i=i) for i in range(1, depth))
+        ConversionRule(
+            r.name.format(i=0), r.paths, r.shape, copies=tuple(r.name.format(i=i) for i in range(1, depth))
         )
         for r in first
     ]
 
 
 def check_export(model: DiT) -> None:
-    """Raises UserError for a model of the authors' frequencies, which diffusers does not have."""
+    """Checks that diffusers has the model's frequencies; it does not have the authors'.
+
+    Raises:
+        UserError: if the frequencies are not diffusers'.
+    """
     if model.frequency_shift != 1:
         raise UserError(
             f"model.frequency_shift={model.frequency_shift}: diffusers' DiT has 1, with which these weights "
@@ -95,9 +100,10 @@ def check_export(model: DiT) -> None:
 
 
 def config(model: DiT, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name.
 
-    Raises: UserError for inputs that are not square.
+    Raises:
+        UserError: if the inputs are not square.
     """
     _, side, width, channels = inputs["x"].shape
     if side != width:
@@ -121,9 +127,10 @@ def config(model: DiT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError for what the family does not have.
+    Raises:
+        UserError: if the family does not have what a field states.
     """
     config = FIELDS.read(config)
     if config["_class_name"] not in (OLDER, FIELDS.compared["_class_name"]):
@@ -131,7 +138,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     channels, out = config["in_channels"], config["out_channels"]
     if out not in (None, channels, 2 * channels):
         raise UserError(f"out_channels={out}: must be in_channels={channels}, or twice that with a variance")
-    theirs = config["_class_name"] == OLDER
+    from_authors = config["_class_name"] == OLDER
     return {
         "width": config["num_attention_heads"] * config["attention_head_dim"],
         "depth": config["num_layers"],
@@ -140,13 +147,13 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_classes": config["num_embeds_ada_norm"],
         "learn_sigma": out == 2 * channels,
         "block": "adaln-zero",
-        "frequency_shift": 0 if theirs else 1,
-        "mlp_epsilon": 1e-6 if theirs else config["norm_eps"],
+        "frequency_shift": 0 if from_authors else 1,
+        "mlp_epsilon": 1e-6 if from_authors else config["norm_eps"],
     }
 
 
 def notes(config: Mapping[str, Any]) -> list[str]:
-    """Returns what is to be said of a folder's config.json."""
+    """Returns the lines to report about a folder's config.json."""
     if config.get("_class_name") != OLDER:
         return []
     return [
@@ -157,10 +164,14 @@ def notes(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_inputs(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Raises UserError for inputs of another side than the one that diffusers' positions count from."""
-    side, given = FIELDS.read(config)["sample_size"], inputs["x"].shape[1:3]
-    if given != (side, side):
+    """Checks that the inputs have the side to which diffusers' positions refer.
+
+    Raises:
+        UserError: if they have another side.
+    """
+    side, image_sides = FIELDS.read(config)["sample_size"], inputs["x"].shape[1:3]
+    if image_sides != (side, side):
         raise UserError(
-            f"sample_size={side}: the run's images are {given[0]}x{given[1]}, for which diffusers would "
-            f"stretch the positions; give data of {side}x{side}"
+            f"sample_size={side}: the run's images are {image_sides[0]}x{image_sides[1]}, for which "
+            f"diffusers would stretch the positions; give data of {side}x{side}"
         )

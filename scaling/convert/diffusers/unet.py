@@ -1,8 +1,8 @@
 """U-Nets as diffusers' `UNet2DModel` (ADM) and `UNet2DConditionModel` (LDM).
 
-diffusers' LDM takes what it attends to, `encoder_hidden_states` [B, M, K], and not a class. Here it is made
-with a linear layer on them whose kernel is the label table and whose bias is 0, and takes one-hot labels
-[B, 1, num_classes + 1].
+diffusers' LDM takes not a class but the states that it attends to, `encoder_hidden_states` [B, M, K]. An
+export has a linear layer on them, whose kernel is the label table and whose bias is 0, and so takes one-hot
+labels [B, 1, num_classes + 1].
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import foreign, rules
-from scaling.convert.rules import Rule, Rules, Shape
+from scaling.convert.rules import ConversionRule, Rules, Shape
 from scaling.errors import UserError
 from scaling.models.unet import UNet
 
@@ -24,7 +24,7 @@ STAGES = {
     },
     "ldm": {"down": ("DownBlock2D", "CrossAttnDownBlock2D"), "up": ("UpBlock2D", "CrossAttnUpBlock2D")},
 }
-# What config.json may say, and the only value that the module has.
+# Fields of config.json, with the only value that the module supports.
 FIXED: dict[str, dict[str, Any]] = {
     "adm": {
         "resnet_time_scale_shift": "scale_shift",
@@ -46,7 +46,7 @@ FIXED: dict[str, dict[str, Any]] = {
         "num_class_embeds": None,
     },
 }
-NONE_LDM: dict[str, Any] = {  # what else UNet2DConditionModel can have, and no U-Net here has
+NONE_LDM: dict[str, Any] = {  # options of UNet2DConditionModel that no U-Net here has, turned off
     "attention_type": "default",
     "class_embeddings_concat": False,
     "conv_in_kernel": 3,
@@ -69,7 +69,7 @@ COMMON: dict[str, Any] = {
     "class_embed_type": None,
 }
 
-# What config.json says of the model, as the library takes it where it is absent.
+# Fields of config.json that describe the model, with the library's defaults.
 COMPARED: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -86,7 +86,7 @@ FIELDS = {
         "unet",
         compared={**COMPARED, "attn_norm_num_groups": None, "num_class_embeds": None},
         only={"_class_name": CLASSES["adm"], **COMMON, **FIXED["adm"]},
-        # Nothing reads the padding where the samplers are residual.
+        # The padding is unused where the samplers are residual.
         free=foreign.DIFFUSERS | {"sample_size", "downsample_padding", "num_train_timesteps"},
         otherwise={
             "resnet_time_scale_shift": "default",
@@ -105,9 +105,10 @@ FIELDS = {
 
 
 def table(model: UNet) -> Rules:
-    """The tensors of diffusion_pytorch_model.safetensors.
+    """Returns the rules for the tensors of diffusion_pytorch_model.safetensors.
 
-    Raises: UserError for a model that diffusers has no form of.
+    Raises:
+        UserError: if diffusers has no such model.
     """
     _check(model)
     label: Rules
@@ -116,15 +117,15 @@ def table(model: UNet) -> Rules:
     else:
         label = [
             *rules.tensor("encoder_hid_proj.weight", "label/embedding", rules.TRANSPOSED),
-            Rule("encoder_hid_proj.bias", (), _nought(model.context)),
+            ConversionRule("encoder_hid_proj.bias", (), _zero_bias(model.context)),
         ]
     return [
         *rules.convolution("conv_in", "input"),
         *rules.linear("time_embedding.linear_1", "time/up"),
         *rules.linear("time_embedding.linear_2", "time/down"),
         *label,
-        *(rule for rules_ in _down(model) for rule in rules_),
-        *(rule for rules_ in _up(model) for rule in rules_),
+        *(rule for block in _down(model) for rule in block),
+        *(rule for block in _up(model) for rule in block),
         *rules.norm("conv_norm_out", "norm"),
         *rules.convolution("conv_out", "output"),
     ]
@@ -139,10 +140,16 @@ def _check(model: UNet) -> None:
         raise UserError(f"multipliers={model.multipliers}: diffusers' U-Nets begin with 1")
 
 
-def _nought(width: int) -> Shape:
-    """A tensor [width] that has no place in the model, and must be 0."""
+def _zero_bias(width: int) -> Shape:
+    """Returns the conversion of a tensor [width] that has no place in the model, and must be 0."""
 
     def load(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Checks the tensor, which has no place in the model.
+
+        Raises:
+            ValueError: if the shape is not [width].
+            UserError: if a number is not 0.
+        """
         if x.shape != (width,):
             raise ValueError(f"{x.shape}")
         if np.any(x):
@@ -157,93 +164,94 @@ def _heads(model: UNet, stage: int) -> int:
 
 
 def _down(model: UNet) -> Iterator[Rules]:
-    """The stages on the way down, and the middle."""
+    """Yields the rules for the stages on the way down, and for the middle."""
     last, before = len(model.multipliers) - 1, 1
     for i, multiplier in enumerate(model.multipliers):
-        theirs = f"down_blocks.{i}"
+        stage = f"down_blocks.{i}"
         for j in range(model.depth):
-            yield _block(model, theirs, j, f"down_{i}_block_{j}", before != multiplier, _heads(model, i))
+            yield _block(model, stage, j, f"down_{i}_block_{j}", before != multiplier, _heads(model, i))
             before = multiplier
         if i < last:
-            yield _sample(model, f"{theirs}.downsamplers.0", f"down_{i}_sample")
+            yield _sample(model, f"{stage}.downsamplers.0", f"down_{i}_sample")
     yield _block(model, "mid_block", 0, "middle_block_0", False, model.stage_heads(last))
     yield _block(model, "mid_block", 1, "middle_block_1", False, 0)
 
 
 def _up(model: UNet) -> Iterator[Rules]:
-    """The stages on the way up, which diffusers numbers from the middle."""
-    skips = [1]  # the channels of what goes over, in multiples of the width
+    """Yields the rules for the stages on the way up, which diffusers numbers from the middle."""
+    skips = [1]  # channels of the skip connections, in multiples of the width
     for i, multiplier in enumerate(model.multipliers):
         skips += [multiplier] * (model.depth + (i < len(model.multipliers) - 1))
     before = skips[-1]
     for i, multiplier in reversed(list(enumerate(model.multipliers))):
-        theirs = f"up_blocks.{len(model.multipliers) - 1 - i}"
+        stage = f"up_blocks.{len(model.multipliers) - 1 - i}"
         for j in range(model.depth + 1):
             widens = before + skips.pop() != multiplier
-            yield _block(model, theirs, j, f"up_{i}_block_{j}", widens, _heads(model, i))
+            yield _block(model, stage, j, f"up_{i}_block_{j}", widens, _heads(model, i))
             before = multiplier
         if i > 0:
-            yield _sample(model, f"{theirs}.upsamplers.0", f"up_{i}_sample")
+            yield _sample(model, f"{stage}.upsamplers.0", f"up_{i}_sample")
 
 
-def _block(model: UNet, stage: str, j: int, ours: str, widens: bool, heads: int) -> Rules:
-    found = _residual(f"{stage}.resnets.{j}", f"{ours}/residual", widens)
+def _block(model: UNet, stage: str, j: int, path: str, widens: bool, heads: int) -> Rules:
+    table = _residual(f"{stage}.resnets.{j}", f"{path}/residual", widens)
     name = f"{stage}.attentions.{j}"
     if heads and model.kind == "adm":
         query, key, value, out = (f"{name}.to_{n}" for n in ("q", "k", "v", "out.0"))
-        found += rules.norm(f"{name}.group_norm", f"{ours}/norm_attention")
-        found += rules.attention(query, key, value, out, f"{ours}/attention", heads)
+        table += rules.norm(f"{name}.group_norm", f"{path}/norm_attention")
+        table += rules.attention(query, key, value, out, f"{path}/attention", heads)
     elif heads:
-        found += _transformer(name, f"{ours}/transformer", heads)
-    return found
+        table += _transformer(name, f"{path}/transformer", heads)
+    return table
 
 
-def _residual(theirs: str, ours: str, widens: bool) -> Rules:
+def _residual(name: str, path: str, widens: bool) -> Rules:
     return [
-        *rules.norm(f"{theirs}.norm1", f"{ours}/norm_in"),
-        *rules.convolution(f"{theirs}.conv1", f"{ours}/conv_in"),
-        *rules.linear(f"{theirs}.time_emb_proj", f"{ours}/condition"),
-        *rules.norm(f"{theirs}.norm2", f"{ours}/norm_out"),
-        *rules.convolution(f"{theirs}.conv2", f"{ours}/conv_out"),
-        *(rules.convolution(f"{theirs}.conv_shortcut", f"{ours}/skip") if widens else []),
+        *rules.norm(f"{name}.norm1", f"{path}/norm_in"),
+        *rules.convolution(f"{name}.conv1", f"{path}/conv_in"),
+        *rules.linear(f"{name}.time_emb_proj", f"{path}/condition"),
+        *rules.norm(f"{name}.norm2", f"{path}/norm_out"),
+        *rules.convolution(f"{name}.conv2", f"{path}/conv_out"),
+        *(rules.convolution(f"{name}.conv_shortcut", f"{path}/skip") if widens else []),
     ]
 
 
-def _transformer(theirs: str, ours: str, heads: int) -> Rules:
-    block = f"{theirs}.transformer_blocks.0"
-    found = [
-        *rules.norm(f"{theirs}.norm", f"{ours}/norm"),
-        *rules.convolution(f"{theirs}.proj_in", f"{ours}/proj_in"),
-        *rules.gated(f"{block}.ff.net.0.proj", f"{ours}/mlp"),
-        *rules.linear(f"{block}.ff.net.2", f"{ours}/mlp/down"),
-        *rules.norm(f"{block}.norm3", f"{ours}/norm_mlp"),
-        *rules.convolution(f"{theirs}.proj_out", f"{ours}/proj_out"),
+def _transformer(name: str, path: str, heads: int) -> Rules:
+    block = f"{name}.transformer_blocks.0"
+    table = [
+        *rules.norm(f"{name}.norm", f"{path}/norm"),
+        *rules.convolution(f"{name}.proj_in", f"{path}/proj_in"),
+        *rules.gated(f"{block}.ff.net.0.proj", f"{path}/mlp"),
+        *rules.linear(f"{block}.ff.net.2", f"{path}/mlp/down"),
+        *rules.norm(f"{block}.norm3", f"{path}/norm_mlp"),
+        *rules.convolution(f"{name}.proj_out", f"{path}/proj_out"),
     ]
-    for i, name in ((1, "attention"), (2, "cross_attention")):
+    for i, part in ((1, "attention"), (2, "cross_attention")):
         query, key, value, out = (f"{block}.attn{i}.to_{n}" for n in ("q", "k", "v", "out.0"))
-        found += rules.norm(f"{block}.norm{i}", f"{ours}/norm_{name}")
-        found += rules.attention(query, key, value, out, f"{ours}/{name}", heads, bias=False)
-        found += rules.tensor(f"{out}.bias", f"{ours}/{name}/out/bias")
-    return found
+        table += rules.norm(f"{block}.norm{i}", f"{path}/norm_{part}")
+        table += rules.attention(query, key, value, out, f"{path}/{part}", heads, bias=False)
+        table += rules.tensor(f"{out}.bias", f"{path}/{part}/out/bias")
+    return table
 
 
-def _sample(model: UNet, theirs: str, ours: str) -> Rules:
+def _sample(model: UNet, name: str, path: str) -> Rules:
     if model.kind == "adm":
-        return _residual(theirs, f"{ours}/residual", False)
-    return rules.convolution(f"{theirs}.conv", ours)
+        return _residual(name, f"{path}/residual", False)
+    return rules.convolution(f"{name}.conv", path)
 
 
 def config(model: UNet, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name.
 
-    Raises: UserError for a model that diffusers has no form of.
+    Raises:
+        UserError: if diffusers has no such model.
     """
     _check(model)
     _, side, _, channels = inputs["x"].shape
     attends = [2**i in model.attention for i in range(len(model.multipliers))]
     widths = [model.width * multiplier for multiplier in model.multipliers]
     names = STAGES[model.kind]
-    found = {
+    written = {
         "_class_name": CLASSES[model.kind],
         "sample_size": side,
         "in_channels": channels,
@@ -258,20 +266,21 @@ def config(model: UNet, inputs: Mapping[str, Any]) -> dict[str, Any]:
         **FIXED[model.kind],
     }
     if model.kind == "adm":
-        found["attention_head_dim"] = model.head_width
-        found["attn_norm_num_groups"] = model.groups
-        found["num_class_embeds"] = model.num_classes + 1
+        written["attention_head_dim"] = model.head_width
+        written["attn_norm_num_groups"] = model.groups
+        written["num_class_embeds"] = model.num_classes + 1
     else:  # diffusers reads the number of heads from attention_head_dim
-        found["attention_head_dim"] = model.heads or [max(1, width // model.head_width) for width in widths]
-        found["cross_attention_dim"] = model.context
-        found["encoder_hid_dim"] = model.num_classes + 1
-    return found
+        written["attention_head_dim"] = model.heads or [max(1, width // model.head_width) for width in widths]
+        written["cross_attention_dim"] = model.context
+        written["encoder_hid_dim"] = model.num_classes + 1
+    return written
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError for a U-Net of another form.
+    Raises:
+        UserError: if the U-Net has another form.
     """
     kind = next((k for k, name in CLASSES.items() if name == config["_class_name"]), None)
     if kind is None:
@@ -292,7 +301,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     classes = config["num_class_embeds" if kind == "adm" else "encoder_hid_dim"]
     if classes is None:
         raise UserError("num_class_embeds=None: the family unet has class-conditional models only")
-    found = {
+    stated = {
         "kind": kind,
         "width": widths[0],
         "multipliers": tuple(width // widths[0] for width in widths),
@@ -305,8 +314,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     heads = config["attention_head_dim"]
     if kind == "adm":
-        return found | {"heads": 0, "head_width": heads}
-    found["context"] = config["cross_attention_dim"]
+        return stated | {"heads": 0, "head_width": heads}
+    stated["context"] = config["cross_attention_dim"]
     if isinstance(heads, int):
-        return found | {"heads": heads}
-    return found | {"heads": 0, "head_width": widths[-1] // heads[-1]}
+        return stated | {"heads": heads}
+    return stated | {"heads": 0, "head_width": widths[-1] // heads[-1]}

@@ -17,7 +17,7 @@ RENAMED = {
     )
 }
 
-FIXED: dict[str, Any] = {  # what config.json may say, and the only value that the module has
+FIXED: dict[str, Any] = {  # fields of config.json, with the only value that the module supports
     "act_fn": "silu",
     "shift_factor": None,
     "latents_mean": None,
@@ -26,7 +26,7 @@ FIXED: dict[str, Any] = {  # what config.json may say, and the only value that t
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-EPSILON = 1e-6  # of GroupNorm, which diffusers does not write down
+EPSILON = 1e-6  # epsilon of GroupNorm, which diffusers does not write down
 FIELDS = foreign.Fields(
     "vae",
     compared={
@@ -41,72 +41,73 @@ FIELDS = foreign.Fields(
         "scaling_factor": 0.18215,  # absent from the oldest files
     },
     only={"_class_name": "AutoencoderKL", **FIXED},
-    free=foreign.DIFFUSERS | {"sample_size", "force_upcast"},  # of tiles; of half precision
+    free=foreign.DIFFUSERS | {"sample_size", "force_upcast"},  # for tiles; for half precision
 )
 
 
 def table(model: VAE) -> Rules:
-    """The tensors of diffusion_pytorch_model.safetensors."""
+    """Returns the rules for the tensors of diffusion_pytorch_model.safetensors."""
     levels = len(model.widths)
-    found: Rules = [
+    table: Rules = [
         *rules.convolution("quant_conv", "quant"),
         *rules.convolution("post_quant_conv", "post_quant"),
     ]
     for side in ("encoder", "decoder"):
-        found += rules.convolution(f"{side}.conv_in", f"{side}/conv_in")
-        found += _middle(f"{side}.mid_block", f"{side}/middle")
-        found += rules.norm(f"{side}.conv_norm_out", f"{side}/norm_out")
-        found += rules.convolution(f"{side}.conv_out", f"{side}/conv_out")
+        table += rules.convolution(f"{side}.conv_in", f"{side}/conv_in")
+        table += _middle(f"{side}.mid_block", f"{side}/middle")
+        table += rules.norm(f"{side}.conv_norm_out", f"{side}/norm_out")
+        table += rules.convolution(f"{side}.conv_out", f"{side}/conv_out")
     before = model.widths[0]
     for i, width in enumerate(model.widths):
-        theirs = f"encoder.down_blocks.{i}"
-        found += _level(theirs, f"encoder/level_{i}", model.blocks, before != width)
+        level = f"encoder.down_blocks.{i}"
+        table += _level(level, f"encoder/level_{i}", model.blocks, before != width)
         if i < levels - 1:
-            found += rules.convolution(f"{theirs}.downsamplers.0.conv", f"encoder/down_{i}")
+            table += rules.convolution(f"{level}.downsamplers.0.conv", f"encoder/down_{i}")
         before = width
     for i, width in reversed(list(enumerate(model.widths))):
-        theirs = f"decoder.up_blocks.{levels - 1 - i}"  # diffusers numbers them from the latent
-        found += _level(theirs, f"decoder/level_{i}", model.blocks + 1, before != width)
+        level = f"decoder.up_blocks.{levels - 1 - i}"  # diffusers numbers them from the latent
+        table += _level(level, f"decoder/level_{i}", model.blocks + 1, before != width)
         if i > 0:
-            found += rules.convolution(f"{theirs}.upsamplers.0.conv", f"decoder/up_{i}")
+            table += rules.convolution(f"{level}.upsamplers.0.conv", f"decoder/up_{i}")
         before = width
-    return found
+    return table
 
 
-def _level(theirs: str, ours: str, blocks: int, widens: bool) -> Rules:
-    """Residual blocks, the first of which may change the width."""
+def _level(name: str, path: str, blocks: int, widens: bool) -> Rules:
+    """Returns the rules for residual blocks, the first of which may change the width."""
     return [
         rule
         for i in range(blocks)
-        for rule in _block(f"{theirs}.resnets.{i}", f"{ours}/block_{i}", widens and i == 0)
+        for rule in _block(f"{name}.resnets.{i}", f"{path}/block_{i}", widens and i == 0)
     ]
 
 
-def _block(theirs: str, ours: str, widens: bool) -> Rules:
+def _block(name: str, path: str, widens: bool) -> Rules:
     return [
-        *rules.norm(f"{theirs}.norm1", f"{ours}/norm_1"),
-        *rules.convolution(f"{theirs}.conv1", f"{ours}/conv_1"),
-        *rules.norm(f"{theirs}.norm2", f"{ours}/norm_2"),
-        *rules.convolution(f"{theirs}.conv2", f"{ours}/conv_2"),
-        *(rules.convolution(f"{theirs}.conv_shortcut", f"{ours}/shortcut") if widens else []),
+        *rules.norm(f"{name}.norm1", f"{path}/norm_1"),
+        *rules.convolution(f"{name}.conv1", f"{path}/conv_1"),
+        *rules.norm(f"{name}.norm2", f"{path}/norm_2"),
+        *rules.convolution(f"{name}.conv2", f"{path}/conv_2"),
+        *(rules.convolution(f"{name}.conv_shortcut", f"{path}/shortcut") if widens else []),
     ]
 
 
-def _middle(theirs: str, ours: str) -> Rules:
-    name = f"{theirs}.attentions.0"
-    query, key, value, out = (f"{name}.to_{n}" for n in ("q", "k", "v", "out.0"))
+def _middle(name: str, path: str) -> Rules:
+    attention = f"{name}.attentions.0"
+    query, key, value, out = (f"{attention}.to_{n}" for n in ("q", "k", "v", "out.0"))
     return [
-        *_block(f"{theirs}.resnets.0", f"{ours}/block_0", widens=False),
-        *rules.norm(f"{name}.group_norm", f"{ours}/attend/norm"),
-        *rules.attention(query, key, value, out, f"{ours}/attend/attention", heads=1),
-        *_block(f"{theirs}.resnets.1", f"{ours}/block_1", widens=False),
+        *_block(f"{name}.resnets.0", f"{path}/block_0", widens=False),
+        *rules.norm(f"{attention}.group_norm", f"{path}/attend/norm"),
+        *rules.attention(query, key, value, out, f"{path}/attend/attention", heads=1),
+        *_block(f"{name}.resnets.1", f"{path}/block_1", widens=False),
     ]
 
 
 def config(model: VAE, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name.
 
-    Raises: UserError for a model whose epsilon is not diffusers'.
+    Raises:
+        UserError: if the model's epsilon is not diffusers'.
     """
     if model.epsilon != EPSILON:
         raise UserError(f"epsilon={model.epsilon}: diffusers' AutoencoderKL has {EPSILON} and no other")
@@ -128,9 +129,10 @@ def config(model: VAE, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError for an autoencoder of another form.
+    Raises:
+        UserError: if the autoencoder has another form.
     """
     config = FIELDS.read(config)
     levels = len(config["block_out_channels"])

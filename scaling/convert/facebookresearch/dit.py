@@ -1,6 +1,6 @@
 """DiT as in the authors' repository facebookresearch/DiT: the released files, and its training's checkpoints.
 
-Those hold the EMA's state dict under the key "ema".
+The checkpoints hold the EMA's state dict under the key "ema".
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ from scaling.models.dit import DiT
 from scaling.models.layers import sincos_positions
 
 IGNORED = ("^pos_embed$",)  # sines and cosines, which `source` checks
-BLOCK = dataclasses.replace(layouts.TIMM, norms=None)
+BLOCK_NAMES = dataclasses.replace(layouts.TIMM, norms=None)
 
 
 def table(model: DiT) -> Rules:
-    """The tensors that are trained.
+    """Returns the rules for the tensors that are trained.
 
-    Raises: UserError for a model that the authors' code does not have.
+    Raises:
+        UserError: if the authors' code does not have the model.
     """
     layouts.only(model, block="adaln-zero", qk_norm=False, frequency_shift=0, mlp_epsilon=1e-6)
     block, layers = "blocks.{i}", range(model.depth)
@@ -32,7 +33,7 @@ def table(model: DiT) -> Rules:
         *rules.linear("t_embedder.mlp.0", "time/up"),
         *rules.linear("t_embedder.mlp.2", "time/down"),
         *rules.tensor("y_embedder.embedding_table.weight", "label/embedding"),
-        *layouts.blocks(BLOCK, block, "blocks", model.heads, layers),
+        *layouts.blocks(BLOCK_NAMES, block, "blocks", model.heads, layers),
         *rules.linear(f"{block}.adaLN_modulation.1", "blocks/modulation", layers),
         *rules.linear("final_layer.adaLN_modulation.1", "final/modulation"),
         *rules.linear("final_layer.linear", "final/linear"),
@@ -40,23 +41,25 @@ def table(model: DiT) -> Rules:
 
 
 def source(model: DiT, tensors: Tensors, config: Mapping[str, Any] | None) -> DiT:
-    """The model itself, which computes its positions.
+    """Returns the model itself, which computes its positions.
 
-    Raises: UserError where those of the file are others.
+    Raises:
+        UserError: if the file has other positions.
     """
-    given = tensors.get("pos_embed")
-    if given is not None:
-        side = math.isqrt(given.shape[-2]) if given.ndim == 3 else 0
+    positions = tensors.get("pos_embed")
+    if positions is not None:
+        side = math.isqrt(positions.shape[-2]) if positions.ndim == 3 else 0
         expected = sincos_positions((side, side), model.width)[None]
-        if given.shape != expected.shape or np.abs(given - expected).max() > 1e-3:
+        if positions.shape != expected.shape or np.abs(positions - expected).max() > 1e-3:
             raise UserError("pos_embed: is not DiT's table of sines and cosines; no other can be loaded")
     return model
 
 
 def buffers(model: DiT, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The positions of the model's own input.
+    """Returns the positions for the model's own input.
 
-    Raises: UserError where it is not square.
+    Raises:
+        UserError: if the input is not square.
     """
     rows, columns = (side // model.patch for side in inputs["x"].shape[1:3])
     if rows != columns:

@@ -11,15 +11,15 @@ from scaling.models.clip import CLIP
 from scaling.preprocessing import OPENAI
 
 IGNORED = (r"\.position_ids$",)  # 0, 1, 2, ...: older folders hold them
-ACTIVATIONS = ("quick_gelu", "gelu")  # named as here
-BLOCK = layouts.BlockNames(
+ACTIVATION_NAMES = ("quick_gelu", "gelu")  # the same names in both libraries
+BLOCK_NAMES = layouts.BlockNames(
     norms=("layer_norm1", "layer_norm2"),
     qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     out="self_attn.out_proj",
     up="mlp.fc1",
     down="mlp.fc2",
 )
-# As the end of text, transformers reads 2 as "the greatest token id"; so it stands in OpenAI's own folders.
+# As the end of text, transformers reads 2 as "the greatest token id"; OpenAI's own folders state it so.
 GREATEST_ID = 2
 
 FIELDS = foreign.transformers(
@@ -65,9 +65,10 @@ TOWERS = {
 
 
 def table(model: CLIP) -> Rules:
-    """The tensors of model.safetensors.
+    """Returns the rules for the tensors of model.safetensors.
 
-    Raises: UserError for a model with the modified ResNet or a plain ViT, which transformers has not.
+    Raises:
+        UserError: if the image tower is the modified ResNet or a plain ViT, which transformers does not have.
     """
     patch, depth = model.patch, model.depth
     if patch is None or not isinstance(depth, int):
@@ -84,12 +85,14 @@ def table(model: CLIP) -> Rules:
         ),
         *rules.tensor(f"{vision}.embeddings.position_embedding.weight", "image/positions"),
         *rules.norm(f"{vision}.pre_layrnorm", "image/norm_pre"),
-        *layouts.blocks(BLOCK, f"{vision}.{block}", "image/blocks", model.heads, range(depth)),
+        *layouts.blocks(BLOCK_NAMES, f"{vision}.{block}", "image/blocks", model.heads, range(depth)),
         *rules.norm(f"{vision}.post_layernorm", "image/norm"),
         *rules.linear("visual_projection", "image/projection", bias=False),
         *rules.tensor(f"{text}.embeddings.token_embedding.weight", "text/tokens/embedding"),
         *rules.tensor(f"{text}.embeddings.position_embedding.weight", "text/positions"),
-        *layouts.blocks(BLOCK, f"{text}.{block}", "text/blocks", model.text_heads, range(model.text_depth)),
+        *layouts.blocks(
+            BLOCK_NAMES, f"{text}.{block}", "text/blocks", model.text_heads, range(model.text_depth)
+        ),
         *rules.norm(f"{text}.final_layer_norm", "text/norm"),
         *rules.linear("text_projection", "text_projection", bias=False),
         *rules.tensor("logit_scale", "logit_scale"),
@@ -97,16 +100,16 @@ def table(model: CLIP) -> Rules:
 
 
 def source(model: CLIP, tensors: Tensors, config: Mapping[str, Any] | None) -> CLIP:
-    """The model for the resolution that the file's position table is for."""
+    """Returns the model at the resolution of the file's position table."""
     if model.patch is None:
-        return model  # which `table` refuses
-    table = tensors.get("vision_model.embeddings.position_embedding.weight")
-    return layouts.with_resolution(model, table, model.patch)
+        return model  # a model that `table` refuses
+    positions = tensors.get("vision_model.embeddings.position_embedding.weight")
+    return layouts.with_resolution(model, positions, model.patch)
 
 
 def config(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name."""
-    both = {
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name."""
+    common = {
         "hidden_act": model.activation,
         "layer_norm_eps": model.epsilon,
         "projection_dim": model.embed_dim,
@@ -124,7 +127,7 @@ def config(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, Any]:
             "image_size": model.resolution,
             "patch_size": model.patch,
             "num_channels": inputs["x"].shape[-1],
-            **both,
+            **common,
         },
         "text_config": {
             "model_type": "clip_text_model",
@@ -135,19 +138,21 @@ def config(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, Any]:
             "vocab_size": model.vocabulary,
             "max_position_embeddings": model.context,
             "eos_token_id": GREATEST_ID,
-            **both,
+            **common,
         },
         "torch_dtype": "float32",
     }
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    A `text_config_dict` or `vision_config_dict`, of early folders, goes before the other, with its defaults.
+    A `text_config_dict` or `vision_config_dict`, which early folders have, takes precedence over the section
+    without `_dict`, and so do its defaults.
 
-    Raises: UserError where the towers differ in what is one field here, for an activation that is neither,
-    for an end of text that is not the greatest id, and for what else the family does not have.
+    Raises:
+        UserError: if the towers differ in what is one field here, the activation is another, the end of text
+            is not the greatest id, or the family does not have what a field states.
     """
     config = FIELDS.read(config)
     vision, text = (_tower(config, name) for name in TOWERS)
@@ -157,8 +162,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("hidden_act", "layer_norm_eps", "mlp_ratio"):
         if vision[name] != text[name]:
             raise UserError(f"{name}: {vision[name]} for images and {text[name]} for texts; must be the same")
-    if vision["hidden_act"] not in ACTIVATIONS:
-        raise UserError(f"hidden_act={vision['hidden_act']}: must be one of {', '.join(ACTIVATIONS)}")
+    if vision["hidden_act"] not in ACTIVATION_NAMES:
+        raise UserError(f"hidden_act={vision['hidden_act']}: must be one of {', '.join(ACTIVATION_NAMES)}")
     if text["eos_token_id"] not in (GREATEST_ID, text["vocab_size"] - 1):
         raise UserError(
             f"text_config.eos_token_id={text['eos_token_id']}: must be {GREATEST_ID} or the greatest id, "
@@ -183,12 +188,12 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    known, stated, first = TOWERS[name], config[name] or {}, config[f"{name}_dict"]
-    if first is not None:
-        stated = {**stated, **known.only, **known.compared, **first}
-    return known.read(stated, name)
+    tower, stated, early = TOWERS[name], config[name] or {}, config[f"{name}_dict"]
+    if early is not None:
+        stated = {**stated, **tower.only, **tower.compared, **early}
+    return tower.read(stated, name)
 
 
 def preprocessing(model: CLIP) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("CLIP", OPENAI, short=1.0)

@@ -36,7 +36,7 @@ NAMES = layouts.ResNetNames(
 
 
 def table(model: ResNet) -> Rules:
-    """The tensors of model.safetensors, but for its counters."""
+    """Returns the rules for the tensors of model.safetensors, except its counters."""
     layouts.only(model, stem="7x7")
     stem = "resnet.embedder.embedder"
     return [
@@ -47,12 +47,12 @@ def table(model: ResNet) -> Rules:
 
 
 def buffers(model: ResNet, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The counters."""
+    """Returns the counters of training steps."""
     return layouts.counters(table(model))
 
 
 def config(model: ResNet, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name."""
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name."""
     widest = model.width * (EXPANSION if model.bottleneck else 1)
     return {
         "architectures": ["ResNetForImageClassification"],
@@ -69,10 +69,11 @@ def config(model: ResNet, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError for a network that is none of these: another activation, the stride elsewhere, or
-    stages that do not double in width.
+    Raises:
+        UserError: if the network differs: another activation, the stride elsewhere, or stages that do not
+            double in width.
     """
     config = FIELDS.read(config)
     width, bottleneck = config["embedding_size"], config["layer_type"] == "bottleneck"
@@ -83,5 +84,5 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(model: ResNet) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("transformers' ResNet", IMAGENET, short=0.875)

@@ -13,9 +13,9 @@ from scaling.models.variants import side_lengths
 from scaling.preprocessing import IMAGENET
 
 IGNORED = (r"relative_position_index$",)  # computed from the window; files of older versions hold it
-FIXED = {  # what transformers lets a config choose and `Swin` does not
+FIXED = {  # fields that transformers lets a config choose and `Swin` does not
     "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,  # transformers gives the chosen one to the blocks alone
+    "layer_norm_eps": 1e-5,  # transformers applies another value to the blocks alone
     "qkv_bias": True,
     "use_absolute_embeddings": False,
 }
@@ -31,8 +31,8 @@ FIELDS = foreign.transformers(
     },
     only={"model_type": "swin", **FIXED},
     free="hidden_dropout_prob attention_probs_dropout_prob drop_path_rate num_channels"
-    " image_size encoder_stride path_norm"  # nothing reads them without absolute positions and a decoder
-    " hidden_size num_layers out_features out_indices stage_names",  # follow from the others
+    " image_size encoder_stride path_norm"  # unused without absolute positions and a decoder
+    " hidden_size num_layers out_features out_indices stage_names",  # determined by the others
 )
 BASE = "swin."
 RENAMED = {
@@ -62,19 +62,20 @@ NAMES = layouts.SwinNames(
 
 
 def source(model: Swin, tensors: Tensors, config: Mapping[str, Any] | None) -> Swin:
-    """The model with the window of the tensors' bias tables."""
+    """Returns the model with the window of the tensors' bias tables."""
     return layouts.with_window(model, tensors, NAMES)
 
 
 def table(model: Swin) -> Rules:
-    """The tensors of model.safetensors."""
+    """Returns the rules for the tensors of model.safetensors."""
     return layouts.swin(model, NAMES)
 
 
 def config(model: Swin, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name.
 
-    Raises: UserError for an epsilon that transformers gives to some norms only.
+    Raises:
+        UserError: if transformers would give the epsilon to some norms only.
     """
     if model.epsilon != FIXED["layer_norm_eps"]:
         raise UserError(
@@ -101,9 +102,10 @@ def config(model: Swin, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError for what `Swin` does not have.
+    Raises:
+        UserError: if `Swin` does not have what a field states.
     """
     config = FIELDS.read(config)
     return {
@@ -118,5 +120,5 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(model: Swin) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("transformers' Swin", IMAGENET, square=True)

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, rules
-from scaling.convert.rules import Rule, Rules
+from scaling.convert.rules import ConversionRule, Rules
 from scaling.errors import UserError
 from scaling.models.t5 import T5Encoder
 
-UNUSED = (r"^decoder\.", r"^lm_head\.weight$")  # of the whole model
-MLP = "gated-gelu"  # v1.1's, with the tanh form of GELU
+UNUSED = (r"^decoder\.", r"^lm_head\.weight$")  # the decoder's parts of the whole model
+MLP = "gated-gelu"  # the MLP of v1.1, with the tanh form of GELU
 
 FIELDS = foreign.transformers(
     "t5",
@@ -25,19 +25,19 @@ FIELDS = foreign.transformers(
         "layer_norm_epsilon": 1e-6,
         "feed_forward_proj": "relu",
     },
-    only={"model_type": "t5", "dense_act_fn": "gelu_new", "is_gated_act": True},  # as of MLP
-    free="dropout_rate classifier_dropout eos_token_id is_decoder"  # the encoder is none, whatever it says
+    only={"model_type": "t5", "dense_act_fn": "gelu_new", "is_gated_act": True},  # as MLP implies
+    free="dropout_rate classifier_dropout eos_token_id is_decoder"  # the encoder is none, whatever this says
     " num_decoder_layers scale_decoder_outputs n_positions output_past",
 )
 
 
 def table(model: T5Encoder) -> Rules:
-    """The tensors of model.safetensors."""
+    """Returns the rules for the tensors of model.safetensors."""
     block, layers = "encoder.block.{i}.layer", range(model.depth)
     attention, mlp = f"{block}.0.SelfAttention", f"{block}.1.DenseReluDense"
     query, key, value, out = (f"{attention}.{name}" for name in "qkvo")
     return [
-        Rule(
+        ConversionRule(
             "shared.weight", ("params/tokens/embedding",), rules.SAME, echoes=("encoder.embed_tokens.weight",)
         ),
         *rules.tensor(f"{attention.format(i=0)}.relative_attention_bias.weight", "relative_bias"),
@@ -52,7 +52,7 @@ def table(model: T5Encoder) -> Rules:
 
 
 def config(model: T5Encoder, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name."""
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name."""
     return {
         "architectures": ["T5EncoderModel"],
         "model_type": "t5",
@@ -75,9 +75,10 @@ def config(model: T5Encoder, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError for the first T5, whose MLP is another, and for what else the family has not.
+    Raises:
+        UserError: if the MLP is another, as in the first T5, or the family does not have what a field states.
     """
     mlp = config.get("feed_forward_proj", FIELDS.compared["feed_forward_proj"])
     if mlp != MLP:

@@ -12,7 +12,7 @@ from scaling.models.timesformer import TimeSformer
 from scaling.models.variants import side_lengths
 from scaling.preprocessing import Preprocessing
 
-BLOCK = dataclasses.replace(layouts.TRANSFORMERS, qkv="attention.attention.qkv.")
+BLOCK_NAMES = dataclasses.replace(layouts.TRANSFORMERS, qkv="attention.attention.qkv.")
 POSITIONS = "timesformer.embeddings.position_embeddings"
 TIMES = "timesformer.embeddings.time_embeddings"
 BASE = "timesformer."
@@ -35,7 +35,7 @@ FIELDS = foreign.transformers(
 
 
 def table(model: TimeSformer) -> Rules:
-    """The tensors of model.safetensors."""
+    """Returns the rules for the tensors of model.safetensors."""
     block, layers = "timesformer.encoder.layer.{i}", range(model.depth)
     qkv, out = f"{block}.temporal_attention.attention.qkv", f"{block}.temporal_attention.output.dense"
     return [
@@ -52,14 +52,14 @@ def table(model: TimeSformer) -> Rules:
             f"{qkv}.weight", f"{qkv}.bias", out, "blocks/temporal_attention", model.heads, layers
         ),
         *rules.linear(f"{block}.temporal_dense", "blocks/temporal_fc", layers),
-        *layouts.blocks(BLOCK, block, "blocks", model.heads, layers),
+        *layouts.blocks(BLOCK_NAMES, block, "blocks", model.heads, layers),
         *rules.norm("timesformer.layernorm", "norm"),
         *rules.linear("classifier", "head"),
     ]
 
 
 def source(model: TimeSformer, tensors: Tensors, config: Mapping[str, Any] | None) -> TimeSformer:
-    """The model for the frames and the resolution that the file's position tables are for."""
+    """Returns the model with the frames and the resolution of the file's position tables."""
     times = tensors.get(TIMES)
     if times is not None and times.ndim == 3 and times.shape[1]:
         model = model.clone(frames=times.shape[1])
@@ -67,9 +67,10 @@ def source(model: TimeSformer, tensors: Tensors, config: Mapping[str, Any] | Non
 
 
 def config(model: TimeSformer, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name.
 
-    Raises: UserError where H and W differ: transformers' layers take only one side.
+    Raises:
+        UserError: if H and W differ; transformers' layers take only one side.
     """
     height, width = side_lengths(model.resolution)
     if height != width:
@@ -93,9 +94,10 @@ def config(model: TimeSformer, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError where it is of another attention or activation, or has what the family has not.
+    Raises:
+        UserError: if attention or activation is another, or the family does not have what a field states.
     """
     config = FIELDS.read(config)
     return {
@@ -109,5 +111,5 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(model: TimeSformer) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("TimeSformer", Preprocessing((0.45,), (0.225,)), short=1.0, resample="bilinear")

@@ -5,12 +5,12 @@ from typing import Any
 
 from scaling.convert import foreign, layouts, rules
 from scaling.convert.preprocessing import Seen, usual
-from scaling.convert.rules import Rule, Rules, Tensors
+from scaling.convert.rules import ConversionRule, Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.vilt import ViLT
 from scaling.preprocessing import SYMMETRIC
 
-# By the tasks of a model. transformers has no heads for itm and mpp.
+# A model's tasks -> its class in transformers, which has no heads for itm and mpp.
 ARCHITECTURES: dict[tuple[str, ...], str] = {
     (): "ViltModel",
     ("mlm",): "ViltForMaskedLM",
@@ -36,7 +36,7 @@ FIELDS = foreign.transformers(
         "model_type": "vilt",
         "hidden_act": "gelu",
         "qkv_bias": True,
-        "max_image_length": -1,  # else a random choice of patches
+        "max_image_length": -1,  # any other value chooses patches at random
     },
     free="hidden_dropout_prob attention_probs_dropout_prob"
     " num_channels type_vocab_size modality_type_vocab_size num_images",  # the tensors' shapes have them
@@ -46,17 +46,18 @@ IGNORED = (r"\bposition_ids$",)  # 0, 1, 2, ...: older folders hold them
 
 
 def table(model: ViLT) -> Rules:
-    """The tensors of model.safetensors.
+    """Returns the rules for the tensors of model.safetensors.
 
-    Raises: UserError for tasks that transformers has no model for.
+    Raises:
+        UserError: if transformers has no model for the tasks.
     """
-    base = _base(model)
+    base = _trunk_prefix(model)
     embeddings, block, layers = f"{base}embeddings", f"{base}encoder.layer.{{i}}", range(model.depth)
     text, patches = f"{embeddings}.text_embeddings", f"{embeddings}.patch_embeddings.projection"
-    # The table of words is also the output layer of masked ones, which older files hold once more.
+    # The word table is also the output layer for masked words, which older files hold a second time.
     tied = ("mlm_score.decoder.weight",) if model.tasks == ("mlm",) else ()
     return [
-        Rule(f"{text}.word_embeddings.weight", ("params/word/embedding",), rules.SAME, echoes=tied),
+        ConversionRule(f"{text}.word_embeddings.weight", ("params/word/embedding",), rules.SAME, echoes=tied),
         *rules.tensor(f"{text}.position_embeddings.weight", "text/positions"),
         *rules.tensor(f"{text}.token_type_embeddings.weight", "text/segment_embedding"),
         *rules.norm(f"{text}.LayerNorm", "text/norm"),
@@ -72,14 +73,14 @@ def table(model: ViLT) -> Rules:
 
 
 def source(model: ViLT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViLT:
-    """The model for the resolution that config.json names; without it, the position table tells it."""
+    """Returns the model at the resolution of config.json, or without it at that of the position table."""
     side = None if config is None else FIELDS.read(config)["image_size"]
-    table = tensors.get(f"{_base(model)}embeddings.position_embeddings")
-    return layouts.with_resolution(model, table, model.patch, stated=side)
+    positions = tensors.get(f"{_trunk_prefix(model)}embeddings.position_embeddings")
+    return layouts.with_resolution(model, positions, model.patch, stated=side)
 
 
-def _base(model: ViLT) -> str:
-    """What the names of the trunk begin with."""
+def _trunk_prefix(model: ViLT) -> str:
+    """Returns the prefix of the trunk's names."""
     return "" if _architecture(model) == "ViltModel" else "vilt."
 
 
@@ -88,7 +89,9 @@ def _head(model: ViLT) -> Rules:
         return [
             *rules.linear("mlm_score.transform.dense", "mlm/dense"),
             *rules.norm("mlm_score.transform.LayerNorm", "mlm/norm"),
-            Rule("mlm_score.decoder.bias", ("params/mlm/bias",), rules.SAME, echoes=("mlm_score.bias",)),
+            ConversionRule(
+                "mlm_score.decoder.bias", ("params/mlm/bias",), rules.SAME, echoes=("mlm_score.bias",)
+            ),
         ]
     if model.tasks == ("retrieval",):
         return rules.linear("rank_output", "retrieval")
@@ -105,17 +108,18 @@ def _head(model: ViLT) -> Rules:
 
 def _architecture(model: ViLT) -> str:
     if model.tasks not in ARCHITECTURES:
-        known = ", ".join(filter(None, map(",".join, ARCHITECTURES)))
+        choices = ", ".join(filter(None, map(",".join, ARCHITECTURES)))
         raise UserError(
-            f"tasks={','.join(model.tasks)}: transformers has ViLT for no task, or one of {known}"
+            f"tasks={','.join(model.tasks)}: transformers has ViLT for no task, or one of {choices}"
         )
     return ARCHITECTURES[model.tasks]
 
 
 def config(model: ViLT, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name.
 
-    Raises: UserError for tasks that transformers has no model for, or a `resolution` that is not square.
+    Raises:
+        UserError: if transformers has no model for the tasks, or the resolution is not square.
     """
     square = isinstance(model.resolution, int) or model.resolution[0] == model.resolution[1]
     if not square:
@@ -145,9 +149,10 @@ def config(model: ViLT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError for an architecture that has no form here, and for what the family does not have.
+    Raises:
+        UserError: if the architecture has no form here, or the family does not have what a field states.
     """
     config = FIELDS.read(config)
     tasks = {name: tasks for tasks, name in ARCHITECTURES.items()}
@@ -168,5 +173,5 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(model: ViLT) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("ViLT", SYMMETRIC)

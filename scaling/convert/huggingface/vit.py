@@ -24,11 +24,11 @@ FIELDS = foreign.transformers(
     },
     only={"model_type": "vit", "hidden_act": "gelu", "qkv_bias": True},
     free="hidden_dropout_prob attention_probs_dropout_prob"
-    " num_channels"  # the patch kernel has them
-    " encoder_stride pooler_act pooler_output_size",  # of other heads
+    " num_channels"  # the patch kernel's shape has them
+    " encoder_stride pooler_act pooler_output_size",  # fields of other heads
 )
 BASE = "vit."
-UNUSED = (r"^(vit\.)?pooler\.",)  # of the model without a head
+UNUSED = (r"^(vit\.)?pooler\.",)  # a part of the model without a head
 RENAMED = {
     "transformers 5": (
         (r"(^|\.)layers\.(\d+)\.attention\.q_proj\.", r"\1encoder.layer.\2.attention.attention.query."),
@@ -43,16 +43,17 @@ RENAMED = {
 
 
 def table(model: ViT) -> Rules:
-    """The tensors of model.safetensors.
+    """Returns the rules for the tensors of model.safetensors.
 
-    Raises: UserError for a model without a class token, which transformers does not have.
+    Raises:
+        UserError: if the model has no class token, which transformers does not support.
     """
     layouts.only(model, pool="token")
     return encoder("vit", model, rules.patches(model.patch, model.patch))
 
 
 def encoder(name: str, model: ViT | ViViT, patches: Shape) -> Rules:
-    """The tensors of a ViT, or of a model like it, of transformers' name `name`."""
+    """Returns the rules for a ViT, or a model like it, whose names begin with `name` in transformers."""
     return [
         *rules.linear(f"{name}.embeddings.patch_embeddings.projection", "patch", shape=patches),
         *rules.tensor(f"{name}.embeddings.cls_token", "token", rules.LEADING),
@@ -66,7 +67,7 @@ def encoder(name: str, model: ViT | ViViT, patches: Shape) -> Rules:
 
 
 def config(model: ViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name."""
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name."""
     height, width = side_lengths(model.resolution)
     return {
         "architectures": ["ViTForImageClassification"],
@@ -86,9 +87,10 @@ def config(model: ViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model, in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError for what the family does not have.
+    Raises:
+        UserError: if the family does not have what a field states.
     """
     config = FIELDS.read(config)
     return {
@@ -103,12 +105,12 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViT:
-    """The model for the resolution that config.json names; without it, the position table tells it."""
+    """Returns the model at the resolution of config.json, or without it at that of the position table."""
     side = None if config is None else FIELDS.read(config)["image_size"]
     positions = tensors.get("vit.embeddings.position_embeddings")
     return layouts.with_resolution(model, positions, model.patch, stated=side)
 
 
 def preprocessing(model: ViT) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("transformers' ViT", SYMMETRIC, square=True, resample="bilinear")

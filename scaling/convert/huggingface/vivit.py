@@ -12,7 +12,8 @@ from scaling.models.variants import side_lengths
 from scaling.models.vivit import ViViT
 from scaling.preprocessing import SYMMETRIC
 
-ACTIVATIONS = {"gelu_fast": "gelu_tanh", "gelu": "gelu"}  # by transformers' name; the first is its default
+# transformers' name -> ours; the first is transformers' default.
+ACTIVATION_NAMES = {"gelu_fast": "gelu_tanh", "gelu": "gelu"}
 
 FIELDS = foreign.transformers(
     "vivit",
@@ -29,53 +30,59 @@ FIELDS = foreign.transformers(
     },
     only={"model_type": "vivit", "qkv_bias": True},
     free="hidden_dropout_prob attention_probs_dropout_prob"
-    " num_channels"  # the patch kernel has them
-    " pooler_act pooler_output_size",  # of the model without a head
+    " num_channels"  # the patch kernel's shape has them
+    " pooler_act pooler_output_size",  # fields of the model without a head
 )
 BASE = "vivit."
 RENAMED = vit.RENAMED
-UNUSED = (r"^(vivit\.)?pooler\.",)  # of the model without a head
+UNUSED = (r"^(vivit\.)?pooler\.",)  # a part of the model without a head
 
 
 def table(model: ViViT) -> Rules:
-    """The tensors of model.safetensors.
+    """Returns the rules for the tensors of model.safetensors.
 
-    Raises: UserError for a model that transformers does not have.
+    Raises:
+        UserError: if transformers does not have the model.
     """
     check(model)
     return vit.encoder("vivit", model, rules.patches(model.tubelet, model.patch, model.patch))
 
 
 def source(model: ViViT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViViT:
-    """The model for the frames and the resolution that config.json names.
+    """Returns the model with the frames and the resolution of config.json.
 
-    A file without it must be of the model's own: the position table does not say what it is for.
+    Without config.json they must be the model's own, as the position table does not tell them.
     """
     if config is None:
         return model
     config = FIELDS.read(config)
     side = config["image_size"]
-    found = model.clone(
+    stated = model.clone(
         frames=config["num_frames"], resolution=side if isinstance(side, int) else tuple(side)
     )
-    return model if found.grid() == model.grid() else found
+    return model if stated.grid() == model.grid() else stated
 
 
 def check(model: ViViT) -> None:
-    """Raises UserError for a model that transformers does not have."""
+    """Checks that transformers has the model.
+
+    Raises:
+        UserError: if transformers does not have it.
+    """
     layouts.only(model, attention="joint")
     if model.embedding == "frame" and model.tubelet > 1:
         raise UserError(f"model.embedding={model.embedding}: must be tubelet, the only one in this format")
 
 
 def config(model: ViViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json, as `from_pretrained` needs it; `inputs` are the model's, by name.
+    """Returns config.json as `from_pretrained` needs it; `inputs` are the model's, by name.
 
-    Raises: UserError for a model that transformers does not have.
+    Raises:
+        UserError: if transformers does not have the model.
     """
     check(model)
     height, width = side_lengths(model.resolution)
-    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation)
+    activation = next(name for name, native in ACTIVATION_NAMES.items() if native == model.activation)
     return {
         "architectures": ["VivitForVideoClassification"],
         "model_type": "vivit",
@@ -96,14 +103,15 @@ def config(model: ViViT, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a folder's config.json says of the model in the names of its fields.
+    """Returns what a folder's config.json says of the model, in the names of the model's fields.
 
-    Raises: UserError for an activation that the model does not have, and for what else the family has not.
+    Raises:
+        UserError: if the model does not have the activation, or the family what another field states.
     """
     config = FIELDS.read(config)
     activation = config["hidden_act"]
-    if activation not in ACTIVATIONS:
-        raise UserError(f"hidden_act={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+    if activation not in ACTIVATION_NAMES:
+        raise UserError(f"hidden_act={activation!r}: must be one of {', '.join(ACTIVATION_NAMES)}")
     return {
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
@@ -111,12 +119,12 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
         "patch": config["tubelet_size"][1],
         "tubelet": config["tubelet_size"][0],
-        "activation": ACTIVATIONS[activation],
+        "activation": ACTIVATION_NAMES[activation],
         "epsilon": config["layer_norm_eps"],
         "attention": "joint",
     }
 
 
 def preprocessing(model: ViViT) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("ViViT", SYMMETRIC, short=0.875, resample="bilinear")

@@ -28,32 +28,33 @@ NAMES = layouts.SwinNames(
 
 
 def source(model: Swin, tensors: Tensors, config: Mapping[str, Any] | None) -> Swin:
-    """The model with the window of the tensors' bias tables."""
+    """Returns the model with the window of the tensors' bias tables."""
     return layouts.with_window(model, tensors, NAMES)
 
 
 def table(model: Swin) -> Rules:
-    """The tensors that are trained."""
+    """Returns the rules for the tensors that are trained."""
     return layouts.swin(model, NAMES)
 
 
 def buffers(model: Swin, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The index of relative positions in every block, and the mask of every one that is shifted.
+    """Returns the index of relative positions in every block, and the mask of every shifted block.
 
-    Raises: UserError where the window does not divide the map of a stage, which it must in this format.
+    Raises:
+        UserError: if the window does not divide the map of a stage, which it must in this format.
     """
-    made: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     window, shift = model.window, model.window // 2
     for stage, sides in enumerate(layouts.swin_maps(model, inputs)):
         for i in range(model.depths[stage]):
             block = f"layers.{stage}.blocks.{i}"
-            made[f"{block}.attn.relative_position_index"] = relative_index(window, window).astype(np.int64)
+            tensors[f"{block}.attn.relative_position_index"] = relative_index(window, window).astype(np.int64)
             if i % 2 and shift and min(sides) > window:
-                made[f"{block}.attn_mask"] = shift_mask(*sides, window, shift)
-    return made
+                tensors[f"{block}.attn_mask"] = shift_mask(*sides, window, shift)
+    return tensors
 
 
 def preprocessing(model: Swin) -> Seen:
-    """Returns what such weights usually see: at 384 pixels all of the image."""
+    """Returns the usual preprocessing of such weights, which at 384 pixels keeps the whole image."""
     how: dict[str, Any] = {"square": True} if max(side_lengths(model.resolution)) >= 384 else {"short": 0.875}
     return usual("Swin", IMAGENET, **how)

@@ -1,7 +1,7 @@
 """CLIP as in OpenAI's repository: a state dict, with the ViT or the modified ResNet for images.
 
-The released files are TorchScript archives, and hold programs: `torch.jit.load(FILE).state_dict()` is to be
-saved from them first.
+The released files are TorchScript archives, which hold programs: save `torch.jit.load(FILE).state_dict()`
+first.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,19 @@ from scaling.models.clip import CLIP
 from scaling.models.clip_resnet import STRIDE
 from scaling.preprocessing import OPENAI
 
-# The released archives have these three as tensors, which their own loader drops.
+# The released archives hold these three numbers as tensors, which OpenAI's loader drops.
 IGNORED = (*layouts.COUNTERS, "^(input_resolution|context_length|vocab_size)$")
-BLOCK = layouts.BlockNames("attn.in_proj_", "attn.out_proj", "mlp.c_fc", "mlp.c_proj", norms=("ln_1", "ln_2"))
-HEAD = 64  # channels of a head, by which OpenAI's loader knows their number
+BLOCK_NAMES = layouts.BlockNames(
+    "attn.in_proj_", "attn.out_proj", "mlp.c_fc", "mlp.c_proj", norms=("ln_1", "ln_2")
+)
+HEAD = 64  # channels per head, from which OpenAI's loader infers the number of heads
 
 
 def table(model: CLIP) -> Rules:
-    """The tensors of a state dict, but for counters.
+    """Returns the rules for the tensors of a state dict, except counters.
 
-    Raises: UserError for a model that OpenAI's code does not have.
+    Raises:
+        UserError: if OpenAI's code does not have the model.
     """
     _check(model)
     block, layers = "transformer.resblocks.{i}", range(model.text_depth)
@@ -34,7 +37,7 @@ def table(model: CLIP) -> Rules:
         *(_resnet(model) if model.patch is None else _vit(model, model.patch)),
         *rules.tensor("token_embedding.weight", "text/tokens/embedding"),
         *rules.tensor("positional_embedding", "text/positions"),
-        *layouts.blocks(BLOCK, block, "text/blocks", model.text_heads, layers),
+        *layouts.blocks(BLOCK_NAMES, block, "text/blocks", model.text_heads, layers),
         *rules.norm("ln_final", "text/norm"),
         *rules.tensor("text_projection", "text_projection/kernel"),
         *rules.tensor("logit_scale", "logit_scale"),
@@ -58,7 +61,7 @@ def _vit(model: CLIP, patch: int) -> Rules:
         *rules.tensor("visual.positional_embedding", "image/positions"),
         *rules.linear("visual.conv1", "image/patch", bias=False, shape=rules.patches(patch, patch)),
         *rules.norm("visual.ln_pre", "image/norm_pre"),
-        *layouts.blocks(BLOCK, block, "image/blocks", model.heads, layers),
+        *layouts.blocks(BLOCK_NAMES, block, "image/blocks", model.heads, layers),
         *rules.norm("visual.ln_post", "image/norm"),
         *rules.tensor("visual.proj", "image/projection/kernel"),
     ]
@@ -67,30 +70,30 @@ def _vit(model: CLIP, patch: int) -> Rules:
 def _resnet(model: CLIP) -> Rules:
     if isinstance(model.depth, int):
         raise UserError(f"model.depth={model.depth}: must be four numbers for a modified ResNet")
-    made: Rules = []
+    table: Rules = []
     for i in (1, 2, 3):
-        made += layouts.normed_convolution(
+        table += layouts.normed_convolution(
             f"visual.conv{i}", f"visual.bn{i}", f"image/stem{i}", f"image/norm_stem{i}"
         )
-    made += layouts.resnet_stages(model.depth, True, layouts.TORCHVISION, "visual.", "image/")
+    table += layouts.resnet_stages(model.depth, True, layouts.TORCHVISION, "visual.", "image/")
     pool = "visual.attnpool"
     query, key, value, out = (f"{pool}.{name}_proj" for name in "qkvc")
-    made += rules.tensor(f"{pool}.positional_embedding", "image/pool/positions")
-    return made + rules.attention(query, key, value, out, "image/pool/attention", model.heads)
+    table += rules.tensor(f"{pool}.positional_embedding", "image/pool/positions")
+    return table + rules.attention(query, key, value, out, "image/pool/attention", model.heads)
 
 
 def source(model: CLIP, tensors: Tensors, config: Mapping[str, Any] | None) -> CLIP:
-    """The model for the resolution that the file's position table is for."""
+    """Returns the model at the resolution of the file's position table."""
     if model.patch is None:
         return layouts.with_resolution(model, tensors.get("visual.attnpool.positional_embedding"), STRIDE)
     return layouts.with_resolution(model, tensors.get("visual.positional_embedding"), model.patch)
 
 
 def buffers(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The counters of the modified ResNet."""
+    """Returns the counters of the modified ResNet."""
     return layouts.counters(table(model))
 
 
 def preprocessing(model: CLIP) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("CLIP", OPENAI, short=1.0)

@@ -14,25 +14,26 @@ from scaling.errors import UserError
 from scaling.models.swin import Swin
 from scaling.preprocessing import IMAGENET
 
-IGNORED = microsoft.IGNORED  # in the first files of this form
+IGNORED = microsoft.IGNORED  # the first files of this form hold them
 NAMES = dataclasses.replace(microsoft.NAMES, head="head.fc", leads=True)
 
 
 def source(model: Swin, tensors: Tensors, config: Mapping[str, Any] | None) -> Swin:
-    """The model with the window of the tensors' bias tables."""
+    """Returns the model with the window of the tensors' bias tables."""
     return layouts.with_window(model, tensors, NAMES)
 
 
 def table(model: Swin) -> Rules:
-    """The tensors of a state dict."""
+    """Returns the rules for the tensors of a state dict."""
     return layouts.swin(model, NAMES)
 
 
 def buffers(model: Swin, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """None: timm computes them.
+    """Returns no tensors, as timm computes them.
 
-    Raises: UserError where timm's function is another: the window does not divide the map of a stage, or is
-    as large as it along one side only, where timm shifts the windows along the other.
+    Raises:
+        UserError: if timm computes another function: the window does not divide the map of a stage, or is as
+            large as the map along one side only, where timm shifts the windows along the other.
     """
     for rows, columns in layouts.swin_maps(model, inputs):
         if min(rows, columns) == model.window < max(rows, columns):
@@ -44,5 +45,5 @@ def buffers(model: Swin, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def preprocessing(model: Swin) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("timm's Swin", IMAGENET, short=0.9)

@@ -1,6 +1,6 @@
 """ViT as timm's `VisionTransformer`.
 
-`pool="mean"` is timm's with `class_token=False, global_pool="avg", fc_norm=False`.
+`pool="mean"` is timm's model with `class_token=False, global_pool="avg", fc_norm=False`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from scaling.preprocessing import SYMMETRIC
 
 
 def table(model: ViT) -> Rules:
-    """The tensors of a state dict."""
+    """Returns the rules for the tensors of a state dict."""
     token = rules.tensor("cls_token", "token", rules.LEADING) if model.pool == "token" else []
     return [
         *token,
@@ -28,9 +28,10 @@ def table(model: ViT) -> Rules:
 
 
 def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> ViT:
-    """The model for the resolution that the file's position table is for, taken to be square.
+    """Returns the model at the resolution of the file's position table, taken to be square.
 
-    Raises: UserError for a file whose last norm comes after the mean over patches.
+    Raises:
+        UserError: if the file's last norm comes after the mean over patches.
     """
     if "fc_norm.weight" in tensors:
         raise UserError(
@@ -42,5 +43,5 @@ def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> Vi
 
 
 def preprocessing(model: ViT) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("timm's ViT", SYMMETRIC, short=0.9)

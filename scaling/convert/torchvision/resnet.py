@@ -1,4 +1,4 @@
-"""ResNet as torchvision's `resnet18` to `resnet152` name its tensors, and timm's of the same names."""
+"""ResNet with the tensor names of torchvision's `resnet18` to `resnet152`, which timm's models share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ IGNORED = layouts.COUNTERS
 
 
 def table(model: ResNet) -> Rules:
-    """The tensors of a state dict, but for its counters."""
+    """Returns the rules for the tensors of a state dict, except its counters."""
     layouts.only(model, stem="7x7")
     return [
         *layouts.normed_convolution("conv1", "bn1", "stem", "norm_stem"),
@@ -25,10 +25,10 @@ def table(model: ResNet) -> Rules:
 
 
 def buffers(model: ResNet, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The counters."""
+    """Returns the counters of training steps."""
     return layouts.counters(table(model))
 
 
 def preprocessing(model: ResNet) -> Seen:
-    """Returns what such weights usually see."""
+    """Returns the usual preprocessing of such weights."""
     return usual("torchvision's first weights", IMAGENET, short=0.875, resample="bilinear")

@@ -1,0 +1,140 @@
+"""Accuracy of a linear classifier on pixels, or on the features that a model has learned."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from scaling.data import Data, host_batches, info, open_source
+from scaling.errors import NotFinite, UserError
+from scaling.evaluators.base import CheckInterrupt, Evaluator, data_of
+from scaling.objectives.base import Extras
+from scaling.parallel import tracing
+from scaling.run.build import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Evaluator):
+    """Logistic regression, fitted on one split and scored on another; every example of both counts once.
+
+    On "pixels" it is the baseline that a model has to beat: it needs no model, and one measurement is enough.
+    On "features", the input of a model's head, it is a linear probe (Radford et al. 2021, "CLIP", section
+    3.2). Images are those of evaluation, pixels in [0, 1]; the mean input is subtracted. It is fitted by
+    scikit-learn's L-BFGS until that converges, for at most `iterations`.
+    """
+
+    inputs: Literal["pixels", "features"] = "pixels"
+    data: dict[str, Any] = field(default_factory=dict)  # options of labelled images; {} for the run's own
+    every: str = "100 %"
+    fit_split: str = "train"
+    split: str = "test"
+    inverse_l2: float = 1.0  # inverse strength of the L2 penalty, scikit-learn's C
+    iterations: int = 1000  # maximum number of L-BFGS iterations
+
+    def __post_init__(self) -> None:
+        if self.inverse_l2 <= 0.0:
+            raise UserError(f"inverse_l2={self.inverse_l2}: must be greater than 0")
+        if self.iterations < 1:
+            raise UserError(f"iterations={self.iterations}: must be at least 1")
+
+    def check(self, name: str, run: Run) -> None:
+        """Checks also that both splits exist and have labels, and that there are features to classify.
+
+        Raises:
+            UserError: if this evaluator cannot measure the run.
+        """
+        images = self._images(name, run)
+        for split in (self.fit_split, self.split):
+            open_source(images, split)  # raises if the split does not exist
+        if not info(images).num_classes:
+            raise UserError(f"evaluators.{name}.data: {images.name} has no labels; name images that have")
+        super().check(name, run)
+        has_features = hasattr(run.objective, "features") and hasattr(run.model, "features")
+        if self.inputs == "features" and not has_features:
+            raise UserError(
+                f"evaluators.{name}.inputs='features': objective {run.config.objective.name} with "
+                f"{run.config.model.name} has none; give inputs='pixels'"
+            )
+
+    def run(
+        self,
+        name: str,
+        run: Run,
+        weights: Mapping[str, Any],
+        folder: Path,
+        step: int,
+        check_interrupt: CheckInterrupt,
+    ) -> dict[str, float]:
+        """Returns {name_top1: accuracy}, such as `linear_top1`."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        images = self._images(name, run)
+        (x, labels), (test_x, test_labels) = (
+            self._examples(images, run, weights, split, check_interrupt)
+            for split in (self.fit_split, self.split)
+        )
+        mean = x.mean(axis=0)
+        model = LogisticRegression(C=self.inverse_l2, max_iter=self.iterations)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` may be the limit
+            model.fit(x - mean, labels)
+        return {f"{name}_top1": float(model.score(test_x - mean, test_labels))}
+
+    def _images(self, name: str, run: Run) -> Data:
+        return data_of(run, self.data, f"evaluators.{name}.data")
+
+    def _examples(
+        self, images: Data, run: Run, weights: Mapping[str, Any], split: str, check_interrupt: CheckInterrupt
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (x float64 [N, D], labels [N]) of a split, the same on every process.
+
+        Raises:
+            NotFinite: if an input is not finite.
+        """
+        pixels = self.inputs == "pixels"
+        batches = self._pixels(images, split) if pixels else self._features(images, run, weights, split)
+        examples = []
+        for x, label, mask in batches:
+            check_interrupt()
+            real = mask > 0
+            examples.append((x[real], label[real]))
+        rows, labels = (np.concatenate(column) for column in zip(*examples, strict=True))
+        bad = int((~np.isfinite(rows).all(axis=1)).sum())
+        if bad:
+            raise NotFinite(f"{self.inputs}: those of {bad} of {len(rows)} images are not finite")
+        return rows.astype(np.float64), labels
+
+    def _pixels(self, images: Data, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        cfg = dataclasses.replace(images, workers=0)  # starting workers takes longer than reading
+        source = open_source(cfg, split)
+        starts = range(0, len(source), self.batch_size)
+        for batch in host_batches(cfg, source, starts, self.batch_size):
+            image = batch["image"]
+            pixels = image / 255.0 if image.dtype == np.uint8 else image
+            yield pixels.reshape(len(image), -1), batch["label"], batch["mask"]
+
+    def _features(
+        self, images: Data, run: Run, weights: Mapping[str, Any], split: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        extras = Extras(collections=weights["collections"])
+        forward = _forward(run)
+        for batch in self.batches("", run, split, images):
+            yield jax.device_get(forward(weights["params"], extras, batch))
+
+
+@lru_cache(maxsize=1)
+def _forward(run: Run) -> Callable[..., Any]:
+    """Returns a function (params, extras, batch) -> features, labels and mask of the batch, replicated."""
+    objective: Any = run.objective
+
+    def forward(params: Any, extras: Extras, batch: Any) -> Any:
+        return objective.features(params, extras, batch), batch["label"], batch["mask"]
+
+    return tracing.jit_replicated(run.mesh, forward)

@@ -1,0 +1,1 @@
+"""A run and its parts: options, build, cost, state, optimiser, checkpoints, run folder, restore."""

@@ -1,0 +1,170 @@
+"""Builds a run from a checked config: everything it is made of, before any array exists."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scaling import data, models, objectives
+from scaling.errors import UserError
+from scaling.objectives.base import Objective
+from scaling.parallel import sharding
+from scaling.run import layer_decay
+from scaling.run.options import Config, duration
+
+
+@dataclass(frozen=True, eq=False)  # equal only to itself: compiled functions are cached by run
+class Run:
+    """A run, ready to be initialised: what to train, on which data and devices, and for how long."""
+
+    config: Config
+    mesh: jax.sharding.Mesh
+    info: data.Info
+    objective: Objective
+
+    @property
+    def model(self) -> Any:
+        return self.objective.model  # type: ignore[attr-defined]
+
+    def steps_of(self, text: str, key: str) -> int:
+        """Returns a duration of this run in steps; percents are of the whole run."""
+        batch, epoch = self.config.data.batch_size, self.info.train_examples
+        return duration(text, key, batch, epoch, self.steps)
+
+    def due(self, text: str, key: str) -> Callable[[int], bool]:
+        """Returns a function that tells whether something is due at a step.
+
+        It is due at multiples of the duration and at the last step; "25 %" is four steps of any run.
+        """
+        if text.strip().endswith("%"):
+            percent = float(text.strip().rstrip("% "))
+            times = int(100 / percent) if percent else 0
+            marks = {round(self.steps * percent / 100 * (i + 1)) for i in range(times)} | {self.steps}
+            return lambda step: step in marks
+        every = max(1, self.steps_of(text, key))
+        return lambda step: step == self.steps or (step > 0 and step % every == 0)
+
+    @cached_property
+    def steps(self) -> int:
+        """Number of steps of the whole run.
+
+        Raises:
+            UserError: if the duration is less than one step.
+        """
+        config = self.config
+        steps = duration(config.train.duration, "duration", config.data.batch_size, self.info.train_examples)
+        if steps < 1:
+            raise UserError(f"train.duration={config.train.duration!r}: is less than one step")
+        return steps
+
+    def batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a batch of `size` examples (`Info.columns`).
+
+        For a model that is not trained, the batch is the model's own arguments.
+        """
+        if not objectives.trains(self.config.objective.name):
+            model = self.config.model
+            arguments = models.inputs(model.name, model.variant, **model.options)
+            return {k: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for k, x in arguments.items()}
+        columns = self.info.columns.items()
+        return {k: jax.ShapeDtypeStruct((size, *shape), jnp.dtype(dtype)) for k, (shape, dtype) in columns}
+
+    def batch_sharding(self) -> jax.sharding.NamedSharding:
+        """Returns the sharding of training's batches.
+
+        Raises:
+            UserError: if the mesh does not divide the batch.
+        """
+        return sharding.batch_sharding(self.mesh, self.config.data.batch_size, "data.batch_size")
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.info.image_shape
+
+
+def build(config: Config, devices: list[jax.Device] | None = None, info: data.Info | None = None) -> Run:
+    """Builds a run, and checks everything that can be checked before compilation.
+
+    `info` describes the data where they need not be at hand: a trained run knows what it was trained on.
+
+    Raises:
+        UserError: for a model that does not fit its data, a mesh that does not fit the devices, and the like.
+    """
+    mesh = sharding.make_mesh(config.mesh, devices)
+    if info is None:
+        info = data.info(config.data) if objectives.trains(config.objective.name) else made_for(config)
+    try:
+        config.preprocessing.require_channels(info.image_shape[-1])
+    except UserError as e:
+        raise UserError(f"preprocessing.{e}") from None
+    try:
+        name, model = config.objective.name, _model(config, info)
+        objective = objectives.make(name, model, config.preprocessing, **_objective_options(config, info))
+    except UserError as e:
+        raise UserError(f"objective.{e}") from None
+    run = Run(config, mesh, info, objective)
+    shapes = jax.eval_shape(lambda: init_variables(run, jax.random.key(0)))  # raises if they do not fit
+    if config.optimizer.layer_decay != 1.0:
+        layer_decay.check(shapes["params"])
+    run.steps_of(config.optimizer.warmup, "optimizer.warmup")
+    return run
+
+
+def made_for(config: Config) -> data.Info:
+    """Returns the classes and the image shape that a variant is made for, where no data give them."""
+    family, variant, options = config.model.name, config.model.variant, config.model.options
+    inputs, model = models.inputs(family, variant, **options), models.make(family, variant, **options)
+    first = next(iter(inputs.values()))
+    text = data.TextInfo(model.vocabulary, inputs["text"].shape[1], "") if "text" in inputs else None
+    name = (config.data.builder or config.data.name) if objectives.trains(config.objective.name) else "none"
+    classes = getattr(model, "num_classes", 0)
+    return data.Info(name, classes, first.shape[1:], config.data.batch_size, text=text)
+
+
+def _model(config: Config, info: data.Info) -> Any:
+    """Makes the model, with the data's classes, resolution and texts where the config leaves them open."""
+    family, options = models.MODELS[config.model.name], dict(config.model.options)
+    if not objectives.trains(config.objective.name):  # there are no data to fill its options from
+        return models.make(config.model.name, config.model.variant, **options)
+    fields = {f.name for f in dataclasses.fields(family.MODULE)}
+    height, width = info.image_shape[-3:-1]
+    from_data: dict[str, Any] = {"resolution": height if height == width else (height, width)}
+    if len(info.image_shape) == 4:
+        from_data["frames"] = info.image_shape[0]
+    checks_itself = "tasks" in fields  # a model with tasks reads two images for one of them
+    if not checks_itself and ("frames" in fields) != ("frames" in from_data):
+        takes, holds = ("videos", "images") if "frames" in fields else ("images", "videos")
+        raise UserError(f"model.name={config.model.name!r}: takes {takes}, and {info.name} holds {holds}")
+    if info.num_classes:
+        from_data["num_classes"] = info.num_classes
+    if info.text is not None:
+        size, length = info.text.vocabulary, info.text.length
+        from_data |= {"vocabulary": size, "context": length, "length": length}
+        if options.get("vocabulary", size) != size:
+            raise UserError(
+                f"model.vocabulary={options['vocabulary']}: the tokenizer of data.text has {size} tokens; "
+                "leave it out, or name the model's own tokenizer in data.text.vocab_file"
+            )
+    options |= {key: value for key, value in from_data.items() if key in fields and key not in options}
+    return models.make(config.model.name, config.model.variant, **options)
+
+
+def _objective_options(config: Config, info: data.Info) -> dict[str, Any]:
+    """Returns the objective's options, with the data's [MASK] where the config leaves it open."""
+    options = dict(config.objective.options)
+    if info.text is not None and options.get("mask_token", 0) is None:
+        options["mask_token"] = info.text.mask
+    return options
+
+
+def _zeros(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    return {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
+
+
+def init_variables(run: Run, key: jax.Array) -> Any:
+    """Returns {"params": ..., other collections} of the objective's model."""
+    return run.objective.init(key, _zeros(run.batch(1)))

@@ -1,0 +1,210 @@
+"""The run folder: what is in it, who may write it, and how it stays consistent.
+
+It holds `config.json`, `metrics.jsonl`, `status.json`, `checkpoints/` and `samples/`, and `broken/` once a
+checkpoint was damaged. Each line of metrics is an event; a training event has `input_wait`, the seconds that
+the loop waited for batches since the one before. The status names the newest step that was `saved`, even if
+its checkpoint is lost. A lock, which is released when its process dies, admits one writer at a time. Of
+several processes only the first writes.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from scaling.errors import UserError
+from scaling.files import read_json, write_atomic, write_json
+
+HEARTBEAT_SECONDS = 10.0  # between two writes of `status.json`
+
+
+class RunFolder:
+    """The writer of a run folder. Use it as a context manager, which locks the folder."""
+
+    def __init__(self, path: Path | str, writer: bool = True) -> None:
+        self.path, self.writer = Path(path), writer
+        self.step, self.steps = 0, 0
+        self.started = time.monotonic()
+        self._lock: IO[str] | None = None
+        self._metrics: IO[str] | None = None
+        self._stop = threading.Event()
+        self._writing = threading.Lock()  # held to write status.json: the heartbeat is another thread
+        self._saved: int | None = None
+        self._beat: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if not self.writer:
+            return self
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("w")
+        except OSError as e:
+            raise UserError(
+                f"workdir={self.path}: cannot be written ({e.strerror}); choose another folder"
+            ) from e
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(
+                f"workdir={self.path}: another process is writing this run; wait for it or stop it"
+            ) from None
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        if self._beat is not None:
+            self._beat.join()
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    # --- status ---
+
+    def begin(self, step: int, steps: int) -> None:
+        """Writes the status "running" from now on, with a heartbeat from a thread."""
+        self.step, self.steps = step, steps
+        if not self.writer:
+            return
+        self.status("running")
+        self._beat = threading.Thread(target=self._heartbeat, daemon=True)
+        self._beat.start()
+
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            self.beat()
+
+    def beat(self) -> None:
+        """Writes the status "running", the step that the run is at, and the step that is saved."""
+        with contextlib.suppress(UserError):  # a full disk is reported by the writes that matter
+            self.status("running")
+
+    def end(self, status: str, reason: str | None = None) -> None:
+        """Stops the heartbeat and writes the final status: done, interrupted or failed (with the reason)."""
+        self._stop.set()
+        if self._beat is not None:
+            self._beat.join()
+        if self.writer:
+            self.status(status, reason)
+
+    def status(self, status: str, reason: str | None = None) -> None:
+        """Writes `status.json`, if this process is the writer.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        if not self.writer:
+            return
+        with self._writing:
+            with contextlib.suppress(UserError):  # the newest step known before stays
+                self.saved()
+            write_json(
+                self.path / "status.json",
+                {
+                    "status": status,
+                    "step": self.step,
+                    "steps": self.steps,
+                    "saved": self._saved,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "heartbeat": time.time(),
+                    "reason": reason,
+                },
+            )
+
+    def saved(self) -> int | None:
+        """Returns the newest step that has a checkpoint, or had one according to the folder; else None.
+
+        Raises:
+            UserError: if `checkpoints/` cannot be listed, or is empty while `status.json` is not JSON.
+        """
+        steps = steps_in(self.path / "checkpoints")
+        self._saved = steps[-1] if steps else self._recorded_step()
+        return self._saved
+
+    def _recorded_step(self) -> int | None:
+        """Returns the newest step that was saved according to `status.json` or `broken/`."""
+        status = read_json(self.path / "status.json") or {}
+        if status.get("saved") is not None:
+            return int(status["saved"])
+        if "saved" not in status:  # a folder older than this key
+            signalled = status.get("status") == "interrupted" and status.get("reason") and status["step"] > 0
+            if status.get("status") == "done" or signalled:
+                return int(status["step"])
+        return max(steps_in(self.path / "broken"), default=None)
+
+    # --- metrics ---
+
+    def open_metrics(self, step: int) -> None:
+        """Opens `metrics.jsonl` for a run at `step`: later lines, and a torn last line, are dropped.
+
+        The clock continues from the last line that is kept.
+        """
+        if not self.writer:
+            return
+        events = [e for e in read_events(self.path) if e["step"] <= step]
+        text = "".join(json.dumps(e) + "\n" for e in events)
+        write_atomic(self.path / "metrics.jsonl", text)
+        self._metrics = (self.path / "metrics.jsonl").open("a")
+        self.started = time.monotonic() - max((e["wall"] for e in events), default=0.0)
+
+    def event(self, event: str, step: int, examples: int, values: Mapping[str, float], **more: Any) -> None:
+        """Appends one line of metrics and hands it to the operating system.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        if self._metrics is None:
+            return
+        wall = round(time.monotonic() - self.started, 3)
+        line = {
+            "event": event,
+            "step": step,
+            "examples": examples,
+            "wall": wall,
+            "values": dict(values),
+        } | more
+        try:
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+        except OSError as e:
+            raise UserError(
+                f"{self.path}/metrics.jsonl: cannot be written ({e.strerror}); free space, then resume"
+            ) from e
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Returns the steps with a checkpoint in the folder, in order, without one that is being written.
+
+    Raises:
+        UserError: if the folder cannot be listed.
+    """
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise UserError(
+            f"{folder}: cannot be listed ({e.strerror}); give access to it, then try again"
+        ) from e
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_events(path: Path | str) -> list[dict[str, Any]]:
+    """Returns the events of `metrics.jsonl`, in order, up to the first torn line."""
+    events = []
+    file = Path(path) / "metrics.jsonl"
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            break
+    return events

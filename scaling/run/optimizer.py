@@ -1,0 +1,124 @@
+"""The update: gradient transform, schedule, per-parameter rules, and moving averages of the weights."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scaling.parallel.sharding import path_of
+from scaling.run import layer_decay
+from scaling.run.options import Optimizer
+
+OPTIMIZERS: dict[str, Callable[[Optimizer], optax.GradientTransformation]] = {
+    "adamw": lambda options: optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps),
+    "sgd": lambda options: optax.trace(decay=options.b1),
+}
+
+# Schedules of the rate after the warm-up, as a share of its peak, over the steps that remain.
+SCHEDULES: dict[str, Callable[[Optimizer, int, Sequence[int]], optax.Schedule]] = {
+    "constant": lambda options, steps, milestones: optax.constant_schedule(1.0),
+    "cosine": lambda options, steps, milestones: optax.cosine_decay_schedule(
+        1.0, max(steps, 1), options.final_lr_ratio
+    ),
+    "step": lambda options, steps, milestones: optax.piecewise_constant_schedule(
+        1.0, dict.fromkeys(milestones, 0.1)
+    ),
+}
+
+Update = Callable[[Any, Any, Any, jax.Array, Mapping[str, jax.Array]], tuple[Any, Any, jax.Array]]
+
+
+def transform(options: Optimizer) -> optax.GradientTransformationExtraArgs:
+    """Returns the transform from gradients to directions: clipping, L2 if enabled, then the optimiser's own.
+
+    The learning rate and the decoupled decay are applied later, in `make_update`.
+    """
+    clip = (
+        optax.identity()
+        if options.grad_clip_norm is None
+        else optax.clip_by_global_norm(options.grad_clip_norm)
+    )
+    l2 = [_l2(options)] if options.weight_decay_mode == "l2" else []
+    return optax.chain(clip, *l2, OPTIMIZERS[options.name](options))
+
+
+def _l2(options: Optimizer) -> optax.GradientTransformationExtraArgs:
+    """Returns the transform that adds the gradient of decay / 2 |p|^2.
+
+    Its `update` takes the global decay as `weight_decay`.
+    """
+
+    def update(grads: Any, state: Any, params: Any, *, weight_decay: jax.Array, **_: Any) -> tuple[Any, Any]:
+        def add(keys: tuple[Any, ...], grad: jax.Array, param: jax.Array) -> jax.Array:
+            _, decay, frozen = rule_of(path_of(keys), options)
+            return grad if frozen else grad + (weight_decay if decay is None else decay) * param
+
+        return jax.tree_util.tree_map_with_path(add, grads, params), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequence[int] = ()) -> Update:
+    """Returns `update(grads, opt_state, params, step, traced_hparams) -> (params, opt_state, gradient norm)`.
+
+    `warmup` and `milestones` are steps from the start of the run, which has `total` steps. The rate and the
+    decay are in `traced_hparams` ("learning_rate", "weight_decay"), so that runs that differ only in
+    them share one compiled step. AdamW's decay is decoupled (Loshchilov & Hutter 2019):
+    p <- p - rate * multiple * (direction + decay * p). Frozen parameters do not count in the norm.
+    """
+    tx = transform(options)
+    warmup_schedule = optax.linear_schedule(0.0, 1.0, max(warmup, 1))
+    main_schedule = SCHEDULES[options.schedule](
+        options, total - warmup, [milestone - warmup for milestone in milestones]
+    )
+    schedule = optax.join_schedules([warmup_schedule, main_schedule], [warmup])
+    l2, layered = options.weight_decay_mode == "l2", options.layer_decay != 1.0
+
+    def update(
+        grads: Any, opt_state: Any, params: Any, step: jax.Array, traced_hparams: Mapping[str, jax.Array]
+    ) -> tuple[Any, Any, jax.Array]:
+        def move(keys: tuple[Any, ...], param: jax.Array, direction: jax.Array) -> jax.Array:
+            multiple, decay, frozen = rule_of(path_of(keys), options)
+            if frozen:
+                return param
+            layer_rate = rate * layer_decay.multiple(keys, params, options.layer_decay) if layered else rate
+            if l2:  # the direction has the decay already
+                return param - layer_rate * multiple * direction
+            weight = traced_hparams["weight_decay"] if decay is None else decay
+            return param - layer_rate * multiple * (direction + weight * param)
+
+        def zero_if_frozen(keys: tuple[Any, ...], grad: jax.Array) -> jax.Array:
+            return jnp.zeros_like(grad) if rule_of(path_of(keys), options)[2] else grad
+
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+            rate = traced_hparams["learning_rate"] * schedule(step)
+            grads = jax.tree_util.tree_map_with_path(zero_if_frozen, grads)
+            norm = optax.tree.norm(grads)
+            directions, opt_state = tx.update(
+                grads, opt_state, params, weight_decay=traced_hparams["weight_decay"]
+            )
+            params = jax.tree_util.tree_map_with_path(move, params, directions)
+        return params, opt_state, norm
+
+    return update
+
+
+def rule_of(path: str, options: Optimizer) -> tuple[float, float | None, bool]:
+    """Returns (learning-rate multiple, weight decay or None for the global one, frozen); first match wins."""
+    for pattern, multiple, decay, frozen in options.rules:
+        if re.search(pattern, path):
+            return multiple, decay, frozen
+    return 1.0, None, False
+
+
+def ema_names(options: Optimizer) -> dict[str, float]:
+    """Returns the decays of the moving averages, by the averages' names."""
+    return {f"{decay:g}": decay for decay in options.ema_decays}
+
+
+def ema_update(average: Any, new: Any, decay: float) -> Any:
+    """Returns decay * average + (1 - decay) * new, in float32: every step, from an average that is a copy."""
+    return jax.tree.map(lambda a, n: a + (1.0 - decay) * (n - a), average, new)

@@ -1,0 +1,167 @@
+"""The sections of a run's config as frozen dataclasses, each of which checks itself."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from scaling.data import Data
+from scaling.errors import UserError
+from scaling.parallel.mesh import Mesh
+from scaling.preprocessing import Preprocessing
+from scaling.sampling import Sampling
+
+ParamRule = tuple[str, float, float | None, bool]  # (pattern, learning-rate multiple, weight decay, frozen)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A choice by name (of a model, an objective, an evaluator), with the options that its class reads."""
+
+    name: str
+    options: Mapping[str, Any]
+    variant: str = ""  # variant of the model, such as "B/16"; "" for other choices
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The update of the parameters.
+
+    `rules` are tried in order and the first match wins; a rule's weight decay of None is the global one.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-4  # peak rate
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    warmup: str = "0 steps"  # duration of the linear rise from 0 to the peak rate
+    lr_milestones: tuple[str, ...] = ()  # durations after which the "step" schedule divides the rate by 10
+    final_lr_ratio: float = 0.0  # final rate of the "cosine" schedule, as a share of learning_rate
+    layer_decay: float = 1.0  # factor of the rate per layer from the head down
+    weight_decay: float = 0.0  # global coefficient, multiplied by the learning rate
+    weight_decay_mode: Literal["decoupled", "l2"] = "decoupled"  # "l2": gradient term, before momentum
+    b1: float = 0.9  # decay of AdamW's first moment, or SGD's momentum
+    b2: float = 0.999  # decay of AdamW's second moment
+    eps: float = 1e-8  # term in AdamW's denominator
+    grad_clip_norm: float | None = None  # maximum global norm of the gradient
+    ema_decays: tuple[float, ...] = ()  # decays per step of the averages; the first one is evaluated
+    rules: tuple[ParamRule, ...] = ((r"(bias|scale|positions|token|embedding)$", 1.0, 0.0, False),)
+
+    def __post_init__(self) -> None:
+        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
+        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _require("b1", self.b1, 0 <= self.b1 < 1, "in [0, 1)")
+        _require("b2", self.b2, 0 <= self.b2 < 1, "in [0, 1)")
+        _require("eps", self.eps, self.eps > 0, "greater than 0")
+        _require(
+            "grad_clip_norm",
+            self.grad_clip_norm,
+            self.grad_clip_norm is None or self.grad_clip_norm > 0,
+            "greater than 0, or None",
+        )
+        _require("ema_decays", self.ema_decays, all(0 <= d < 1 for d in self.ema_decays), "decays in [0, 1)")
+        _require("final_lr_ratio", self.final_lr_ratio, 0 <= self.final_lr_ratio <= 1, "in [0, 1]")
+        _require("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
+        step, cosine = self.schedule == "step", self.schedule == "cosine"
+        _require(
+            "lr_milestones",
+            self.lr_milestones,
+            bool(self.lr_milestones) == step,
+            "durations with schedule='step', else none",
+        )
+        _require(
+            "final_lr_ratio",
+            self.final_lr_ratio,
+            cosine or not self.final_lr_ratio,
+            "0 but with schedule='cosine'",
+        )
+        duration(self.warmup, "warmup", 1, 1, 1)
+        for milestone in self.lr_milestones:
+            duration(milestone, "lr_milestones", 1, 1, 1)
+        for rule in self.rules:
+            _pattern("rules", rule[0])
+
+
+@dataclass(frozen=True)
+class Train:
+    """The length of training, its seed, and the weights that it starts from."""
+
+    duration: str = "1000 steps"  # length of the run in steps, examples or epochs
+    seed: int = 0  # seed of initialisation, data order, augmentation and noise
+    log_every: int = 50  # steps between two lines of metrics
+    init_from: str | None = None  # folder of the run whose weights, where they fit, are those of step 0
+    init_only: str = ""  # pattern of the paths of the parameters to take from init_from; "" for all
+
+    def __post_init__(self) -> None:
+        _require("seed", self.seed, 0 <= self.seed < 2**31, "in [0, 2^31)")
+        _require("log_every", self.log_every, self.log_every >= 1, "at least 1")
+        _pattern("init_only", self.init_only)
+        _require(
+            "init_only",
+            self.init_only,
+            self.init_from is not None or not self.init_only,
+            "'' without init_from",
+        )
+        if self.duration.endswith("%"):
+            raise UserError(f"duration={self.duration!r}: must be in steps, examples or epochs")
+        duration(self.duration, "duration", 1, 1)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How often the state is saved."""
+
+    every: str = "25 %"  # duration between two checkpoints
+    keep: int = 2  # number of newest checkpoints that stay on disk
+
+    def __post_init__(self) -> None:
+        _require("keep", self.keep, self.keep >= 1, "at least 1")
+        duration(self.every, "every", 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The checked config of a run; `raw` is the nested dict that `config.json` holds."""
+
+    model: Named
+    objective: Named
+    data: Data
+    optimizer: Optimizer
+    mesh: Mesh
+    train: Train
+    evaluators: Mapping[str, Named]  # evaluators by the names of their metrics
+    preprocessing: Preprocessing
+    sampling: Sampling
+    checkpoint: Checkpoint
+    raw: Mapping[str, Any] = field(repr=False)
+
+
+def _pattern(key: str, text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as e:
+        raise UserError(f"{key}={text!r}: is not a regular expression ({e})") from None
+
+
+def _require(key: str, value: object, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise UserError(f"{key}={value!r}: must be {allowed}")
+
+
+def duration(
+    text: str, key: str, batch_size: int, epoch_examples: int, total_steps: int | None = None
+) -> int:
+    """Converts "800 steps", "51200 examples", "90 epochs" or "5 %" (of a run of `total_steps`) to steps.
+
+    Raises:
+        UserError: if the text, the value of `key`, is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|example|epoch|%)s?\s*", text)
+    if not match:
+        raise UserError(f"{key}={text!r}: must be like '800 steps', '51200 examples', '90 epochs' or '5 %'")
+    unit = {
+        "step": 1.0,
+        "example": 1 / batch_size,
+        "epoch": epoch_examples / batch_size,
+        "%": (total_steps or 0) / 100,
+    }
+    return round(float(match[1]) * unit[match[2]])

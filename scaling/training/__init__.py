@@ -1,0 +1,1 @@
+"""Everything that happens to one run: training loop, evaluation, encoding, warm start, weight import."""

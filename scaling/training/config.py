@@ -1,0 +1,76 @@
+"""Config files: `ml_collections` in the file, checked and frozen dataclasses in the package.
+
+A config file has `get_config(variant) -> ConfigDict` with the sections of `run.options.Config`, and
+`--config.optimizer.learning_rate=3e-4` overrides any key that exists.
+"""
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from scaling import evaluators
+from scaling.errors import UserError
+from scaling.former_names import require_current
+from scaling.overrides import flat, parse_overrides
+from scaling.run import config as run_config
+from scaling.run.options import Config
+from scaling.validation import unknown_key_message
+
+
+def load(source: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """Loads the config of `FILE.py` or `FILE.py:ARGUMENT`, with overrides, and checks every key.
+
+    Args:
+        source: the file, and the argument for its `get_config`.
+        overrides: `["optimizer.learning_rate=3e-4", ...]`, or a dict of dotted names.
+
+    Raises:
+        UserError: for a key that does not exist or a value that is not allowed; it names both.
+    """
+    config = complete(_read(source))
+    keys = flat(config).keys()
+    for key, value in parse_overrides(overrides).items():
+        require_current([key])
+        if key not in keys:
+            raise UserError(unknown_key_message(key, keys))
+        *sections, last = key.split(".")
+        node = config
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    checked = run_config.from_dict(config)
+    evaluators.make(checked.evaluators)  # checks their options
+    return checked
+
+
+def load_dict(source: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> dict[str, Any]:
+    """Loads a config as `load` does, as plain nested dicts with every default filled in."""
+    return dict(load(source, overrides).raw)
+
+
+def complete(partial: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config with every key that exists, as `run.config.complete`, also of its evaluators."""
+    config = run_config.complete(partial)
+    for name, options in config["evaluators"].items():
+        defaults = evaluators.defaults(name, options.get("name"))
+        config["evaluators"][name] = run_config.merged({"name": None, **defaults}, options)
+    return config
+
+
+def _read(source: str) -> dict[str, Any]:
+    path, _, argument = source.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"config={path}: no such file (a config is FILE.py or FILE.py:VARIANT)")
+    spec = importlib.util.spec_from_file_location(f"scaling_config_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config={path}: has no get_config(variant) that returns a ConfigDict")
+    config = module.get_config(argument) if argument else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config={path}: get_config returned {type(config).__name__}, not a ConfigDict")
+    return config.to_dict()

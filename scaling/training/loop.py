@@ -1,0 +1,351 @@
+"""The only training loop: it steps, logs, saves and evaluates, until it is done or signalled to stop."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import scaling
+from scaling import data, evaluators, objectives
+from scaling.errors import UserError
+from scaling.evaluators.base import measured, require_tokenizer
+from scaling.files import read_json, write_json
+from scaling.overrides import flat, tupled
+from scaling.parallel import distributed, sharding
+from scaling.run import build, state
+from scaling.run import config as run_config
+from scaling.run.checkpoint import Checkpoints, Misfit
+from scaling.run.cost import run_cost
+from scaling.run.folder import RunFolder, read_events
+from scaling.run.options import Config
+from scaling.training import config
+from scaling.training.progress import Progress, ScalarWriter
+from scaling.training.warm_start import initial_state
+from scaling.validation import parse_dataclass
+
+# Keys that may differ when a run is resumed: they change what is measured or where, not what is learned.
+MAY_DIFFER = (
+    "mesh.", "evaluators.", "sampling.", "checkpoint.", "train.log_every", "data.threads", "data.workers",
+    "data.prefetch", "model.remat", "model.unroll",
+)  # fmt: skip
+
+
+Pending = tuple[int, dict[str, jax.Array]] | None  # a step's metrics, still on the device
+
+
+class Interrupted(Exception):
+    """The exception for a run that a signal stopped; its state is saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Stop:
+    """A request to stop, by SIGTERM or Ctrl-C: honoured between steps, and a second one at once."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                self._previous[signum] = signal.signal(signum, self._request)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def agreed(self) -> int:
+        """Returns the signal that any process received, else 0: all processes stop at the same step."""
+        if jax.process_count() == 1:
+            return self.signum
+        return int(np.max(multihost_utils.process_allgather(np.asarray(self.signum))))
+
+
+def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
+    """Trains to the end of `cfg.train.duration` in the run folder, and resumes a run that it holds.
+
+    Returns the last value of every metric that was evaluated.
+
+    Raises:
+        UserError: for bad input, a diverged loss, a full disk; the run folder says why. For a folder that
+            holds a run of another config, or whose checkpoint does not fit this one, nothing is written.
+        Interrupted: after SIGTERM or Ctrl-C, with the state saved.
+    """
+    if not objectives.trains(cfg.objective.name):
+        raise UserError(f"objective.name={cfg.objective.name!r}: has no loss to train by; name another")
+    with RunFolder(workdir, writer=jax.process_index() == 0) as folder, Stop() as stop:
+        cfg = _apply_imported(folder.path, cfg)
+        _require_same_config(folder.path, cfg)
+        saved = folder.saved()
+        try:
+            run = build.build(cfg)
+            _require_same_tokens(folder.path, run)
+            _prepare(run)
+            last = _fit(run, folder, stop, saved)
+        except (Interrupted, KeyboardInterrupt) as e:
+            folder.end("interrupted", str(e) or None)
+            raise
+        except BaseException as e:
+            if isinstance(e, Misfit) and e.folder == folder.path.absolute():
+                raise  # the folder holds another run, whose status stays
+            with contextlib.suppress(UserError):  # the disk may be full: the first error is the one to report
+                folder.end("failed", (str(e).strip() or type(e).__name__).splitlines()[0])
+            raise
+        folder.end("done")
+        return last
+
+
+def _apply_imported(path: Path, cfg: Config) -> Config:
+    """Returns the config with the values that an imported checkpoint set (`convert.transfer`)."""
+    description = read_json(path / "config.json") or {}
+    values, changes = flat(cfg.raw), {}
+    for key, (before, after) in description.get("imported", {}).get("set", {}).items():
+        if values.get(key) == tupled(before):
+            changes[key] = after
+    return run_config.changed(cfg, changes) if changes else cfg
+
+
+def _require_same_config(path: Path, cfg: Config) -> None:
+    """Checks that the folder holds no run of another config.
+
+    Raises:
+        UserError: if it does.
+    """
+    description = read_json(path / "config.json")
+    if description is None:
+        return
+    old, new = flat(run_config.stored(description)), flat(cfg.raw)
+    may_differ = MAY_DIFFER if cfg.optimizer.schedule != "constant" else (*MAY_DIFFER, "train.duration")
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(may_differ):
+            raise UserError(
+                f"workdir={path}: holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
+                "choose another folder, or give the same value to resume it"
+            )
+
+
+def _require_same_tokens(path: Path, run: build.Run) -> None:
+    """Checks that captions become the same tokens as when the folder's run was trained.
+
+    Raises:
+        UserError: if the tokenizer is another one.
+    """
+    info = (read_json(path / "config.json") or {}).get("data") or {}
+    if info.get("text") and run.info.text is not None:
+        text = parse_dataclass(data.TextInfo, info["text"], "data.text")
+        require_tokenizer(dataclasses.replace(run, info=dataclasses.replace(run.info, text=text)))
+
+
+def _prepare(run: build.Run) -> None:
+    """Checks the evaluators, and first trains the classifiers that they measure with, unless they exist."""
+    run.batch_sharding()  # raises for a batch that the mesh does not divide
+    for name, evaluator in evaluators.make(run.config.evaluators).items():
+        for source, folder in evaluator.needs():
+            done = (read_json(Path(folder) / "status.json") or {}).get("status") == "done"
+            if not done:
+                train(config.load(source), folder)
+        evaluator.check(name, run)
+
+
+def write_config(folder: RunFolder, run: build.Run, imported: Mapping[str, Any] | None = None) -> None:
+    """Writes `config.json`: the config, versions, costs and data, and what was `imported`, if anything."""
+    if not folder.writer:
+        return
+    imported = imported or (read_json(folder.path / "config.json") or {}).get("imported")
+    model = run.model
+    shape = {k: getattr(model, k) for k in ("depth", "width", "heads", "patch") if hasattr(model, k)}
+    description = {"config": run.config.raw, "version": scaling.__version__, "commit": _commit()}
+    description |= {"cost": run_cost(run), "model": shape, "data": dataclasses.asdict(run.info)}
+    description |= {"imported": imported} if imported else {}
+    write_json(folder.path / "config.json", description)
+
+
+def _commit() -> str | None:
+    """Returns the git commit of the package's source, with "+" if files differ; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _fit(run: build.Run, folder: RunFolder, stop: Stop, saved: int | None) -> dict[str, float]:
+    """Trains to the last step, from the newest checkpoint or, if no step was `saved`, a fresh state."""
+    cfg, total = run.config, run.steps
+    main = jax.process_index() == 0
+    name = folder.path.name
+    with Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints:
+        restored = checkpoints.restore(state.abstract(run), saved)
+        write_config(folder, run)
+        if restored:
+            (current, start), message = restored, f"resumed at step {restored[1]}"
+        else:
+            start, (current, message) = 0, initial_state(run)
+        folder.open_metrics(start)
+        folder.begin(start, total)
+        writer = ScalarWriter(folder.path / "tensorboard") if main else None
+        with Progress(name, start, total, cfg.data.batch_size, show=main) as progress:
+            if message:
+                progress.say(message)
+            if jax.process_count() > 1:
+                progress.say(distributed.LOST_NOTE)
+            for line in sharding.sharding_notes(current.params, run.mesh):
+                progress.say(line)
+            loop = _Loop(run, folder, stop, checkpoints, progress, writer, start)
+            loop.train(current, start)
+        if writer is not None:
+            writer.close()
+    return loop.last
+
+
+class _Loop:
+    """The loop and its bookkeeping: what is due at which step, and metrics that are read one step late."""
+
+    def __init__(
+        self,
+        run: build.Run,
+        folder: RunFolder,
+        stop: Stop,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        writer: ScalarWriter | None,
+        start: int,
+    ) -> None:
+        self.run, self.folder, self.stop = run, folder, stop
+        self.checkpoints, self.progress, self.writer = checkpoints, progress, writer
+        cfg = run.config
+        self.save_due = run.due(cfg.checkpoint.every, "checkpoint.every")
+        self.evaluators = {
+            name: (evaluator, run.due(evaluator.every, f"evaluators.{name}.every"))
+            for name, evaluator in evaluators.make(cfg.evaluators).items()
+        }
+        # Processes read the file at different times, so only events up to the restored step count.
+        events = [e for e in read_events(folder.path) if e["event"] == "evaluate" and e["step"] <= start]
+        self.evaluated = {(e["step"], e["evaluator"]) for e in events}
+        self.saving: int | None = None  # the step whose checkpoint is being written
+        self.waited = 0.0  # seconds spent waiting for batches since the last line of metrics
+        self.last: dict[str, float] = {k: v for e in events for k, v in e["values"].items()}
+
+    def train(self, current: state.State, start: int) -> None:
+        run, total = self.run, self.run.steps
+        cfg = run.config
+        batches = data.train_batches(cfg.data, cfg.train.seed, start, run.batch_sharding())
+        step_fn, traced_hparams = state.make_step(run), state.traced_hparams(run)
+        pending: Pending = None
+        for step in range(start, total + 1):
+            if self._due(step):
+                self._read(pending)
+                pending = None
+            try:
+                self._save_and_evaluate(current, step)
+                self._stop_if_signalled(step)
+            except Interrupted:
+                self._read(pending)
+                self._save(current, step)
+                raise
+            if step < total:
+                current, metrics = step_fn(current, self._next(batches), traced_hparams)
+                self._read(pending)  # metrics of the step before, while the device is busy with this one
+                pending = (step + 1, metrics)
+                self._note_saved()
+
+    def _next(self, batches: Iterator[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+        start = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - start
+        return batch
+
+    def _read(self, pending: Pending) -> None:
+        """Fetches a step's metrics, writes them if they are due, and checks that the run did not diverge.
+
+        Raises:
+            UserError: if the loss or the gradient is not finite.
+        """
+        if pending is None:
+            return
+        step, metrics = pending
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        if not all(math.isfinite(values[k]) for k in ("loss", "grad_norm")):
+            steps = self.checkpoints.steps()
+            newest = f"step {steps[-1]} is kept" if steps else "no checkpoint was due before it"
+            raise UserError(
+                f"step {step}: loss={values['loss']}, grad_norm={values['grad_norm']}: the run diverged "
+                f"({newest}); lower optimizer.learning_rate or set optimizer.grad_clip_norm"
+            )
+        self.folder.step = step
+        self.progress.update(step, values["loss"])
+        if step % self.run.config.train.log_every == 0 or step == self.run.steps:
+            self._event("train", step, values, input_wait=round(self.waited, 4))
+            self.waited = 0.0
+
+    def _event(self, event: str, step: int, values: dict[str, float], **more: Any) -> None:
+        self.folder.event(event, step, step * self.run.config.data.batch_size, values, **more)
+        if self.writer is not None:
+            self.writer.write_scalars(step, values)
+
+    def _stop_if_signalled(self, step: int) -> None:
+        """Stops the run if it was signalled; several processes compare only every `log_every` steps."""
+        if jax.process_count() == 1 or step % self.run.config.train.log_every == 0:
+            self._check_interrupt()
+
+    def _check_interrupt(self) -> None:
+        """Stops the run if any process was signalled; evaluators call it between batches.
+
+        Raises:
+            Interrupted: if any was.
+        """
+        signum = self.stop.agreed()
+        if signum:
+            raise Interrupted(signum)
+
+    def _due(self, step: int) -> bool:
+        return self.save_due(step) or any(due(step) for _, due in self.evaluators.values())
+
+    def _save_and_evaluate(self, current: state.State, step: int) -> None:
+        """Saves and evaluates if that is due at this step and was not done before."""
+        if self.save_due(step):
+            self._save(current, step)
+        for name, (evaluator, due) in self.evaluators.items():
+            if due(step) and (step, name) not in self.evaluated:
+                weights = state.eval_weights(current)
+                folder = self.folder.path
+                values = measured(name, evaluator, self.run, weights, folder, step, self._check_interrupt)
+                self.last |= values
+                self._event("evaluate", step, values, evaluator=name)
+                text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+                self.progress.say(f"step {step}: {text or name}")
+
+    def _save(self, current: state.State, step: int) -> None:
+        meta = {"step": step, "data_position": step, "config": self.run.config.raw}
+        self.checkpoints.save(step, current, meta)
+        self.saving = step
+
+    def _note_saved(self) -> None:
+        """Updates `status.json` as soon as a checkpoint is completely on disk."""
+        if self.saving is not None and self.checkpoints.holds(self.saving):
+            self.folder.beat()
+            self.saving = None
