@@ -35,9 +35,12 @@ import jax
 import numpy as np
 import pytest
 
+from scaling.data import Data, options
+from scaling.data.video import Video
 from scaling.run import build, state
 from scaling.run.checkpoint import Checkpoints
 from scaling.run.options import Config
+from tests.support.counting import Counting
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,3 +93,17 @@ def restored(workdir: Path, cfg: Config) -> Any:
 @pytest.fixture
 def read_state() -> Callable[[Path, Config], Any]:
     return restored
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Data:
+    dataset = options.Dataset(lambda data, split: Counting(data.video.frames))
+    monkeypatch.setitem(options.DATASETS, "counting", dataset)
+    return Data(
+        name="counting",
+        video=Video(frames=4),
+        batch_size=8,
+        image_size=8,
+        train_transforms=("random_crop", "flip"),
+        eval_transforms=("center_crop(1)",),
+    )

@@ -34,7 +34,11 @@ def verbs(text: str) -> set[str]:
     return set(re.findall(r"^\| `scaling (\w+)", text, re.M))
 
 
-@pytest.mark.parametrize("in_main_thread", [True, False], ids=["main thread", "another thread"])
+@pytest.mark.parametrize(
+    "in_main_thread",
+    [pytest.param(True, marks=pytest.mark.slow), False],
+    ids=["main thread", "another thread"],
+)
 @pytest.mark.parametrize("block", code_blocks(README), ids=lambda block: block.split("\n")[0])
 def test_the_python_runs(
     block: str,

@@ -63,8 +63,8 @@ def complete(partial: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for a key that does not exist, an older name of a key, or a section that is missing.
     """
-    require_current(partial)
     require_current(flat(partial))
+    require_current(partial)
     names = [f.name for f in dataclasses.fields(Config) if f.name != "raw"]
     for key in partial:
         if key not in names:

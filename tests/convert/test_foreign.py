@@ -134,7 +134,12 @@ def saved(name: str, folder: Path) -> type:
     return type(model)
 
 
-@pytest.mark.parametrize("name", CASES)
+LONG = {"adm", "clip", "ldm", "swin", "timesformer", "vilt"}  # to compile all the models of their fields
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CASES]
+)
 def test_no_field_is_imported_with_other_outputs_unsaid(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

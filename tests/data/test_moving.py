@@ -10,7 +10,7 @@ from scaling.data import Data, info, open_source
 from scaling.data.sources.moving import MOTIONS, moved
 from scaling.data.video import Video
 from scaling.errors import UserError
-from tests.data.test_sources import write_idx
+from tests.support.data_files import write_idx
 
 MOVING = Data(name="moving_mnist", video=Video(frames=8, stride=2))
 NAMES = list(MOTIONS)

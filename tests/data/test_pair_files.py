@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from scaling.data import Data, open_source
 from scaling.data.sources.pair_files import ARCHIVES, IMAGES, FilePairs
 from scaling.errors import UserError
-from tests.data.test_pairs import FILES, png, write
+from tests.support.data_files import FILES, png, write
 
 
 def pairs_of(data: Data, split: str = "train") -> FilePairs:

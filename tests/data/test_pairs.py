@@ -1,14 +1,11 @@
 """Images with captions: the embedded drawings, folders and shards of files, and TFDS."""
 
-import io
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from scaling.data import Data, eval_batches, info, open_source, tokenizer_of, train_batches
 from scaling.data.pairs import Pairs, Tokenized
@@ -16,6 +13,7 @@ from scaling.data.pipeline import train_rows
 from scaling.data.sources.openmoji import TONES, held_out
 from scaling.data.text import Text
 from scaling.errors import UserError
+from tests.support.data_files import FILES, png, write
 
 OPENMOJI = Data(name="openmoji", image_size=8, batch_size=16, text=Text(vocab_size=700))
 
@@ -29,45 +27,6 @@ def drawings(split: str) -> Tokenized:
 def names(split: str) -> list[str]:
     source = drawings(split)
     return [caption for (caption,) in source.source.captions(np.arange(len(source)))]
-
-
-def png(shade: int, size: tuple[int, int] = (6, 5)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (shade, shade, shade)).save(file, "PNG")
-    return file.getvalue()
-
-
-FILES = {
-    f"{name}.{kind}": content
-    for i, name in enumerate(("ant", "bee", "cow", "dog"))
-    for kind, content in (("png", png(10 * i)), ("txt", f"a {name}\nthe {name} again".encode()))
-}
-
-
-def write(folder: Path, files: dict[str, bytes], shards: bool) -> Data:
-    """A training split of these files, loose or in two shards."""
-    split = folder / "train"
-    split.mkdir(parents=True)
-    if shards:
-        for i in range(2):
-            with tarfile.open(split / f"{i:05d}.tar", "w") as tar:
-                for name in sorted(files)[i * len(files) // 2 : (i + 1) * len(files) // 2]:
-                    member = tarfile.TarInfo(name)
-                    member.size = len(files[name])
-                    tar.addfile(member, io.BytesIO(files[name]))
-    else:
-        for name, content in files.items():
-            (split / name).parent.mkdir(parents=True, exist_ok=True)
-            (split / name).write_bytes(content)
-    crop, text = ("center_crop",), Text(vocab_size=600, max_length=24)
-    return Data(
-        name="pairs",
-        data_dir=str(folder),
-        image_size=4,
-        train_transforms=crop,
-        eval_transforms=crop,
-        text=text,
-    )
 
 
 def test_held_out_drawings_are_new_combinations_of_known_words() -> None:

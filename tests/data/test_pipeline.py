@@ -7,22 +7,16 @@ import threading
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.data import Data, eval_batches, open_source, train_batches
 from scaling.data.pipeline import eval_rows, local_rows, shuffled, train_rows
 from scaling.data.transforms import transform
 from scaling.errors import UserError
+from tests.support.shardings import sharding
 
 DIGITS = Data(name="digits", batch_size=64)
 AUGMENTED = Data(name="digits", batch_size=64, train_transforms=("pad_crop", "flip"))
 N = 1438  # training digits
-
-
-def sharding(*shape: int) -> NamedSharding:
-    devices = np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape)
-    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def train(data: Data, start: int, count: int, seed: int = 0, mesh: tuple[int, ...] = (4, 2, 1)) -> list:

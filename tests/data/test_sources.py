@@ -1,6 +1,5 @@
 """The sources: what each holds, its split, and what is said when a set is not there."""
 
-import gzip
 import logging
 import re
 import subprocess
@@ -12,7 +11,8 @@ import pytest
 
 from scaling.data import DATASETS, Data, Info, eval_batches, info, open_source, train_batches
 from scaling.errors import UserError
-from tests.data.test_pipeline import sharding
+from tests.support.data_files import write_idx
+from tests.support.shardings import sharding
 
 EMBEDDED = {"digits": ((8, 8, 1), 1438, 359), "mnist": ((28, 28, 1), 4000, 1000)}
 
@@ -67,12 +67,6 @@ def test_memory_is_shared_and_cannot_be_written() -> None:
     images, _ = source.read(np.array([0, 1])).values()
     images[0][:] = 0  # a batch is a copy
     assert source.images[0].any()
-
-
-def write_idx(path: Path, values: np.ndarray, pack: bool) -> None:
-    raw = np.array([0x0800 + values.ndim, *values.shape], ">i4").tobytes() + values.tobytes()
-    path = path.with_name(path.name + ".gz") if pack else path
-    path.write_bytes(gzip.compress(raw) if pack else raw)
 
 
 @pytest.mark.parametrize("pack", [True, False])

@@ -17,7 +17,7 @@ from scaling.run import build
 from scaling.run import config as run_config
 from scaling.run.options import Config
 from scaling.training import config, loop
-from tests.data.test_tfds import mocked
+from tests.support.tfds_mock import mocked
 
 TINY = str(Path(__file__).parents[1] / "support/tiny_vit.py")
 SAID = r"evaluators\.val\.split='test': images of birds are \(4, 8, 3\), and the model sees \(8, 8, 3\); make"

@@ -29,6 +29,7 @@ from scaling.data import (
 from scaling.data.pairs import Tokenized
 from scaling.data.video import Video
 from scaling.errors import UserError
+from tests.support.tfds_mock import mocked, png
 
 CIFAR = Data(name="tfds", builder="cifar10", batch_size=8, train_transforms=("pad_crop", "flip"))
 IMAGENET = Data(
@@ -44,20 +45,6 @@ IMAGENET = Data(
 def sharding() -> NamedSharding:
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec("data"))
-
-
-def png(image: Image.Image, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", **options)
-    return file.getvalue()
-
-
-def mocked(builder: Any, split: str, **options: Any) -> list[dict[str, Any]]:
-    """11 examples as TFDS gives them undecoded, which its own mock can only make with TensorFlow."""
-    rng = np.random.default_rng(0)
-    sides = [side or 20 + 3 * i for i, side in enumerate(builder.info.features["image"].shape[:2])]
-    images = [png(Image.fromarray(rng.integers(0, 256, (*sides, 3), np.uint8))) for _ in range(11)]
-    return [{"image": image, "label": 7 if split != "test" else -1} for image in images]
 
 
 @pytest.mark.parametrize(

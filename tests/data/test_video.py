@@ -1,60 +1,16 @@
 """Clips: where they begin, frames treated alike, shuffled frames, and views that count every example once."""
 
 import dataclasses
-from dataclasses import dataclass
 
 import jax
 import numpy as np
 import pytest
 
-from scaling.data import Data, eval_batches, open_source, open_views, options, train_batches, view_batches
-from scaling.data.sources.base import Columns
+from scaling.data import Data, eval_batches, open_source, open_views, train_batches, view_batches
 from scaling.data.transforms import transform
 from scaling.data.video import Sampled, Video, begin
 from scaling.errors import UserError
-from tests.data.test_pipeline import sharding
-
-
-@dataclass(frozen=True)
-class Counting:
-    """Videos of 9 frames, 12 x 20 pixels: every pixel tells its video, frame and column."""
-
-    frames: int
-    name: str = "counting"
-    num_classes: int = 3
-    length: int = 5
-
-    @property
-    def image_shape(self) -> tuple[int, int, int, int]:
-        return self.frames, 12, 20, 3
-
-    def __len__(self) -> int:
-        return self.length
-
-    def read(self, indices: np.ndarray) -> Columns:
-        return self.at(indices, np.full(len(indices), 0.5))
-
-    def at(self, indices: np.ndarray, places: np.ndarray) -> Columns:
-        clips = np.zeros((len(indices), *self.image_shape), np.uint8)
-        for i, (index, place) in enumerate(zip(indices, places, strict=True)):
-            clips[i, ..., 0] = index
-            clips[i, ..., 1] = (begin(place, 9, self.frames) + np.arange(self.frames))[:, None, None]
-            clips[i, ..., 2] = np.arange(20)
-        return {"image": clips, "label": (indices % 3).astype(np.int32)}
-
-
-@pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> Data:
-    dataset = options.Dataset(lambda data, split: Counting(data.video.frames))
-    monkeypatch.setitem(options.DATASETS, "counting", dataset)
-    return Data(
-        name="counting",
-        video=Video(frames=4),
-        batch_size=8,
-        image_size=8,
-        train_transforms=("random_crop", "flip"),
-        eval_transforms=("center_crop(1)",),
-    )
+from tests.support.shardings import sharding
 
 
 def test_clips_begin_anywhere_that_fits() -> None:

@@ -12,7 +12,6 @@ from scaling.errors import UserError
 from scaling.evaluators.views import Views, accuracies
 from scaling.run import build, state
 from scaling.training import config
-from tests.data.test_video import counting  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[2]
 VIDEO = str(ROOT / "configs/mnist_vivit.py:joint")

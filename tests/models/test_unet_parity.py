@@ -11,8 +11,10 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from scaling.convert import rules
 from scaling.convert.diffusers import unet as diffusers_unet
 from scaling.models import unet, unet_blocks
-from tests.models.test_unet import BASE, ONE, RNG, batch
 from tests.support import parity
+from tests.support.unets import BASE, ONE, batch
+
+RNG = np.random.default_rng(0)
 
 # A stage that keeps its width, one without attention, and one whose blocks need no convolution to skip.
 ADM = unet.UNet(**BASE, multipliers=(1, 2, 1), depth=1, attention=(4, 1), head_width=4)

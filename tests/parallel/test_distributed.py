@@ -93,7 +93,8 @@ def test_a_run_goes_on_over_other_processes_and_meshes(
     same_values(tmp_path / "one", tmp_path / "many")
 
 
-@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_is_killed_the_other_ends_and_the_same_command_resumes(
     killed: int, tmp_path: Path, tiny: Tiny, start: Callable[..., Any]
 ) -> None:

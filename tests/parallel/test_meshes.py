@@ -129,7 +129,9 @@ def test_any_mesh_gives_one_devices_numbers(family: str, mesh: str, single: dict
         assert_allclose(a, b, atol=1e-3)
 
 
-@pytest.mark.parametrize("mesh", MESHES[1:])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(mesh, marks=[pytest.mark.slow] * (mesh != MESHES[-1])) for mesh in MESHES[1:]]
+)
 def test_no_device_ever_holds_a_whole_array(mesh: str, tmp_path: Path) -> None:
     """Of what is cut, a device has its shard: when it is made, in a step, and when it is restored."""
     run = built_on("dit", mesh, dict(name="adamw"))

@@ -28,8 +28,8 @@ from scaling.run import config as run_config
 from scaling.run.options import Checkpoint, Optimizer, Train, duration
 from scaling.sampling import Sampling
 from scaling.training import config
-from tests.data.test_video_folder import write_video
 from tests.support.latents import write_latents
+from tests.support.videos import write_video
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/support/tiny_dit.py")
@@ -256,7 +256,7 @@ def test_a_key_with_a_common_name_that_nothing_reads_is_found(monkeypatch: pytes
 FORMER = {
     "evaluate.val.every": "evaluators.val.every",
     "evaluate.val.kind": "evaluators.val.name",
-    "evaluators.val.temporal": "evaluators.val.num_clips",
+    "evaluate.v.temporal": "evaluators.v.num_clips",
     "evaluate.linear.c": "evaluators.linear.inverse_l2",
     "evaluate.fd.sampling.clip": "evaluators.fd.sampling.clip_denoised",
     "evaluate.z.data.augment": "evaluators.z.data.train_transforms",
