@@ -8,7 +8,7 @@ from typing import Any
 from scaling.errors import UserError
 from scaling.evaluators import autoencoder, classifier_features
 from scaling.evaluators.base import CheckInterrupt, Evaluator
-from scaling.evaluators.generate import diffusion_of, generate, sampler_of
+from scaling.evaluators.generate import diffusion_of, generate, require_decodable, sampler_of
 from scaling.metrics import frechet
 from scaling.run.build import Run
 from scaling.sampling import Sampling
@@ -50,7 +50,9 @@ class Frechet(Evaluator):
             frechet.require_samples(self.samples, classifier.dim)
         except UserError as e:
             raise UserError(f"evaluators.{name}.{e}") from None
+        autoencoder.images(run)  # raises for a description that cannot be read
         super().check(name, run)
+        require_decodable(f"evaluators.{name}.sampling", self.sampling, run)
         sampler_of(self.sampling, objective, run)
 
     def run(

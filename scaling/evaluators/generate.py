@@ -28,6 +28,18 @@ def diffusion_of(name: str, run: Run) -> Diffusion:
     return run.objective
 
 
+def require_decodable(key: str, options: Sampling, run: Run) -> None:
+    """Checks that a run whose samples are pixels is not asked to decode them in tiles.
+
+    Raises:
+        UserError: naming the option of the section `key`.
+    """
+    if options.decode_tile is not None and run.info.latents is None:
+        raise UserError(
+            f"{key}.decode_tile={options.decode_tile}: this run's samples are pixels; leave it out"
+        )
+
+
 def sampler_of(options: Sampling, objective: Diffusion, run: Run) -> Any:
     """Makes the sampler of a run's images or latents."""
     return make_sampler(options, objective, run.image_shape)
@@ -39,6 +51,7 @@ def _generator(run: Run, options: Sampling, batch_size: int) -> Callable[..., An
 
     It also returns how many images are not finite, []. It is compiled once per run.
     """
+    require_decodable("sampling", options, run)
     sampler = sampler_of(options, diffusion_of("sampling", run), run)
     decode = autoencoder.decoder(run)
     batch_sharding = sharding.batch_sharding(run.mesh, batch_size, "batch_size")

@@ -48,5 +48,5 @@ def module(family: str) -> ModuleType:
         UserError: if there is no such family.
     """
     if family not in MODELS:
-        raise UserError(f"family={family!r}: no such family; there are {', '.join(MODELS)}")
+        raise UserError(f"name={family!r}: no such family of models; there are {', '.join(MODELS)}")
     return MODELS[family]

@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from scaling import data
+from scaling.data.sources.latents import in_current_keys
 from scaling.errors import UserError
 from scaling.files import read_json
 from scaling.run import build, state
@@ -57,6 +58,8 @@ def restore_run(folder: Path | str) -> RestoredRun:
 def _info(description: Mapping[str, Any]) -> data.Info | None:
     """Returns the description of the data in a run's config.json; None where an older file has none."""
     section = description.get("data")
+    if section and section.get("latents"):
+        section = {**section, "latents": in_current_keys(section["latents"])}
     return section and parse_dataclass(data.Info, section, "data")
 
 

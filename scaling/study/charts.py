@@ -56,7 +56,8 @@ def metric_gmacs(name: str, plot: View, law: Mapping[str, Any]) -> alt.LayerChar
     ranges = rows_chart(points[points["seeds"] > 1]).mark_rule(strokeWidth=1.5)
     ranges = ranges.encode(x=x, y=_field(y, "low"), y2="high:Q", color=_size_colour(plot))
     marks = _points(plot, points, 100).encode(x=x, y=y, tooltip=_tooltip(plot, points))
-    layers = [*_law(law, x, y, entries), *_floor(plot, points, y), ranges, marks]
+    lines = _law(law, x, y, entries) or _legend(x, y, entries)
+    layers = [*lines, *_floor(plot, points, y), ranges, marks]
     title = f"{name}: {plot.name} against gmacs at the last step"
     return _layered(layers, title, [describe(law), *_floor_note(plot, points)])
 
@@ -268,6 +269,14 @@ def _law(law: Mapping[str, Any], x: alt.X, y: alt.Y, entries: Entries) -> list[a
     band = base.mark_area(color=LAW, opacity=0.15, clip=True).encode(x=x, y=_field(y, "low"), y2="high:Q")
     line = base.mark_line(strokeWidth=2.2, clip=True).encode(x=x, y=y, tooltip=tip, **_line_channels(entries))
     return [band, line]
+
+
+def _legend(x: alt.X, y: alt.Y, entries: Entries) -> list[alt.Chart]:
+    """Draws the legend of lines alone, where no law brings it."""
+    if not entries:
+        return []
+    nothing = pd.DataFrame({str(x.shorthand).partition(":")[0]: [], "y": [], "line": []})
+    return [rows_chart(nothing).mark_line().encode(x=x, y=y, **_line_channels(entries))]
 
 
 def _floor(plot: View, points: pd.DataFrame, y: alt.Y) -> list[alt.Chart]:

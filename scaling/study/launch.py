@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shlex
 import signal
@@ -14,7 +15,7 @@ from scaling.files import read_json, write_json
 from scaling.former_names import renamed
 from scaling.overrides import flat, override_flags, parse_overrides
 from scaling.study import workers as pool
-from scaling.study.sweep import Study, load
+from scaling.study.sweep import Overrides, Study, load
 from scaling.study.workers import Job
 
 # Sections that say where a run is computed, not what: they may change between two starts of a study.
@@ -47,12 +48,13 @@ def sweep(
     extra = parse_overrides(extra_overrides)
     bases = {source: load_config(source, extra) for source in map(study.config_of, study.sweep)}
     classifiers = _classifiers(study, root, extra, bases)
-    jobs, features = _jobs(study, root, extra, classifiers), _feature_jobs(classifiers)
-    for name, overrides in study.runs().items():
+    runs = _named_as_stored(study, root)
+    jobs, features = _jobs(study, runs, root, extra, classifiers), _feature_jobs(classifiers)
+    for name, overrides in runs.items():
         _validate(study, name, {**extra, **overrides})
     with _locked(root):
-        _refuse_other_configs(jobs, study, extra)
-        _claim(study, str(study_path), root, extra, bases)
+        _refuse_other_configs(jobs, runs, extra)
+        _claim(study, runs, str(study_path), root, extra, bases)
         env = _environment(root)
         stopped, failed = pool.run(features, workers, env, "feature classifiers") if features else (None, {})
         if stopped is None and not failed:
@@ -115,8 +117,27 @@ def _feature_jobs(classifiers: Classifiers) -> list[Job]:
     return [Job(folder.name, folder, config, []) for folder, config in configs.items()]
 
 
-def _jobs(study: Study, root: Path, extra: Mapping[str, Any], classifiers: Classifiers) -> list[Job]:
-    runs = study.runs()
+def _named_as_stored(study: Study, root: Path) -> dict[str, Overrides]:
+    """Returns the study's runs by the names of their folders, which an older study.json may say.
+
+    A run's name comes from its swept keys, so a key that has another name today would begin the run again.
+    """
+    study_json = read_json(root / "study.json") if root.is_dir() else None
+    stored = (study_json or {}).get("runs", {})
+    names = {json.dumps(renamed(overrides), sort_keys=True): name for name, overrides in stored.items()}
+    return {
+        names.get(json.dumps(overrides, sort_keys=True), name): overrides
+        for name, overrides in study.runs().items()
+    }
+
+
+def _jobs(
+    study: Study,
+    runs: Mapping[str, Overrides],
+    root: Path,
+    extra: Mapping[str, Any],
+    classifiers: Classifiers,
+) -> list[Job]:
     for key in extra:
         if any(key in overrides for overrides in runs.values()):
             raise UserError(f"--config.{key}: is swept by study {study.name}; change its study file instead")
@@ -169,7 +190,14 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _claim(study: Study, path: str, root: Path, extra: Mapping[str, Any], bases: Bases) -> None:
+def _claim(
+    study: Study,
+    runs: Mapping[str, Overrides],
+    path: str,
+    root: Path,
+    extra: Mapping[str, Any],
+    bases: Bases,
+) -> None:
     """Writes study.json, unless the folder belongs to another study; another sweep is the same study."""
     compared = {
         source: {k: v for k, v in base.items() if k not in MACHINE_SECTIONS} for source, base in bases.items()
@@ -180,7 +208,7 @@ def _claim(study: Study, path: str, root: Path, extra: Mapping[str, Any], bases:
         old = {**old, "base": _in_current_names(old["base"], bases)}
         if differs := _difference(old, {"metric": study.metric, "base": base}):
             raise UserError(f"workdir={root}: holds another study ({differs}); choose another folder")
-    write_json(root / "study.json", study.as_json(path, dict(extra), base))
+    write_json(root / "study.json", {**study.as_json(path, dict(extra), base), "runs": dict(runs)})
 
 
 def _in_current_names(base: Mapping[str, Any], sources: Iterable[str]) -> dict[str, Any]:
@@ -193,13 +221,15 @@ def _in_current_names(base: Mapping[str, Any], sources: Iterable[str]) -> dict[s
     return current
 
 
-def _refuse_other_configs(jobs: Sequence[Job], study: Study, extra: Mapping[str, Any]) -> None:
+def _refuse_other_configs(
+    jobs: Sequence[Job], runs: Mapping[str, Overrides], extra: Mapping[str, Any]
+) -> None:
     """Checks that no job's folder holds a run of other overrides, which would pass for the job's own.
 
     Raises:
         UserError: naming the first folder that does, and the value.
     """
-    for job, overrides in zip(jobs, study.runs().values(), strict=True):
+    for job, overrides in zip(jobs, runs.values(), strict=True):
         stored = flat(renamed((read_json(job.folder / "config.json") or {}).get("config", {})))
         for key, value in flat({**extra, **overrides}).items():
             if key.split(".")[0] not in MACHINE_SECTIONS and stored.get(key, value) != value:

@@ -91,7 +91,7 @@ def read(workdir: Path | str) -> StudyFolder:
     if study is None:
         return _read_shipped(path)
     runs = {name: renamed(overrides) for name, overrides in study["runs"].items()}
-    study = {**study, "runs": runs}
+    study = {**study, "runs": runs, "overrides": renamed(study.get("overrides", {}))}
     if (path / "runs").is_dir():
         return _read_runs(path, study)
     if not (path / "results.csv").is_file():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.former_names import require_current
 
 Overrides = dict[str, Any]  # dotted config name -> value, of one run
 Part = Mapping[str, Sequence[Any]] | Sequence[Overrides]  # axes, or a sweep
@@ -181,6 +182,7 @@ class Study:
                 f"study {self.name}: sweep is empty; give at least one run ([{{}}] is the base config)"
             )
         for run in self.sweep:
+            require_current(run)
             for key, value in run.items():
                 _check_override(key, value)
             if not isinstance(self.config, str) and run.get(MODEL_NAME) not in self.config:

@@ -23,6 +23,7 @@ from scaling.data.sources.latents import (
     LatentSource,
     ShardWriter,
     Split,
+    in_current_keys,
     require_whole,
 )
 from scaling.errors import UserError
@@ -140,7 +141,7 @@ def _require_same(out: Path, encoding: Encoding) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"out={out}: is no folder of latents; choose another, nothing is written over")
         return
-    old, new = flat(description), flat(dataclasses.asdict(encoding))
+    old, new = flat(in_current_keys(description)), flat(dataclasses.asdict(encoding))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and key not in CHANGE_NO_LATENT:
             raise UserError(

@@ -11,7 +11,7 @@ from PIL import Image
 from scaling import data
 from scaling.data.sources import arrays
 from scaling.errors import UserError
-from scaling.evaluators import Frechet, Metrics, classifier_features
+from scaling.evaluators import Frechet, Grid, Metrics, classifier_features
 from scaling.run import build, restore, state
 from scaling.sampling import Sampling
 from scaling.training import config, evaluate, loop
@@ -151,6 +151,13 @@ def test_too_few_samples_for_the_features_is_an_error(folders: tuple[Path, Path]
         few.check("fd", run)
     with pytest.raises(UserError, match=r"evaluators\.fd\.batch_size=81"):
         Frechet(classifier=str(classifier), classifier_config="", samples=160, batch_size=81).check("fd", run)
+
+
+def test_tiles_of_pixels_are_refused_before_training(folders: tuple[Path, Path]) -> None:
+    run = restore.restore_run(folders[1]).run
+    said = r"evaluators\.grid\.sampling\.decode_tile=4: this run's samples are pixels; leave it out"
+    with pytest.raises(UserError, match=said):
+        Grid(sampling=Sampling(decode_tile=4)).check("grid", run)
 
 
 def test_a_classifier_cannot_be_sampled(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_cost_is_that_of_one_example_in_the_plain_form() -> None:
 
 
 def test_one_family_only() -> None:
-    with pytest.raises(UserError, match="family='gan': no such family; there are resnet, vit, swin"):
+    with pytest.raises(UserError, match="name='gan': no such family of models; there are resnet, vit, swin"):
         table.rows("gan")
 
 

@@ -302,3 +302,14 @@ def test_no_results_draw_nothing(make_study: Callable[..., Path], tmp_path: Path
         file.unlink()
     folder = results.read(root)
     assert charts.build(folder, laws.fit_laws(folder)) == {}
+
+
+def test_the_range_of_seeds_is_in_the_legend_without_a_law_too(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    few = results.read(make_study(tmp_path, sizes="A", seeds=(0, 1)))
+    fitted = laws.fit_laws(few)
+    assert "curve" not in fitted["gmacs"]
+    spec = charts.build(few, fitted)["metric_gmacs"].to_dict()
+    (line,) = marked(spec, "line")
+    assert line["encoding"]["stroke"]["scale"]["domain"] == ["mean and range of seeds"]

@@ -264,10 +264,17 @@ def test_an_older_study_is_read_in_todays_words(
     base = {f"{section}.{key}": value for section, keys in OLDER.items() for key, value in keys.items()}
     sources = ("c.py.", "d.py.") if several else ("",)
     described["base"] = {f"{source}{key}": value for source in sources for key, value in base.items()}
+    described["runs"] = {f"family={name}": {"model.family": name} for name in ("vit", "swin")}
+    for name in ("vit", "swin"):
+        (root / f"runs/name={name}").rename(root / f"runs/family={name}")
+    run = root / "runs/family=vit/config.json"
     (root / "study.json").write_text(json.dumps(described))
     run.write_text(json.dumps({"config": OLDER}))
     assert launch.sweep(file, root) == 0
-    assert len(starts(root, "runs/name=vit")) == 1  # kept
+    assert len(starts(root, "runs/family=vit")) == 1  # kept
+    assert sorted(path.name for path in (root / "runs").iterdir()) == ["family=swin", "family=vit"]
+    now = json.loads((root / "study.json").read_text())["runs"]
+    assert now == {"family=vit": {"model.name": "vit"}, "family=swin": {"model.name": "swin"}}
     run.write_text(json.dumps({"config": {**OLDER, "model": {"family": "dit"}}}))
     with pytest.raises(UserError, match=r"was run with model\.name='dit', not 'vit'"):
         launch.sweep(file, root)

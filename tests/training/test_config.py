@@ -257,7 +257,7 @@ FORMER = {
     "evaluate.val.every": "evaluators.val.every",
     "evaluate.val.kind": "evaluators.val.name",
     "evaluate.v.temporal": "evaluators.v.num_clips",
-    "evaluate.linear.c": "evaluators.linear.inverse_l2",
+    "evaluate.linear-8.c": "evaluators.linear-8.inverse_l2",
     "evaluate.fd.sampling.clip": "evaluators.fd.sampling.clip_denoised",
     "evaluate.z.data.augment": "evaluators.z.data.train_transforms",
     "model.family": "model.name",

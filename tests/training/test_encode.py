@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,23 @@ def test_samples_need_the_autoencoder_and_not_the_latents(
             evaluate.sample(generator, tmp_path / "b.png", None, 4, 8, {})
     finally:
         moved.rename(vae_run)
+
+
+def test_a_folder_with_former_keys_is_read_and_kept(tmp_path: Path, vae_run: Path, folder: Path) -> None:
+    older = tmp_path / "latents"
+    shutil.copytree(folder, older)
+    for name in (MANIFEST, encode.BEGUN):
+        description = json.loads((older / name).read_text())
+        images = description["data"]
+        images["augment"], images["text"]["too_long"] = (
+            images.pop("train_transforms"),
+            images["text"].pop("overflow"),
+        )
+        (older / name).write_text(json.dumps(description))
+    assert read(older) == read(folder)
+    shards = {path: path.stat().st_mtime_ns for path in older.glob("*.array_record")}
+    encode.encode(vae_run, config.load(TINY, FLIP), older, 64)
+    assert {path: path.stat().st_mtime_ns for path in older.glob("*.array_record")} == shards
 
 
 def test_an_autoencoder_that_has_changed_decodes_nothing(

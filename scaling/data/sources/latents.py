@@ -12,6 +12,7 @@ et al. 2020. Log-variances, clamped to [-30, 20], are rounded by at most 2^-7: 0
 import contextlib
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from scaling.data.sources.base import Columns
 from scaling.data.transforms import generators
 from scaling.errors import UserError
 from scaling.files import read_json
+from scaling.former_names import renamed
 from scaling.validation import parse_dataclass
 
 if TYPE_CHECKING:
@@ -90,7 +92,12 @@ def read(folder: Path) -> Latents:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict):
         raise UserError(f"data_dir={str(folder)!r}: has no whole {MANIFEST}; `scaling encode` makes one")
-    return parse_dataclass(Latents, manifest, str(folder / MANIFEST))
+    return parse_dataclass(Latents, in_current_keys(manifest), str(folder / MANIFEST))
+
+
+def in_current_keys(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an encoding's description whose `data` section has today's keys."""
+    return {**description, **renamed({"data": description.get("data", {})})}
 
 
 class ShardWriter:
