@@ -9,6 +9,7 @@ from typing import Any
 
 from scaling import __version__
 from scaling.errors import UserError
+from scaling.overrides import FLAG
 
 Verb = Callable[[str, Any, str, str], argparse.ArgumentParser]  # adds a verb: name, function, help, example
 OVERRIDES = "--config.KEY=VALUE overrides any key of the config, e.g. --config.optimizer.learning_rate=3e-4"
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = _split(arguments)
     options = _parser().parse_args(arguments)
     if overrides and "config" not in vars(options):
-        _parser().error(f"--config.{overrides[0]}: {options.verb} takes no config")
+        _parser().error(f"{FLAG}{overrides[0]}: {options.verb} takes no config")
     try:
         return options.run(options, overrides) or 0
     except UserError as e:
@@ -37,12 +38,12 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     remaining = iter(arguments)
     for argument in remaining:
-        if not argument.startswith("--config."):
+        if not argument.startswith(FLAG):
             rest.append(argument)
         elif "=" in argument:
-            overrides.append(argument.removeprefix("--config."))
+            overrides.append(argument.removeprefix(FLAG))
         else:
-            overrides.append(f"{argument.removeprefix('--config.')}={next(remaining, '')}")
+            overrides.append(f"{argument.removeprefix(FLAG)}={next(remaining, '')}")
     return rest, overrides
 
 

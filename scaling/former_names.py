@@ -6,9 +6,9 @@ from typing import Any
 
 from scaling.errors import UserError
 
-# (pattern of a former dotted key, current key), applied one after the other.
+# (pattern of a former dotted key or section, current name), applied one after the other.
 KEYS: tuple[tuple[str, str], ...] = (
-    (r"evaluate(?=\.|$)", "evaluators"),
+    (r"evaluate", "evaluators"),
     (r"model\.family", "model.name"),
     (r"(evaluators\.[^.]+)\.kind", r"\1.name"),
     (r"(evaluators\.[^.]+)\.temporal", r"\1.num_clips"),
@@ -37,8 +37,7 @@ VALUES = {"center_crop_90": "center_crop(0.9)", "center_crop_100": "center_crop(
 def current_key(key: str) -> str:
     """Returns the current name of a dotted key."""
     for pattern, name in KEYS:
-        end = r"" if pattern.endswith("$)") else r"$"
-        key = re.sub(rf"^{pattern}{end}", name, key)
+        key = re.sub(rf"^{pattern}(?=\.|$)", name, key)
     return key
 
 

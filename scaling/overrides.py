@@ -41,6 +41,14 @@ def _literal(text: str) -> Any:
         return text
 
 
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key of a nested dict in place; sections that are missing are added."""
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[last] = value
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flattens {"a": {"b": 1}} to {"a.b": 1}; lists become tuples, so that JSON and Python compare equal."""
     flattened: dict[str, Any] = {}

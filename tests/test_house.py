@@ -31,7 +31,7 @@ ROOMS = (
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 LINES, FUNCTION = 400, 60
 NO_BEGINNING = re.compile(r"(Of|What|Those|By)\b")
-VERB = re.compile(r"(Is|Has|Does|[A-Z][a-z]*[^\Ws]s|[A-Z][a-z]+(?:sses|shes|ches|xes|sses))\b")
+VERB = re.compile(r"(Is|[A-Z][a-z]*[^\Ws]s)\b")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

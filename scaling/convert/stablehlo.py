@@ -22,13 +22,13 @@ from jax import export
 from scaling.convert import files
 from scaling.errors import UserError
 from scaling.evaluators import autoencoder
+from scaling.evaluators.generate import sampler_of
 from scaling.files import read_json
 from scaling.objectives.classification import Classification
 from scaling.objectives.diffusion import Diffusion
 from scaling.objectives.frozen import Frozen
 from scaling.run import restore
 from scaling.run.folder import read_events
-from scaling.sampling import make_sampler
 
 INSIDE = 2**30  # maximum bytes of weights inside the function; larger ones are its first argument, in a file
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -81,7 +81,7 @@ def _call(trained: restore.RestoredRun) -> tuple[Callable[..., jax.Array], dict[
         image = jax.ShapeDtypeStruct((batch, *run.image_shape), jnp.float32)
         return lambda variables, x: jnp.asarray(model.apply(variables, x)), {"images": image}
     if isinstance(objective, Diffusion):
-        sampler = make_sampler(run.config.sampling, objective, run.image_shape)
+        sampler = sampler_of(run.config.sampling, objective, run)
         count = jax.ShapeDtypeStruct((batch,), jnp.int32)
         arguments = {"indices": count, "labels": count}
         decode = autoencoder.decoder(run)

@@ -8,7 +8,7 @@ from typing import Any
 from scaling.errors import UserError
 from scaling.evaluators import autoencoder, classifier_features
 from scaling.evaluators.base import CheckInterrupt, Evaluator
-from scaling.evaluators.generate import diffusion_of, generate, require_decodable, sampler_of
+from scaling.evaluators.generate import diffusion_of, generate, sampler_of
 from scaling.metrics import frechet
 from scaling.run.build import Run
 from scaling.sampling import Sampling
@@ -52,8 +52,7 @@ class Frechet(Evaluator):
             raise UserError(f"evaluators.{name}.{e}") from None
         autoencoder.images(run)  # raises for a description that cannot be read
         super().check(name, run)
-        require_decodable(f"evaluators.{name}.sampling", self.sampling, run)
-        sampler_of(self.sampling, objective, run)
+        sampler_of(self.sampling, objective, run, f"evaluators.{name}.sampling")
 
     def run(
         self,

@@ -12,7 +12,7 @@ from scaling.evaluators import autoencoder
 from scaling.objectives.diffusion import Diffusion
 from scaling.parallel import sharding, tracing
 from scaling.run.build import Run
-from scaling.sampling import Sampling, make_sampler, to_uint8
+from scaling.sampling import Sampler, Sampling, make_sampler, to_uint8
 
 
 def diffusion_of(name: str, run: Run) -> Diffusion:
@@ -28,20 +28,16 @@ def diffusion_of(name: str, run: Run) -> Diffusion:
     return run.objective
 
 
-def require_decodable(key: str, options: Sampling, run: Run) -> None:
-    """Checks that a run whose samples are pixels is not asked to decode them in tiles.
+def sampler_of(options: Sampling, objective: Diffusion, run: Run, section: str = "sampling") -> Sampler:
+    """Makes the sampler of a run's images or latents by the options of a config's `section`.
 
     Raises:
-        UserError: naming the option of the section `key`.
+        UserError: if they ask for tiles of latents, and the samples are pixels.
     """
     if options.decode_tile is not None and run.info.latents is None:
         raise UserError(
-            f"{key}.decode_tile={options.decode_tile}: this run's samples are pixels; leave it out"
+            f"{section}.decode_tile={options.decode_tile}: this run's samples are pixels; leave it out"
         )
-
-
-def sampler_of(options: Sampling, objective: Diffusion, run: Run) -> Any:
-    """Makes the sampler of a run's images or latents."""
     return make_sampler(options, objective, run.image_shape)
 
 
@@ -51,7 +47,6 @@ def _generator(run: Run, options: Sampling, batch_size: int) -> Callable[..., An
 
     It also returns how many images are not finite, []. It is compiled once per run.
     """
-    require_decodable("sampling", options, run)
     sampler = sampler_of(options, diffusion_of("sampling", run), run)
     decode = autoencoder.decoder(run)
     batch_sharding = sharding.batch_sharding(run.mesh, batch_size, "batch_size")

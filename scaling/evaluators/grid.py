@@ -10,7 +10,7 @@ import numpy as np
 
 from scaling.evaluators import autoencoder
 from scaling.evaluators.base import CheckInterrupt, Evaluator
-from scaling.evaluators.generate import diffusion_of, generate, require_decodable, sampler_of
+from scaling.evaluators.generate import diffusion_of, generate, sampler_of
 from scaling.evaluators.image_grid import write_grid
 from scaling.run.build import Run
 from scaling.sampling import Sampling
@@ -26,8 +26,7 @@ class Grid(Evaluator):
 
     def check(self, name: str, run: Run) -> None:
         super().check(name, run)
-        require_decodable(f"evaluators.{name}.sampling", self.sampling, run)
-        sampler_of(self.sampling, diffusion_of(name, run), run)
+        sampler_of(self.sampling, diffusion_of(name, run), run, f"evaluators.{name}.sampling")
         autoencoder.decoder(run)  # raises if it is missing
 
     def run(

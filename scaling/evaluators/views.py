@@ -9,7 +9,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
 
 from scaling import data
 from scaling.errors import UserError
@@ -61,6 +60,8 @@ class Views(Evaluator):
         check_interrupt: CheckInterrupt,
     ) -> dict[str, float]:
         """Returns {name_top1, name_top5, and name_<factor> for each factor of the classes}."""
+        from scipy.special import softmax  # half a second, which other runs need not wait
+
         extras = Extras(collections=weights["collections"])
         compute_logits = _make_logits(run)
         outputs = []

@@ -14,7 +14,7 @@ from scaling.errors import UserError
 from scaling.former_names import renamed, require_current
 from scaling.models import MODELS
 from scaling.objectives import GIVEN, OBJECTIVES, trains
-from scaling.overrides import flat
+from scaling.overrides import flat, set_key
 from scaling.parallel.mesh import Mesh
 from scaling.preprocessing import Preprocessing
 from scaling.run.options import Checkpoint, Config, Named, Optimizer, Train
@@ -63,8 +63,7 @@ def complete(partial: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for a key that does not exist, an older name of a key, or a section that is missing.
     """
-    require_current(flat(partial))
-    require_current(partial)
+    require_current([*flat(partial), *partial])  # a section that is empty has no flat key
     names = [f.name for f in dataclasses.fields(Config) if f.name != "raw"]
     for key in partial:
         if key not in names:
@@ -131,11 +130,7 @@ def changed(cfg: Config, values: Mapping[str, Any]) -> Config:
     """Returns the config with other values for some dotted keys, every key checked again."""
     raw = copy.deepcopy(dict(cfg.raw))
     for key, value in values.items():
-        *sections, last = key.split(".")
-        node = raw
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[last] = value
+        set_key(raw, key, value)
     return from_dict(raw)
 
 

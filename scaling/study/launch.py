@@ -13,7 +13,7 @@ from typing import Any
 from scaling.errors import UserError
 from scaling.files import read_json, write_json
 from scaling.former_names import renamed
-from scaling.overrides import flat, override_flags, parse_overrides
+from scaling.overrides import FLAG, flat, override_flags, parse_overrides
 from scaling.study import workers as pool
 from scaling.study.sweep import Overrides, Study, load
 from scaling.study.workers import Job
@@ -140,7 +140,7 @@ def _jobs(
 ) -> list[Job]:
     for key in extra:
         if any(key in overrides for overrides in runs.values()):
-            raise UserError(f"--config.{key}: is swept by study {study.name}; change its study file instead")
+            raise UserError(f"{FLAG}{key}: is swept by study {study.name}; change its study file instead")
     jobs = []
     for name, overrides in runs.items():
         base = study.config_of(overrides)
@@ -271,7 +271,7 @@ def _exit_code(stopped: int | None, failed: Mapping[str, str], command: str) -> 
 
 
 def _command(study: str, workdir: Path | str, workers: int, extra: Sequence[str]) -> list[str]:
-    flags = [f"--config.{text.removeprefix('--config.')}" for text in extra]
+    flags = [f"{FLAG}{text.removeprefix(FLAG)}" for text in extra]
     return [
         "scaling",
         "sweep",

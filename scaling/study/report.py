@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from scaling.files import read_json, write_atomic, write_json
+from scaling.overrides import override_flags
 from scaling.study import results
 from scaling.study.charts import build, draw, page_spec
 from scaling.study.laws import PERCENT, RESAMPLES, WIDEST, describe, fit_laws
@@ -144,7 +145,7 @@ def _cell(value: Any) -> str:
 
 def _how(folder: StudyFolder) -> list[str]:
     study = folder.study
-    flags = [f"--config.{key}={value}" for key, value in study["overrides"].items()]
+    flags = override_flags(study["overrides"])
     command = shlex.join(["scaling", "sweep", study["study"], "--workdir", "W", *flags])
     configs = [run.config for run in folder.runs if run.config]
     versions = sorted({f"{c['version']} ({c.get('commit') or 'no commit'})" for c in configs})

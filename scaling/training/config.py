@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from scaling import evaluators
 from scaling.errors import UserError
 from scaling.former_names import require_current
-from scaling.overrides import flat, parse_overrides
+from scaling.overrides import flat, parse_overrides, set_key
 from scaling.run import config as run_config
 from scaling.run.options import Config
 from scaling.validation import unknown_key_message
@@ -36,11 +36,7 @@ def load(source: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Conf
         require_current([key])
         if key not in keys:
             raise UserError(unknown_key_message(key, keys))
-        *sections, last = key.split(".")
-        node = config
-        for section in sections:
-            node = node[section]
-        node[last] = value
+        set_key(config, key, value)
     checked = run_config.from_dict(config)
     evaluators.make(checked.evaluators)  # checks their options
     return checked
