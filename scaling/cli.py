@@ -14,11 +14,20 @@ from scaling.overrides import FLAG
 Verb = Callable[[str, Any, str, str], argparse.ArgumentParser]  # adds a verb: name, function, help, example
 OVERRIDES = "--config.KEY=VALUE overrides any key of the config, e.g. --config.optimizer.learning_rate=3e-4"
 
+FORMER_FLAGS = {  # former flag -> what it is now
+    "--run": "the run's folder without a flag, after the verb",
+    "--family": "--name",
+    "--guidance": "--guidance-scale",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0 done, 1 some runs failed, 2 bad input, 128 + n on signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments, overrides = _split(arguments)
+    for flag in (argument.partition("=")[0] for argument in arguments):
+        if flag in FORMER_FLAGS:
+            _parser().error(f"{flag}: is now {FORMER_FLAGS[flag]}")
     options = _parser().parse_args(arguments)
     if overrides and "config" not in vars(options):
         _parser().error(f"{FLAG}{overrides[0]}: {options.verb} takes no config")

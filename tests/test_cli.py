@@ -77,6 +77,23 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out).keys() == {"val_loss", "val_top1", "val_top5"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sample", "--run=runs/a", "--out=a.png"], "--run: is now the run's folder without a flag"),
+        (["evaluate", "--run", "runs/a"], "--run: is now the run's folder without a flag"),
+        (["models", "--family=dit"], "--family: is now --name"),
+        (["sample", "runs/a", "--out=a.png", "--guidance=2"], "--guidance: is now --guidance-scale"),
+    ],
+)
+def test_an_old_flag_answers_with_the_new_one(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2 and f"error: {said}" in capsys.readouterr().err
+
+
 def test_the_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "--name=dit", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

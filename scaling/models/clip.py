@@ -315,4 +315,4 @@ def _parse(variant: str) -> tuple[CLIPSize, int | None]:
     if name in SIZES and name.startswith("ViT") and patch.isdecimal() and int(patch) > 0:
         return SIZES[name], int(patch)
     resnets, vits = (", ".join(size for size in SIZES if size.startswith(kind)) for kind in ("RN", "ViT"))
-    raise UserError(f"variant={variant!r}: must be {resnets}, or one of {vits} and /PATCH")
+    raise UserError(f"model.variant={variant!r}: must be {resnets}, or one of {vits} and /PATCH")

@@ -165,5 +165,5 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _size(variant: str) -> dict[str, Any]:
     if variant not in SIZES:
-        raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
+        raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]

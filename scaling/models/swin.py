@@ -385,5 +385,5 @@ def resized(variables: Mapping[str, Any], source: Swin, target: Swin) -> tuple[d
 
 def _size(variant: str) -> dict[str, Any]:
     if variant not in SIZES:
-        raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
+        raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]

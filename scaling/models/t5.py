@@ -182,5 +182,5 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _size(variant: str) -> T5Size:
     if variant not in SIZES:
-        raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
+        raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]

@@ -182,7 +182,7 @@ MODULE = UNet
 
 def _size(variant: str) -> UNetSize:
     if variant not in SIZES:
-        raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
+        raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]
 
 

@@ -323,5 +323,5 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _size(variant: str) -> VAESize:
     if variant not in SIZES:
-        raise UserError(f"variant={variant!r}: must be one of {', '.join(SIZES)}")
+        raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]

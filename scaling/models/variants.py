@@ -71,7 +71,7 @@ def parse(variant: str, sizes: Mapping[str, TransformerSize]) -> tuple[Transform
     """
     name, _, patch = variant.partition("/")
     if name not in sizes or not patch.isdecimal() or int(patch) == 0:
-        raise UserError(f"variant={variant!r}: must be SIZE/PATCH with a SIZE of {', '.join(sizes)}")
+        raise UserError(f"model.variant={variant!r}: must be SIZE/PATCH with a SIZE of {', '.join(sizes)}")
     return sizes[name], int(patch)
 
 

@@ -355,5 +355,7 @@ def parse(variant: str) -> tuple[TransformerSize, int, int]:
     name, _, sides = variant.partition("/")
     patch, _, tubelet = sides.partition("x")
     if name not in SIZES or not all(side.isdecimal() and int(side) for side in (patch, tubelet)):
-        raise UserError(f"variant={variant!r}: must be SIZE/PATCHxTUBELET with a SIZE of {', '.join(SIZES)}")
+        raise UserError(
+            f"model.variant={variant!r}: must be SIZE/PATCHxTUBELET with a SIZE of {', '.join(SIZES)}"
+        )
     return SIZES[name], int(patch), int(tubelet)

@@ -101,9 +101,9 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
         config.preprocessing.require_channels(info.image_shape[-1])
     except UserError as e:
         raise UserError(f"preprocessing.{e}") from None
+    model, options = _model(config, info), _objective_options(config, info)
     try:
-        name, model = config.objective.name, _model(config, info)
-        objective = objectives.make(name, model, config.preprocessing, **_objective_options(config, info))
+        objective = objectives.make(config.objective.name, model, config.preprocessing, **options)
     except UserError as e:
         raise UserError(f"objective.{e}") from None
     run = Run(config, mesh, info, objective)
