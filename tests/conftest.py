@@ -1,10 +1,9 @@
 """Strict by default: eight virtual devices, strict dtypes, no silent rank promotion."""
 
-import atexit
 import os
 import shutil
-import tempfile
 from importlib import metadata
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Making code is most of what tests do: in one part and without XLA's fusion emitters, it takes half the time.
@@ -13,11 +12,13 @@ if metadata.version("jaxlib").startswith("0.10."):  # newer ones end at a flag t
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Compiled code is kept for the session: its workers and the processes they start compile most things once.
+# Workers and the processes that they start share what they compile, and the next session finds it too.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    CACHE = tempfile.mkdtemp(prefix="scaling-tests-")
-    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
+    if sum(file.stat().st_size for file in CACHE.glob("*")) > 2 * 2**30:
+        shutil.rmtree(CACHE, ignore_errors=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of what small tests do
@@ -27,7 +28,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hypothesis

@@ -163,9 +163,26 @@ def some_state(run: build.Run) -> Any:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_takes_real_batches_and_a_step(
-    recipe: str, layout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_reads_real_batches(recipe: str, layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the shapes and types with which tests/training/test_config.py traces its step."""
+    monkeypatch.chdir(layout)
+    cfg = small(recipe, layout)
+    run = build.build(cfg, jax.devices()[:1])
+    batch = next(data.train_batches(cfg.data, cfg.train.seed, 0, run.batch_sharding()))
+    found = {name: (x.shape, x.dtype) for name, x in batch.items()}
+    assert found == {name: (x.shape, x.dtype) for name, x in run.batch(2).items()}
+    for name, evaluator in evaluators.make(cfg.evaluators).items():
+        read_what_is_evaluated(name, evaluator, run)
+
+
+# A recipe of each objective and kind of data takes its step on them in every run of the tests.
+QUICK = ("cifar10_vit", "mnist_latent_dit", "mnist_vivit", "openmoji_clip", "vilt")
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RECIPES]
+)
+def test_a_recipe_takes_a_step_on_them(recipe: str, layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(layout)
     cfg = small(recipe, layout)
     run = build.build(cfg, jax.devices()[:1])
@@ -173,15 +190,10 @@ def test_a_recipe_takes_real_batches_and_a_step(
     current, step, traced_hparams = some_state(run), state.make_step(run), state.traced_hparams(run)
     before = jax.tree.map(np.asarray, current.params)
     for _, batch in zip(range(2), batches, strict=False):  # the rate of the first step may be 0
-        assert {name: x.shape for name, x in batch.items()} == {
-            name: x.shape for name, x in run.batch(2).items()
-        }
         current, metrics = step(current, batch, traced_hparams)
         assert all(math.isfinite(float(value)) for value in metrics.values()), metrics
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), current.params, before)
     assert any(jax.tree.leaves(moved))
-    for name, evaluator in evaluators.make(cfg.evaluators).items():
-        read_what_is_evaluated(name, evaluator, run)
 
 
 def read_what_is_evaluated(name: str, evaluator: Any, run: build.Run) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.core import unfreeze
 
 from scaling import data, models, objectives
 from scaling.errors import UserError
@@ -81,6 +82,11 @@ class Run:
         """
         return sharding.batch_sharding(self.mesh, self.config.data.batch_size, "data.batch_size")
 
+    @cached_property
+    def variable_shapes(self) -> dict[str, Any]:
+        """The shapes of {"params": ..., other collections}, for which the model is traced once."""
+        return unfreeze(jax.eval_shape(lambda: init_variables(self, jax.random.key(0))))
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         return self.info.image_shape
@@ -107,7 +113,7 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
     except UserError as e:
         raise UserError(f"objective.{e}") from None
     run = Run(config, mesh, info, objective)
-    shapes = jax.eval_shape(lambda: init_variables(run, jax.random.key(0)))  # raises if they do not fit
+    shapes = run.variable_shapes  # raises if model and data do not fit
     if config.optimizer.layer_decay != 1.0:
         layer_decay.check(shapes["params"])
     run.steps_of(config.optimizer.warmup, "optimizer.warmup")

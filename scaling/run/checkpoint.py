@@ -42,6 +42,7 @@ FINE, DOUBTED, DAMAGED, UNREADABLE, MISFIT = range(5)
 DAMAGE = ("NOT_FOUND", "DATA_LOSS", "OUT_OF_RANGE", "FAILED_PRECONDITION")
 LIMITS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errno values that prove damage
+LEFT_OUT = ocp.PLACEHOLDER  # stands in a tree for an array that is not to be read
 MESSAGE_BYTES = 400  # longest reason that processes send one another
 
 
@@ -141,6 +142,8 @@ class Checkpoints:
     def restore(self, like: Any, saved: int | None = None) -> tuple[Any, int] | None:
         """Restores the newest undamaged checkpoint as (state, step), in the shapes and shardings of `like`.
 
+        An array for which `like` has LEFT_OUT is not read, and stays LEFT_OUT.
+
         A damaged checkpoint is moved to `broken/`, and the log says so. `saved` is the newest step that was
         saved according to the run folder, None if no step was. Returns None if the run has no checkpoint yet.
 
@@ -235,7 +238,7 @@ def _try_restore(path: Path, like: Any) -> tuple[_Outcome, Any, Exception | None
 
     Shapes are compared before arrays are read. Each process reads its own shards, and waits for no other.
     """
-    handler = ocp.StandardCheckpointHandler()
+    handler = ocp.PyTreeCheckpointHandler()
     try:
         stored = handler.metadata(path).tree
     except Exception:  # restoring needs no metadata, or fails too
@@ -243,7 +246,8 @@ def _try_restore(path: Path, like: Any) -> tuple[_Outcome, Any, Exception | None
     if stored is not None and (difference := _first_difference(stored, like)):
         return _Outcome(MISFIT, difference), None, None
     try:
-        state = handler.restore(path, args=ocp.args.StandardRestore(like))
+        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        state = handler.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args))
     except Exception as e:  # orbax and tensorstore raise many kinds
         kind = UNREADABLE if _outcome_kind(e) == UNREADABLE else DOUBTED
         return _Outcome(kind, _reason(e)), None, e
@@ -254,6 +258,7 @@ def _first_difference(tree: Any, like: Any) -> str:
     """Describes the first array in which a checkpoint's metadata and `like` differ; "" if none does."""
     stored, expected = _arrays(tree), _arrays(like)
     names = [*expected, *(name for name in stored if name not in expected)]
+    expected |= {name: stored[name] for name in stored.keys() & _left_out(like)}
     differing = [name for name in names if stored.get(name) != expected.get(name)]
     if not differing:
         return ""
@@ -268,8 +273,15 @@ def _first_difference(tree: Any, like: Any) -> str:
 
 def _arrays(tree: Any) -> dict[str, tuple[list[int], str]]:
     """Returns the shape and type of each array, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(path): (list(x.shape), np.dtype(x.dtype).name) for path, x in leaves}
+    return {name: (list(x.shape), np.dtype(x.dtype).name) for name, x in _leaves(tree) if x is not LEFT_OUT}
+
+
+def _left_out(tree: Any) -> set[str]:
+    return {name for name, x in _leaves(tree) if x is LEFT_OUT}
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+    return [(path_of(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _read_every_array(path: Path) -> _Outcome:
@@ -282,7 +294,7 @@ def _read_every_array(path: Path) -> _Outcome:
         leaves, structure = jax.tree_util.tree_flatten_with_path(handler.metadata(path).tree)
         for i in range(jax.process_index(), len(leaves), jax.process_count()):
             array = path_of(leaves[i][0])
-            only = [leaf if j == i else ocp.PLACEHOLDER for j, (_, leaf) in enumerate(leaves)]
+            only = [leaf if j == i else LEFT_OUT for j, (_, leaf) in enumerate(leaves)]
             item = jax.tree_util.tree_unflatten(structure, only)
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             handler.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=args))

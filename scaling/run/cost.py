@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from scaling import flops, objectives
 from scaling.models import table
 from scaling.objectives.base import Extras
-from scaling.run.build import Run, init_variables
+from scaling.run.build import Run
 
 
 def run_cost(run: Run) -> dict[str, float | None]:
@@ -23,9 +23,9 @@ def run_cost(run: Run) -> dict[str, float | None]:
     if not objectives.trains(run.config.objective.name):
         return {**table.cost(plain, run.batch(1)), "train_flops_per_step": None}
     objective: Any = dataclasses.replace(run.objective, model=plain)  # type: ignore[type-var]
-    variables = jax.eval_shape(lambda: init_variables(run, jax.random.key(0)))
-    params = variables["params"]
-    extras = Extras(collections={k: v for k, v in variables.items() if k != "params"})
+    collections = dict(run.variable_shapes)
+    params = collections.pop("params")
+    extras = Extras(collections=collections)
 
     def loss(params: Any, extras: Extras, batch: Any, train: bool) -> jax.Array:
         return objective.loss(params, extras, batch, jax.random.key(0), train).value

@@ -49,7 +49,7 @@ def restore_run(folder: Path | str) -> RestoredRun:
     cfg = dataclasses.replace(cfg, mesh=cfg.mesh.elsewhere(jax.device_count()))
     run = build.build(cfg, info=_info(description))
     with Checkpoints(Path(folder) / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(state.abstract(run))
+        restored = checkpoints.restore(state.only_eval_weights(state.abstract(run)))
     if restored is None:
         raise UserError(f"run={folder}: has no checkpoint yet; train it first")
     return RestoredRun(run, state.eval_weights(restored[0]), restored[1])

@@ -1,7 +1,7 @@
 """The training state, sharded from the start, and the one jitted step that updates it."""
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.struct
@@ -15,6 +15,8 @@ from scaling.parallel import sharding, tracing
 from scaling.randomness import derive_key
 from scaling.run import optimizer
 from scaling.run.build import Run, init_variables
+from scaling.run.checkpoint import LEFT_OUT
+from scaling.run.options import Optimizer
 
 Step = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
 
@@ -57,13 +59,17 @@ def hparam_values(run: Run) -> dict[str, jax.Array]:
 
 def _init(run: Run, seed: jax.Array) -> State:
     variables = unfreeze(init_variables(run, derive_key(jax.random.key(seed), "init")))
-    params = variables.pop("params")
-    averaged = {"params": params, "collections": variables}
-    options = run.config.optimizer
+    return _first_state(run.config.optimizer, variables)
+
+
+def _first_state(options: Optimizer, variables: Mapping[str, Any]) -> State:
+    collections = dict(variables)
+    params = collections.pop("params")
+    averaged = {"params": params, "collections": collections}
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        collections=variables,
+        collections=collections,
         opt_state=optimizer.transform(options).init(params),
         ema={name: jax.tree.map(jnp.copy, averaged) for name in optimizer.ema_names(options)},
     )
@@ -92,7 +98,7 @@ def _replace_leaves(old: Any, new: Any) -> Any:
 @lru_cache(maxsize=2)
 def abstract(run: Run) -> State:
     """Returns the state's shapes, each with its sharding; initialising and restoring fill them in."""
-    shapes = jax.eval_shape(lambda: _init(run, jnp.zeros((), jnp.int32)))
+    shapes = jax.eval_shape(partial(_first_state, run.config.optimizer), run.variable_shapes)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(run, shapes)
     )
@@ -164,6 +170,14 @@ def make_step(run: Run) -> Step:
         donate_argnums=0,
         out_shardings=(state_shardings, replicated),
     )
+
+
+def only_eval_weights(shapes: State) -> State:
+    """Returns `shapes` with LEFT_OUT for all that `eval_weights` does not return."""
+    out = jax.tree.map(lambda _: LEFT_OUT, shapes)
+    for name, average in shapes.ema.items():
+        return out.replace(ema={**out.ema, name: average})
+    return out.replace(params=shapes.params, collections=shapes.collections)
 
 
 def eval_weights(state: State) -> dict[str, Any]:

@@ -134,7 +134,17 @@ def saved(name: str, folder: Path) -> type:
     return type(model)
 
 
-LONG = {"adm", "clip", "ldm", "swin", "timesformer", "vilt"}  # to compile all the models of their fields
+LONG = {
+    "adm",
+    "clip",
+    "ldm",
+    "resnet",
+    "swin",
+    "timesformer",
+    "vae",
+    "vilt",
+    "vivit",
+}  # to compile all the models of their fields
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,12 @@ def test_there_is_a_case_for_every_evaluator() -> None:
     assert all(isinstance(case[2], EVALUATORS[kind]) for kind, case in CASES.items())
 
 
-@pytest.mark.parametrize("kind", CASES)
+LONG = {"linear", "matching", "views", "zero_shot"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in LONG)) for kind in CASES]
+)
 def test_an_evaluator_refuses_what_is_not_finite_by_name(kind: str, classifier: Path, tmp_path: Path) -> None:
     path, overrides, evaluator = CASES[kind]
     if kind == "frechet":
@@ -154,12 +159,17 @@ def test_no_query_is_first_by_what_is_not_finite() -> None:
 TEXT = jnp.zeros((1, 8), jnp.int32)
 TABLES: dict[str, tuple[Any, dict[str, jax.Array], str, int]] = {  # model, inputs, which are ids, rows
     "dit": (
-        dit.make("A/14"),
+        dit.make("A/14", depth=1),
         {"x": jnp.zeros((1, 28, 28, 1)), "t": jnp.zeros(1), "y": jnp.zeros(1, jnp.int32)},
         "y",
         11,
     ),
-    "clip": (clip.make("ViT-F/16", context=8), {"x": jnp.zeros((1, 32, 32, 3)), "text": TEXT}, "text", 1024),
+    "clip": (
+        clip.make("ViT-F/16", depth=1, text_depth=1, context=8),
+        {"x": jnp.zeros((1, 32, 32, 3)), "text": TEXT},
+        "text",
+        1024,
+    ),
     "t5": (
         t5.T5Encoder(width=8, depth=1, heads=2, head_width=4, mlp_width=8, vocabulary=20),
         {"text": TEXT, "mask": jnp.ones((1, 8), bool)},
@@ -167,7 +177,7 @@ TABLES: dict[str, tuple[Any, dict[str, jax.Array], str, int]] = {  # model, inpu
         20,
     ),
     "vilt": (
-        vilt.make("A/8", length=8),
+        vilt.make("A/8", depth=1, length=8),
         {"x": jnp.zeros((1, 32, 32, 3)), "text": TEXT, "mask": jnp.ones((1, 8), bool)},
         "text",
         vilt.make("A/8").vocabulary,

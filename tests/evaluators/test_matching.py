@@ -133,7 +133,10 @@ def test_a_pass_is_what_an_example_costs(run: build.Run) -> None:
     assert both["train_flops_per_step"] > 2 * itm["train_flops_per_step"]  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(("about", "classes", "images"), [("answers", 7, ()), ("both", 2, (2,))])
+@pytest.mark.parametrize(
+    ("about", "classes", "images"),
+    [pytest.param("answers", 7, (), marks=pytest.mark.slow), ("both", 2, (2,))],
+)
 def test_questions_about_drawings_take_a_step(about: str, classes: int, images: tuple[int, ...]) -> None:
     """The config builds for both heads, its shapes are the data's, and the loss has a gradient everywhere."""
     overrides = {"data.image_size": 8, "data.batch_size": 8, "model.depth": 1, "data.text.vocab_size": 600}

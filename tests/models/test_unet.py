@@ -70,7 +70,7 @@ KIND_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-@KINDS
+@pytest.mark.parametrize("kind", ["adm", pytest.param("ldm", marks=pytest.mark.slow)])
 def test_what_starts_at_0_and_what_as_pytorch_starts_it(kind: str) -> None:
     model = ONE[kind].clone(width=64, groups=32, head_width=32, num_classes=99)
     params = jit(model.init)(KEY, **batch())
@@ -136,6 +136,7 @@ def test_resampling_of_pixels() -> None:
 # Training and sampling
 
 
+@pytest.mark.slow
 def test_it_trains_under_the_diffusion_objective() -> None:
     task = Diffusion(ONE["adm"], label_dropout=0.5)
     images = jnp.asarray(RNG.integers(0, 256, (4, 4, 4, 1)), jnp.uint8)

@@ -209,7 +209,7 @@ def test_collections_are_updated_in_training_only() -> None:
     assert trained.value != task.loss(params, extras, batch, jax.random.key(8), train=True).value  # dropout
 
 
-@pytest.mark.parametrize("mixing", [{}, BOTH])
+@pytest.mark.parametrize("mixing", [pytest.param({}, marks=pytest.mark.slow), BOTH])
 def test_eight_devices_give_the_loss_and_the_gradient_of_one(mixing: dict[str, float]) -> None:
     check_eight_devices(Classification(Normed(), **mixing), _batch())
 
@@ -267,7 +267,8 @@ def _asked(tasks: tuple[str, ...]) -> tuple[Any, dict[str, jax.Array]]:
     }
 
 
-@pytest.mark.parametrize("head", [pytest.param("vqa", marks=pytest.mark.slow), "nlvr2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["vqa", "nlvr2"])
 def test_answers_and_paired_reasoning_learn_from_text(head: str) -> None:
     """What only the text tells is learned in a few steps; the loss is the cross-entropy of that head."""
     model, batch = _asked((head,))

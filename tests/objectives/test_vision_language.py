@@ -176,7 +176,7 @@ def test_evaluation_does_not_depend_on_the_batch(weights: Any) -> None:
     assert sums == pytest.approx({k: float(v) for k, v in whole.sums.items()}, rel=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"hardness": 5.0}])
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), {"hardness": 5.0}])
 def test_eight_devices(options: dict[str, float]) -> None:
     check_eight_devices(VisionLanguage(MODEL, **{**ALL, **options}), pairs(16))
 

@@ -19,7 +19,7 @@ import pytest
 from scaling.data.sources import arrays
 from scaling.errors import UserError
 from scaling.run import build, state
-from scaling.run.checkpoint import Checkpoints
+from scaling.run.checkpoint import LEFT_OUT, Checkpoints
 from scaling.run.folder import RunFolder, read_events
 from scaling.run.restore import restore_run
 from scaling.training import config, loop
@@ -161,8 +161,19 @@ def test_a_whole_checkpoint_is_read_once(run: Path, monkeypatch: pytest.MonkeyPa
         return restore(*args, **more)
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", watched)
-    assert restore_run(run).step == 8
+    loop.train(config.load(VIT), run)
     assert len(reads) == 1
+
+
+def test_who_wants_weights_reads_no_optimizer_state(run: Path) -> None:
+    full = like()
+    wanted = state.only_eval_weights(full)
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        everything, part = checkpoints.restore(full), checkpoints.restore(wanted)
+    assert everything is not None and part is not None and everything[1] == part[1]
+    found = jax.tree.map(np.asarray, state.eval_weights(part[0]))
+    jax.tree.map(np.testing.assert_array_equal, found, state.eval_weights(everything[0]))
+    assert {id(x) for x in jax.tree.leaves(part[0].opt_state)} == {id(LEFT_OUT)}
 
 
 # --- what does not fit ---
@@ -264,8 +275,13 @@ LACKS: dict[str, Exception] = {
 
 
 def failing(error: Exception) -> Callable[..., Any]:
-    def restore(*_: Any, **__: Any) -> Any:
-        raise error
+    """Restoring onto devices fails; the host can still read each array."""
+    whole = ocp.PyTreeCheckpointHandler.restore
+
+    def restore(self: Any, path: Any, *, args: Any) -> Any:
+        if any(isinstance(leaf, ocp.ArrayRestoreArgs) for leaf in jax.tree.leaves(args.restore_args)):
+            raise error
+        return whole(self, path, args=args)
 
     return restore
 
@@ -273,7 +289,7 @@ def failing(error: Exception) -> Callable[..., Any]:
 @pytest.mark.parametrize("lack", LACKS)
 def test_what_the_machine_lacks_moves_nothing(lack: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, before, error = config.load(VIT), contents(run), LACKS[lack]
-    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", failing(error))
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", failing(error))
     with pytest.raises(UserError) as caught:
         loop.train(cfg, run)
     assert str(caught.value).startswith(f"{run}/checkpoints/8: cannot be restored on this machine now (")
@@ -322,7 +338,7 @@ def test_without_permission_nothing_is_moved(kept_from: str, run: Path, anyones:
 
 
 def test_a_bug_keeps_its_traceback_and_moves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", failing(TypeError("unhashable")))
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", failing(TypeError("unhashable")))
     with pytest.raises(TypeError, match="unhashable"):
         restore_run(run)
     with pytest.raises(TypeError, match="unhashable"):

@@ -184,6 +184,7 @@ def test_layers_learn_at_their_rates_on_any_mesh(tiny: Tiny) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow  # tests/training/test_loop.py has it of another optimiser
 def test_resumed_it_goes_on_to_the_same_bits(tmp_path: Path, tiny: Tiny, read_state: Any) -> None:
     whole = config.load(tiny["vit"], FINE_TUNING)
     loop.train(whole, tmp_path / "whole")

@@ -67,7 +67,7 @@ def test_one_wild_point_does_not_bend_the_law() -> None:
     assert abs(law(points, frontier=False)["alpha"] - ALPHA) < 0.06
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("seeds", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_intervals_cover_the_truth(seeds: int) -> None:
     """A 90% interval misses one in ten: of 25, fewer than 19 hits has a chance below 1 in 100."""
     laws = [law(synthetic_points(0.04, seeds, rng), frontier=False, resamples=80) for rng in range(25)]

@@ -117,7 +117,7 @@ def test_what_a_folder_without_checkpoints_says_was_saved(
         assert folder.saved() == saved == status(tmp_path)["saved"]
 
 
-@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("saved", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_killed_before_its_first_checkpoint_it_begins_again_and_not_after(
     saved: bool, tmp_path: Path, start: Callable[..., Any]
 ) -> None:

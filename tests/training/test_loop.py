@@ -91,7 +91,10 @@ def finish(process: Any, code: int = 0) -> str:
     return said
 
 
-@pytest.mark.parametrize("moment", ["between checkpoints", "while a checkpoint is written"])
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param("between checkpoints", marks=pytest.mark.slow), "while a checkpoint is written"],
+)
 def test_killed_and_resumed_is_bit_identical(
     moment: str, tmp_path: Path, unbroken: Path, tiny: Tiny, start: Start, read_state: Read
 ) -> None:
@@ -258,7 +261,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, tiny: Tiny, start
         pytest.skip("mounting a file system to fill needs root")
     try:
         words = [f"--config={tiny['vit']}", f"--workdir={disk / 'run'}", "--config.model.width=128"]
-        finish(start("train", *words, "--config.train.duration=4 steps"))
+        overrides = ["model.width=128", "train.duration=4 steps"]
+        loop.train(config.load(tiny["vit"], overrides), disk / "run")
         (disk / "ballast").write_bytes(b"0" * (os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize - 65536))
         said = finish(start("train", *words, "--config.train.duration=8 steps"), 2)
         assert "error: " in said and "free space" in said and "Traceback" not in said

@@ -79,6 +79,7 @@ def test_weights_live_where_the_mesh_has_them(image_run: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_unbroken_and_reads_the_start_no_more(
     image_run: Path, tmp_path: Path, read_state: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
