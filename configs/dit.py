@@ -23,7 +23,7 @@ def get_config(variant: str = "S/2") -> ConfigDict:
     return ConfigDict(
         dict(
             model=dict(name="dit", variant=variant, dtype="bfloat16"),
-            objective=dict(name="diffusion", path="ddpm-linear", prediction="eps", label_dropout=0.1),
+            objective=dict(name="diffusion", path="ddpm-linear", prediction="eps", condition_dropout=0.1),
             data=dict(name="latents", data_dir="runs/imagenet256", batch_size=256, workers=8),
             optimizer=dict(learning_rate=1e-4, ema_decays=(0.9999,)),
             train=dict(duration="400000 steps", log_every=100),

@@ -20,7 +20,7 @@ def get_config(variant: str = "P/1") -> ConfigDict:
     return ConfigDict(
         dict(
             model=dict(name="dit", variant=variant, learn_sigma=False),
-            objective=dict(name="diffusion", path="straight", prediction="v", label_dropout=0.1),
+            objective=dict(name="diffusion", path="straight", prediction="v", condition_dropout=0.1),
             data=dict(name="latents", data_dir="runs/mnist_latents", batch_size=32),
             optimizer=dict(learning_rate=1e-2, b2=0.95, warmup="5 %", grad_clip_norm=1.0, ema_decays=(0.99,)),
             train=dict(duration="1600 steps"),

@@ -5,7 +5,7 @@ v = dalpha x + dsigma eps, the derivative along the path. Schedules are computed
 float32 tables at the end: in JAX, products of a thousand float32 factors would lose the small differences.
 
 `where` is a position on a path: an index [...] int32 into a `Chain`, a time [...] float32 on `Straight`.
-Shape it [B, 1, 1, 1] (or [] for a whole batch) to broadcast the coefficients over x [B, H, W, C].
+Shape it [B, 1, ..., 1] (or [] for a whole batch) to broadcast the coefficients over x [B, ..., C].
 """
 
 import math
@@ -102,7 +102,7 @@ class Chain:
         return _lookup(self._alpha_before, where), _lookup(self._sigma_before, where)
 
     def posterior_mean(self, where: jax.Array, x: jax.Array, x_t: jax.Array) -> jax.Array:
-        """Computes the mean of q(x_{t-1} | x_t, x), eq. 7: [B, H, W, C]."""
+        """Computes the mean of q(x_{t-1} | x_t, x), eq. 7: [B, ..., C]."""
         return _lookup(self._mean_x, where) * x + _lookup(self._mean_x_t, where) * x_t
 
     def posterior_log_variance(self, where: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ class Chain:
         return _lookup(self._log_posterior, where)
 
     def log_variance(self, where: jax.Array, raw: jax.Array | None) -> jax.Array:
-        """Returns the log variance of the reverse step: learned, from `raw` [B, H, W, C], or fixed.
+        """Returns the log variance of the reverse step: learned, from `raw` [B, ..., C], or fixed.
 
         Learned: frac log beta + (1 - frac) log beta~ with frac = (raw + 1) / 2 (Nichol and Dhariwal 2021,
         arXiv:2102.09672, eq. 15). Fixed: log beta, as in DiT and ADM.
@@ -209,12 +209,12 @@ WEIGHTINGS = ("uniform", "min-snr")
 
 
 def noised(x: jax.Array, eps: jax.Array, point: Point) -> jax.Array:
-    """Returns x_t = alpha x + sigma eps: [B, H, W, C]."""
+    """Returns x_t = alpha x + sigma eps: [B, ..., C]."""
     return point.alpha * x + point.sigma * eps
 
 
 def target(prediction: str, x: jax.Array, eps: jax.Array, point: Point) -> jax.Array:
-    """Returns the target of a model that predicts "eps", "x" or "v": [B, H, W, C]."""
+    """Returns the target of a model that predicts "eps", "x" or "v": [B, ..., C]."""
     if prediction == "v":
         return point.dalpha * x + point.dsigma * eps
     return eps if prediction == "eps" else x
@@ -223,7 +223,7 @@ def target(prediction: str, x: jax.Array, eps: jax.Array, point: Point) -> jax.A
 def estimates(
     prediction: str, output: jax.Array, x_t: jax.Array, point: Point
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (x, eps), each [B, H, W, C], that a model's output and x_t imply: the inverse of `target`.
+    """Returns (x, eps), each [B, ..., C], that a model's output and x_t imply: the inverse of `target`.
 
     "eps" needs alpha > 0 and "x" needs sigma > 0; "v" has no singular point.
     """
@@ -259,7 +259,7 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 
 def decoder_log_likelihood(x: jax.Array, mean: jax.Array, log_sigma: jax.Array) -> jax.Array:
-    """Computes the log probability, in nats, of 8-bit data under a discretised Gaussian: [B, H, W, C].
+    """Computes the log probability, in nats, of 8-bit data under a discretised Gaussian: [B, ..., C].
 
     Data are scaled to [-1, 1]. Bins are 2/255 wide; the outermost reach to infinity (Ho et al. 2020, eq. 13).
     """
@@ -273,10 +273,10 @@ def decoder_log_likelihood(x: jax.Array, mean: jax.Array, log_sigma: jax.Array) 
 def vlb(
     chain: Chain, where: jax.Array, x: jax.Array, x_t: jax.Array, x_hat: jax.Array, raw: jax.Array
 ) -> jax.Array:
-    """Computes the variational bound's term at `where` [B, 1, 1, 1], in bits per dimension: [B].
+    """Computes the variational bound's term at `where` [B, 1, ..., 1], in bits per dimension: [B].
 
     The term is KL(q(x_{t-1} | x_t, x) || p(x_{t-1} | x_t)), and at index 0 the decoder's negative
-    log-likelihood. Gradients reach the variance, through `raw` [B, H, W, C], but not the mean, through
+    log-likelihood. Gradients reach the variance, through `raw` [B, ..., C], but not the mean, through
     `x_hat` (Nichol and Dhariwal 2021, sec. 3.1). The term is not summed over the chain or multiplied by its
     length.
     """
@@ -285,4 +285,4 @@ def vlb(
     log = chain.log_variance(where, raw)
     kl = 0.5 * (log - true_log + jnp.exp(true_log - log) + (true_mean - mean) ** 2 * jnp.exp(-log) - 1.0)
     nll = -decoder_log_likelihood(x, mean, 0.5 * log)
-    return jnp.where(where == 0, nll, kl).mean(axis=(1, 2, 3)) / math.log(2.0)
+    return jnp.where(where == 0, nll, kl).mean(axis=tuple(range(1, x.ndim))) / math.log(2.0)

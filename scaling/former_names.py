@@ -28,6 +28,7 @@ KEYS: tuple[tuple[str, str], ...] = (
     (r"((?:.+\.)?text)\.size", r"\1.vocab_size"),
     (r"((?:.+\.)?text)\.length", r"\1.max_length"),
     (r"((?:.+\.)?text)\.too_long", r"\1.overflow"),
+    (r"objective\.label_dropout", "objective.condition_dropout"),
     (r"train\.start", "train.init_from"),
     (r"train\.start_only", "train.init_only"),
 )

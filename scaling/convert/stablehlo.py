@@ -2,9 +2,10 @@
 
 `function.bin` is a `jax.export` of one call, for any batch size, on CPU, GPU and TPU. A classifier takes
 images [B, H, W, C] float32, normalised as the card's "preprocessing" says, and returns logits [B, K]. A
-generator takes indices and labels, int32 [B] each, and returns images [B, H, W, C] float32 in [-1, 1]. Its
-function contains the whole guided sampling loop (and the decoder of latents), and image i depends on its
-index and label alone. A frozen model keeps its own arguments and outputs.
+generator takes indices and labels, int32 [B] each, and returns images [B, H, W, C] float32 in [-1, 1]; where
+it is conditioned on something else, this takes the labels' place. Its function contains the whole guided
+sampling loop (and the decoder of latents), and image i depends on its index and condition alone. A frozen
+model keeps its own arguments and outputs.
 """
 
 import functools
@@ -82,8 +83,10 @@ def _call(trained: restore.RestoredRun) -> tuple[Callable[..., jax.Array], dict[
         return lambda variables, x: jnp.asarray(model.apply(variables, x)), {"images": image}
     if isinstance(objective, Diffusion):
         sampler = sampler_of(run.config.sampling, objective, run)
-        count = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        arguments = {"indices": count, "labels": count}
+        columns = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in run.batch(1).items()}
+        condition = jax.eval_shape(objective.conditioning.of, columns)
+        name = "condition" if isinstance(condition, dict) else "labels"
+        arguments = {"indices": jax.ShapeDtypeStruct((batch,), jnp.int32), name: condition}
         decode = autoencoder.decoder(run)
         tile = run.config.sampling.decode_tile
         return lambda w, i, y: decode(w.get("decoder"), sampler(w["params"], i, y), tile), arguments
@@ -109,7 +112,7 @@ def _card(
         if event["event"] == "evaluate" and event["step"] <= trained.step:
             metrics |= event["values"]
     return {
-        "arguments": {name: f"{a.dtype} [{', '.join(map(str, a.shape))}]" for name, a in arguments.items()},
+        "arguments": jax.tree.map(lambda a: f"{a.dtype} [{', '.join(map(str, a.shape))}]", arguments),
         "weights": "weights.safetensors" if beside else "inside the function",
         **_images(trained, arguments),
         "use": USE.format(beside=beside, names=", ".join(arguments)).splitlines(),

@@ -1,7 +1,14 @@
 """Data: named sources, one global order of examples, and batches for training and exact evaluation."""
 
 from scaling.data.options import DATASETS, Data, Info, info, open_source, open_views, tokenizer_of
-from scaling.data.pipeline import eval_batches, fingerprint, host_batches, train_batches, view_batches
+from scaling.data.pipeline import (
+    cyclic_batches,
+    eval_batches,
+    fingerprint,
+    host_batches,
+    train_batches,
+    view_batches,
+)
 from scaling.data.text import TextInfo
 from scaling.data.transforms import named as named_transform
 
@@ -10,6 +17,7 @@ __all__ = [
     "Data",
     "Info",
     "TextInfo",
+    "cyclic_batches",
     "eval_batches",
     "fingerprint",
     "host_batches",

@@ -264,6 +264,24 @@ def eval_batches(
     return _eval_pass(data, open_source(data, split), batch_size, sharding)
 
 
+def cyclic_batches(
+    data: Data, split: str, batch_size: int, sharding: "NamedSharding", batches: int
+) -> Iterator[dict[str, "jax.Array"]]:
+    """Returns `batches` full batches of a split as evaluation sees it, in order; example 0 follows the last.
+
+    Raises:
+        UserError: before the first batch, as in `train_batches`.
+    """
+    source = open_source(data, split)
+    image_shape(data, source)
+    rows = local_rows(sharding, batch_size)
+
+    def read(step: int) -> HostBatch:
+        return eval_rows(0, source, data, batch_size, (step * batch_size + rows) % len(source))
+
+    return _on_devices(_read_ahead(read, 0, batches, data, 0), rows, sharding, batch_size, data.prefetch)
+
+
 def view_batches(
     data: Data, split: str, views: tuple[int, int], batch_size: int, sharding: "NamedSharding"
 ) -> Iterator[dict[str, "jax.Array"]]:

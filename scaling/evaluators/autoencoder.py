@@ -1,5 +1,7 @@
 """Trained autoencoders as tools, which encode images and decode generated latents."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +27,10 @@ class RestoredAutoencoder:
     params: Any  # float32 arrays on this host
     digest: str  # digest of the weights, which must be the same for latents and decoder
 
+    def moments(self, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns mean and log-variance [B, ..., h, w, Z] of images [B, H, W, C], or of a clip's frames."""
+        return _framewise(lambda x: self.model.apply({"params": params}, x, method="moments"), x)
+
 
 def restore_autoencoder(folder: Path | str) -> RestoredAutoencoder:
     """Restores the autoencoder of a run folder.
@@ -47,11 +53,11 @@ def restore_autoencoder(folder: Path | str) -> RestoredAutoencoder:
 class Decoder:
     """A function from a run's samples to images [B, H, W, C] in [-1, 1]; pixels stay as they are.
 
-    Latents are divided by their scale and decoded. The weights are an argument, so that compiled code does
-    not contain them.
+    Latents are divided by their scale and decoded, those of clips [B, T, h, w, Z] frame by frame. The weights
+    are an argument, so that compiled code does not contain them.
     """
 
-    shape: tuple[int, ...]  # [H, W, C] of the images
+    shape: tuple[int, ...]  # [H, W, C] of the images, or [T, H, W, C] of the clips
     model: Any = None  # autoencoder; None for samples that are pixels
     params: Any = None  # weights of the autoencoder, replicated
     scale: float = 1.0  # factor by which the latents were multiplied
@@ -64,8 +70,17 @@ class Decoder:
         def decode(z: jax.Array) -> jax.Array:
             return jnp.asarray(self.model.apply({"params": params}, z, method="decode"))
 
-        z = x / self.scale
-        return decode(z) if tile is None else vae.tiled_decode(decode, z, tile, tile // 4)
+        def decode_tiles(z: jax.Array) -> jax.Array:
+            return decode(z) if tile is None else vae.tiled_decode(decode, z, tile, tile // 4)
+
+        return _framewise(decode_tiles, x / self.scale)
+
+
+def _framewise(apply: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """Returns `apply(x)` for images x [B, H, W, C], or for all the frames of clips [B, T, H, W, C]."""
+    clips = x.shape[:-3]
+    out = apply(x.reshape(math.prod(clips), *x.shape[-3:]))
+    return jax.tree.map(lambda y: y.reshape(*clips, *y.shape[1:]), out)
 
 
 @lru_cache(maxsize=2)
@@ -88,10 +103,9 @@ def decoder(run: Run) -> Decoder:
             "encode again, into another folder"
         )
     z = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
-    image = jax.eval_shape(Decoder((0, 0, 0), restored.model), restored.params, z)
+    image = jax.eval_shape(Decoder((), restored.model), restored.params, z)
     params = jax.device_put(restored.params, NamedSharding(run.mesh, PartitionSpec()))
-    _, height, width, channels = image.shape
-    return Decoder((height, width, channels), restored.model, params, latents.scale)
+    return Decoder(image.shape[1:], restored.model, params, latents.scale)
 
 
 def images(run: Run) -> data.Data:

@@ -69,7 +69,7 @@ class Frechet(Evaluator):
         generated = frechet.GaussianStatistics(classifier.dim)
         for batch in generate(run, weights, self.sampling, self.samples, self.batch_size):
             check_interrupt()
-            generated.update(classifier(batch)[: self.samples - generated.count])
+            generated.update(classifier(batch.images)[: self.samples - generated.count])
         metric = f"fd_{run.info.name}"
         distance = frechet.frechet_distance(generated.mean, generated.covariance, real.mean, real.cov)
         return {metric: distance, f"{metric}_floor": real.floor}

@@ -1,14 +1,17 @@
 """Generation of images with a run's weights, for evaluators and `scaling sample`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from scaling.data import cyclic_batches, open_source
 from scaling.errors import NotFinite, UserError
 from scaling.evaluators import autoencoder
+from scaling.models.conditioning import ClassLabel, Condition
 from scaling.objectives.diffusion import Diffusion
 from scaling.parallel import sharding, tracing
 from scaling.run.build import Run
@@ -32,50 +35,86 @@ def sampler_of(options: Sampling, objective: Diffusion, run: Run, section: str =
     """Makes the sampler of a run's images or latents by the options of a config's `section`.
 
     Raises:
-        UserError: if they ask for tiles of latents, and the samples are pixels.
+        UserError: if they ask for tiles of latents and the samples are pixels, or for conditions that are
+            not there.
     """
     if options.decode_tile is not None and run.info.latents is None:
         raise UserError(
             f"{section}.decode_tile={options.decode_tile}: this run's samples are pixels; leave it out"
         )
+    if options.condition_split:
+        try:
+            open_source(run.config.data, options.condition_split)
+        except UserError as e:
+            raise UserError(f"{section}.condition_split={options.condition_split!r}: {e}") from None
+    elif not isinstance(objective.conditioning, ClassLabel):
+        raise UserError(
+            f"{section}.condition_split='': {run.config.model.name} is conditioned on more than a class; "
+            "name the split whose examples' conditions the samples take"
+        )
     return make_sampler(options, objective, run.image_shape)
+
+
+class Generated(NamedTuple):
+    """A batch of samples, the same on every process."""
+
+    images: jax.Array  # uint8 [N, H, W, C], or clips [N, T, H, W, C]
+    condition: Condition  # arrays [N, ...]
 
 
 @lru_cache(maxsize=4)
 def _generator(run: Run, options: Sampling, batch_size: int) -> Callable[..., Any]:
-    """Returns a function (params, decoder's params, first index) -> images uint8 [batch_size, H, W, C].
+    """Returns a function (params, decoder's params, first index, batch) -> (Generated, count).
 
-    It also returns how many images are not finite, []. It is compiled once per run.
+    The batch holds the columns of the examples whose conditions the samples take; it is empty where they are
+    the classes in turn. The count [] is that of images that are not finite. It is compiled once per run.
     """
     sampler = sampler_of(options, diffusion_of("sampling", run), run)
     decode = autoencoder.decoder(run)
     batch_sharding = sharding.batch_sharding(run.mesh, batch_size, "batch_size")
-    classes = run.info.num_classes
+    conditioning, classes = diffusion_of("sampling", run).conditioning, run.info.num_classes
 
-    def generate_batch(params: Any, weights: Any, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def generate_batch(
+        params: Any, weights: Any, start: jax.Array, batch: Mapping[str, jax.Array]
+    ) -> tuple[Generated, jax.Array]:
         indices = start + jnp.arange(batch_size, dtype=jnp.int32)  # [N]
         indices = jax.lax.with_sharding_constraint(indices, batch_sharding)
-        samples = sampler(params, indices, indices % classes)
-        images = decode(weights, samples, options.decode_tile)  # [N, H, W, C]
-        bad = (~jnp.isfinite(images).all(axis=(1, 2, 3))).sum()  # as uint8 they would be black
-        return to_uint8(images), bad
+        condition = conditioning.of(batch or {"label": indices % classes})
+        samples = sampler(params, indices, condition)
+        images = decode(weights, samples, options.decode_tile)  # [N, ..., C]
+        finite = jnp.isfinite(images).all(axis=tuple(range(1, images.ndim)))  # as uint8 others would be black
+        return Generated(to_uint8(images), condition), (~finite).sum()
 
     return tracing.jit_replicated(run.mesh, generate_batch)
 
 
 def generate(
     run: Run, weights: Mapping[str, Any], options: Sampling, samples: int, batch_size: int
-) -> Iterator[jax.Array]:
-    """Yields batches of images uint8 [batch_size, H, W, C], on every process; the last may exceed `samples`.
+) -> Iterator[Generated]:
+    """Yields batches of `batch_size` samples, on every process; the last may exceed `samples`.
 
-    Image i depends only on (sampling seed, i), not on the batch size or the devices.
+    Sample i depends only on (sampling seed, i), not on the batch size or the devices. Its condition is class
+    i modulo the number of classes or, with `condition_split`, that of the split's example i modulo its size.
 
     Raises:
         NotFinite: if the model generates an image that is not finite.
     """
     generate_batch, decoder_params = _generator(run, options, batch_size), autoencoder.decoder(run).params
-    for start in range(0, samples, batch_size):
-        images, bad = generate_batch(weights["params"], decoder_params, jnp.asarray(start, jnp.int32))
+    starts = range(0, samples, batch_size)
+    for start, batch in zip(starts, _condition_batches(run, options, batch_size, len(starts)), strict=False):
+        generated, bad = generate_batch(
+            weights["params"], decoder_params, jnp.asarray(start, jnp.int32), batch
+        )
         if int(bad):
             raise NotFinite(f"samples: {int(bad)} of {batch_size} are not finite, from number {start} on")
-        yield images
+        yield generated
+
+
+def _condition_batches(
+    run: Run, options: Sampling, batch_size: int, count: int
+) -> Iterable[Mapping[str, jax.Array]]:
+    """Returns the batches of examples whose conditions samples take; empty ones for classes in turn."""
+    if not options.condition_split:
+        return repeat({}, count)
+    place = sharding.batch_sharding(run.mesh, batch_size, "batch_size")
+    return cyclic_batches(run.config.data, options.condition_split, batch_size, place, count)

@@ -42,7 +42,7 @@ class Grid(Evaluator):
         batches = []
         for batch in generate(run, weights, self.sampling, self.samples, self.batch_size):
             check_interrupt()
-            batches.append(np.asarray(batch))
+            batches.append(np.asarray(batch.images))
         if jax.process_index() == 0:
             images = np.concatenate(batches)[: self.samples]
             write_grid(folder / "samples" / f"step_{step:08d}.png", images)

@@ -1,4 +1,4 @@
-"""Sample grids as PNG files."""
+"""Sample grids as PNG files; those of clips are animated."""
 
 import io
 import math
@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 
 from scaling.files import write_atomic
+
+FRAME_MS = 125  # milliseconds that a frame of a clip is shown
 
 
 def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
@@ -23,9 +25,15 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
 
 
 def write_grid(path: Path, images: np.ndarray) -> None:
-    """Writes a grid of images uint8 [N, H, W, 1 or 3] as a PNG file."""
+    """Writes a grid of images uint8 [N, H, W, 1 or 3], or clips [N, T, H, W, 1 or 3], as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet = grid(images)
+    frames = np.moveaxis(images, 1, 0) if images.ndim == 5 else images[None]  # [T, N, H, W, C]
+    first, *others = (_picture(grid(frame)) for frame in frames)
+    animation = dict(save_all=True, append_images=others, duration=FRAME_MS, loop=0) if others else {}
     buffer = io.BytesIO()
-    Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(buffer, "png")
+    first.save(buffer, "png", **animation)
     write_atomic(path, buffer.getvalue())
+
+
+def _picture(sheet: np.ndarray) -> Image.Image:
+    return Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet)

@@ -10,25 +10,29 @@ import jax.numpy as jnp
 
 from scaling import diffusion
 from scaling.errors import UserError
+from scaling.models.conditioning import Condition, Conditioning, conditioning_of, dropped
 from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, summarise
 from scaling.randomness import derive_key
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Denoising of a model `(x [B, H, W, C], t [B] float32, y [B] int32) -> [B, H, W, C or 2C]`.
+    """Denoising of a model `(x [B, ..., C], t [B] float32, condition) -> [B, ..., C or 2C]`.
+
+    Examples x are images [B, H, W, C] or clips [B, T, H, W, C], in pixels or latents. A condition is what the
+    model's `conditioning` makes of a batch, for DiT a label [B] int32.
 
     DiT's objective (Peebles and Xie 2022, arXiv:2212.09748) is "ddpm-linear" with "eps" and a model with
     `learn_sigma`, whose further C channels are the variance: the mean squared error plus the bound's term.
-    SiT's (Ma et al. 2024, arXiv:2401.08740) is "straight" with "v". The null label is row `num_classes`;
-    training replaces labels with it here, and nowhere else, with probability `label_dropout`.
+    SiT's (Ma et al. 2024, arXiv:2401.08740) is "straight" with "v". Training replaces conditions with the
+    null one here, and nowhere else, with probability `condition_dropout`.
     """
 
     model: nn.Module
     path: Literal["ddpm-linear", "ddpm-cosine", "straight"] = "ddpm-linear"
     prediction: Literal["eps", "x", "v"] = "eps"
     weighting: Literal["uniform", "min-snr"] = "uniform"
-    label_dropout: float = 0.1
+    condition_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         choices = {
@@ -39,8 +43,8 @@ class Diffusion:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
-        if not 0.0 <= self.label_dropout <= 1.0:
-            raise UserError(f"label_dropout={self.label_dropout}: must be in [0, 1]")
+        if not 0.0 <= self.condition_dropout <= 1.0:
+            raise UserError(f"condition_dropout={self.condition_dropout}: must be in [0, 1]")
         if self.learn_sigma and not isinstance(diffusion.PATHS[self.path], diffusion.Chain):
             raise UserError(
                 f"learn_sigma=True: path={self.path!r} has no discrete posterior; set learn_sigma=False or "
@@ -53,27 +57,28 @@ class Diffusion:
         return bool(getattr(self.model, "learn_sigma", False))
 
     @property
-    def null_label(self) -> int:
-        """The row of the label table that stands for no label."""
-        return int(self.model.num_classes)  # type: ignore[attr-defined]
+    def conditioning(self) -> Conditioning:
+        """How the model's conditions are made."""
+        return conditioning_of(self.model)
 
     def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
-        """Initialises the model; only the shape of batch["image"] [B, H, W, C] is read."""
+        """Initialises the model; only the shapes of the batch's arrays are read."""
         x = jnp.zeros((1, *batch["image"].shape[1:]))
-        return self.model.init(rng, x, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32))
+        one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), self.conditioning.of(batch))
+        return self.model.init(rng, x, jnp.zeros((1,)), one)
 
     def predict(
-        self, params: Params, x_t: jax.Array, time: jax.Array, labels: jax.Array
+        self, params: Params, x_t: jax.Array, time: jax.Array, condition: Condition
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the prediction, and the raw variance if it is learned, each [B, H, W, C] float32."""
-        out = jnp.asarray(self.model.apply({"params": params}, x_t, time, labels)).astype(jnp.float32)
+        """Returns the prediction, and the raw variance if it is learned, each [B, ..., C] float32."""
+        out = jnp.asarray(self.model.apply({"params": params}, x_t, time, condition)).astype(jnp.float32)
         if not self.learn_sigma:
             return out, None
         prediction, raw = jnp.split(out, 2, axis=-1)
         return prediction, raw
 
     def loss(self, params: Params, extras: Extras, batch: Batch, rng: jax.Array, train: bool) -> Loss:
-        """Returns the loss, a mean over the pixels and then over the examples.
+        """Returns the loss, a mean over an example's pixels and then over the examples.
 
         Metrics: loss, mse (unweighted), and vb (the bound's term in bits per dimension) if the variance is
         learned.
@@ -81,16 +86,17 @@ class Diffusion:
         path = diffusion.PATHS[self.path]
         if self.prediction != "v":
             path = path.trimmed()
-        x = scaled(batch["image"])  # [B, H, W, C]
+        x = scaled(batch["image"])  # [B, ..., C]
         position = path.draw(derive_key(rng, "time"), x.shape[0])  # [B]
-        broadcast_position = position[:, None, None, None]  # [B, 1, 1, 1]
+        broadcast_position = position.reshape(-1, *(1,) * (x.ndim - 1))  # [B, 1, ..., 1]
         point = path.point(broadcast_position)
-        eps = jax.random.normal(derive_key(rng, "noise"), x.shape)  # [B, H, W, C]
-        x_t = diffusion.noised(x, eps, point)  # [B, H, W, C]
-        labels = self._labels(extras, batch, rng) if train else batch["label"]  # [B]
-        output, raw = self.predict(params, x_t, path.time(position), labels)  # [B, H, W, C]
-        target = diffusion.target(self.prediction, x, eps, point)  # [B, H, W, C]
-        mse = ((output - target) ** 2).mean(axis=(1, 2, 3))  # [B]
+        eps = jax.random.normal(derive_key(rng, "noise"), x.shape)  # [B, ..., C]
+        x_t = diffusion.noised(x, eps, point)  # [B, ..., C]
+        condition = self.conditioning.of(batch)
+        condition = self._some_dropped(condition, extras, x.shape[0], rng) if train else condition
+        output, raw = self.predict(params, x_t, path.time(position), condition)  # [B, ..., C]
+        target = diffusion.target(self.prediction, x, eps, point)  # [B, ..., C]
+        mse = ((output - target) ** 2).mean(axis=tuple(range(1, x.ndim)))  # [B]
         loss = diffusion.weight(self.weighting, self.prediction, point).reshape(-1) * mse  # [B]
         if raw is None:
             return summarise({"loss": loss, "mse": mse}, batch, extras.collections)
@@ -99,9 +105,8 @@ class Diffusion:
         vb = diffusion.vlb(path, broadcast_position, x, x_t, x_hat, raw)  # [B]
         return summarise({"loss": loss + vb, "mse": mse, "vb": vb}, batch, extras.collections)
 
-    def _labels(self, extras: Extras, batch: Batch, rng: jax.Array) -> jax.Array:
-        """Returns labels [B], some of them the null label; a rate in `traced_hparams` takes precedence."""
-        rate = extras.traced_hparams.get("label_dropout", jnp.float32(self.label_dropout))
-        labels = batch["label"]
-        dropped = jax.random.uniform(derive_key(rng, "label_dropout"), labels.shape) < rate
-        return jnp.where(dropped, self.null_label, labels)
+    def _some_dropped(self, condition: Condition, extras: Extras, count: int, rng: jax.Array) -> Condition:
+        """Returns conditions, some of them the null one; a rate in `traced_hparams` takes precedence."""
+        rate = extras.traced_hparams.get("condition_dropout", jnp.float32(self.condition_dropout))
+        drop = jax.random.uniform(derive_key(rng, "label_dropout"), (count,)) < rate
+        return dropped(condition, self.conditioning.null(condition), drop)

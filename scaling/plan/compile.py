@@ -21,6 +21,7 @@ from scaling import data, objectives
 from scaling.errors import UserError
 from scaling.evaluators import mean_metrics
 from scaling.objectives.base import Extras
+from scaling.objectives.diffusion import Diffusion
 from scaling.parallel import sharding, tracing
 from scaling.plan import gpu_targets, hardware, hlo_cost
 from scaling.run import build, state
@@ -160,12 +161,14 @@ def _evaluation_step(run: build.Run, size: int) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _sampler(run: build.Run, size: int) -> tuple[Any, tuple[Any, ...]]:
-    if not hasattr(run.objective, "predict"):
+    if not isinstance(run.objective, Diffusion):
         raise UserError(f"what='sample': objective {run.config.objective.name} generates nothing")
     place = sharding.batch_sharding(run.mesh, size, "batch_size")
     rows = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=place)
-    sampler = make_sampler(run.config.sampling, run.objective, run.image_shape)  # type: ignore[arg-type]
-    return jax.jit(tracing.trace_on_mesh(run.mesh, sampler)), (state.abstract(run).params, rows, rows)
+    condition = jax.eval_shape(run.objective.conditioning.of, run.batch(size))
+    condition = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), condition)
+    sampler = make_sampler(run.config.sampling, run.objective, run.image_shape)
+    return jax.jit(tracing.trace_on_mesh(run.mesh, sampler)), (state.abstract(run).params, rows, condition)
 
 
 PROGRAMS = {"train": _training_step, "evaluate": _evaluation_step, "sample": _sampler}

@@ -19,7 +19,7 @@ from scaling.training import config
 
 REMAT = ("none", "dots", "full")  # each policy recomputes more than the one before, and needs less memory
 # Runs that differ only in these do the same work.
-SAME = ("train.seed", "optimizer.learning_rate", "optimizer.weight_decay", "objective.label_dropout")
+SAME = ("train.seed", "optimizer.learning_rate", "optimizer.weight_decay", "objective.condition_dropout")
 
 
 def mesh_of(text: str) -> dict[str, int]:

@@ -51,9 +51,9 @@ def hparam_values(run: Run) -> dict[str, jax.Array]:
         "learning_rate": jnp.asarray(config.optimizer.learning_rate, jnp.float32),
         "weight_decay": jnp.asarray(config.optimizer.weight_decay, jnp.float32),
     }
-    if "label_dropout" in config.objective.options:
-        dropout = config.objective.options["label_dropout"]
-        values["label_dropout"] = jnp.asarray(dropout, jnp.float32)
+    if "condition_dropout" in config.objective.options:
+        dropout = config.objective.options["condition_dropout"]
+        values["condition_dropout"] = jnp.asarray(dropout, jnp.float32)
     return values
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from scaling.diffusion import PATHS, Chain, Path, Point, estimates
 from scaling.errors import UserError
+from scaling.models.conditioning import Condition, Conditioning
 from scaling.sampling.guidance import guided
 from scaling.sampling.integrators import INTEGRATORS, Denoised
 
@@ -16,7 +17,7 @@ from scaling.sampling.integrators import INTEGRATORS, Denoised
 # whatever the steps, the integrator or the guidance.
 FIRST = 2**31 - 1
 
-Sampler = Callable[[Any, jax.Array, jax.Array], jax.Array]
+Sampler = Callable[[Any, jax.Array, Condition], jax.Array]
 
 
 class Denoiser(Protocol):
@@ -27,11 +28,11 @@ class Denoiser(Protocol):
     @property
     def prediction(self) -> str: ...
     @property
-    def label_dropout(self) -> float: ...
+    def condition_dropout(self) -> float: ...
     @property
-    def null_label(self) -> int: ...
+    def conditioning(self) -> Conditioning: ...
     def predict(
-        self, params: Any, x_t: jax.Array, time: jax.Array, labels: jax.Array
+        self, params: Any, x_t: jax.Array, time: jax.Array, condition: Condition
     ) -> tuple[jax.Array, jax.Array | None]: ...
 
 
@@ -50,6 +51,7 @@ class Sampling:
     seed: int = 0  # noise seed
     clip_denoised: bool = False  # whether each step's estimate of the data is clipped to [-1, 1]
     decode_tile: int | None = None  # side in latents of tiles that are decoded one by one; None for no tiles
+    condition_split: str = ""  # split whose examples' conditions samples take in order; "": classes in turn
 
     def __post_init__(self) -> None:
         if self.integrator not in INTEGRATORS:
@@ -67,27 +69,29 @@ class Sampling:
 
 
 def make_sampler(options: Sampling, objective: Denoiser, shape: tuple[int, ...]) -> Sampler:
-    """Returns `(params, indices [N] int32, labels [N] int32) -> images [N, H, W, C] float32`, for `jax.jit`.
+    """Returns `(params, indices [N] int32, condition) -> samples [N, *shape] float32`, for `jax.jit`.
 
-    Images are in the data's range. The whole loop runs on the device. Image i depends on (seed, i, label)
-    alone: not on N, on its place in the batch, or on the devices.
+    Samples, images [H, W, C] or clips [T, H, W, C], are in the data's range. The whole loop runs on the
+    device. Sample i depends on (seed, i, its condition) alone: not on N, on its place in the batch, or on the
+    devices.
 
     Raises:
-        UserError: for options that do not fit the objective or the shape [H, W, C].
+        UserError: for options that do not fit the objective or the shape.
     """
     path = _path(options, objective, shape)
     integrate = INTEGRATORS[options.integrator]
 
-    def sample(params: Any, indices: jax.Array, labels: jax.Array) -> jax.Array:
+    def sample(params: Any, indices: jax.Array, condition: Condition) -> jax.Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), indices)  # [N]
 
         def noise(i: jax.Array) -> jax.Array:
             draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))
-            return draw(keys)  # [N, H, W, C]
+            return draw(keys)  # [N, *shape]
 
         predict = guided(
-            lambda x, time, y: objective.predict(params, x, time, y),
-            labels, objective.null_label, options.guidance_scale, options.guidance_channels,
+            lambda x, time, condition: objective.predict(params, x, time, condition),
+            condition, objective.conditioning.null(condition),
+            options.guidance_scale, options.guidance_channels,
         )  # fmt: skip
 
         def denoise(x_t: jax.Array, time: jax.Array, point: Point) -> Denoised:
@@ -111,14 +115,14 @@ def _path(options: Sampling, objective: Denoiser, shape: tuple[int, ...]) -> Pat
         raise UserError(
             f"integrator={options.integrator!r}: path={objective.path!r} is continuous; use 'euler' or 'heun'"
         )
-    if options.guidance_scale != 1.0 and objective.label_dropout == 0.0:
+    if options.guidance_scale != 1.0 and objective.condition_dropout == 0.0:
         raise UserError(
-            f"guidance_scale={options.guidance_scale}: with label_dropout=0 no null label was trained; "
-            "use guidance_scale=1"
+            f"guidance_scale={options.guidance_scale}: with condition_dropout=0 no null condition was "
+            "trained; use guidance_scale=1"
         )
     if options.guidance_channels is not None and options.guidance_channels > shape[-1]:
         raise UserError(
-            f"guidance_channels={options.guidance_channels}: images have {shape[-1]} channels; use no more"
+            f"guidance_channels={options.guidance_channels}: samples have {shape[-1]} channels; use no more"
         )
     return path if objective.prediction == "v" and not options.clip_denoised else path.trimmed()
 

@@ -1,8 +1,8 @@
 """Integrators from noise to data: each is one `lax.scan` over the steps.
 
-An integrator takes `denoise(x_t [N, H, W, C], time [], point) -> Denoised`, a path, a number of steps, the
-first noise x [N, H, W, C], and `noise(i []) -> [N, H, W, C]`, the fresh noise of step i; it returns the
-sample [N, H, W, C].
+An integrator takes `denoise(x_t [N, ..., C], time [], point) -> Denoised`, a path, a number of steps, the
+first noise x [N, ..., C], and `noise(i []) -> [N, ..., C]`, the fresh noise of step i; it returns the
+sample [N, ..., C].
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from scaling.diffusion import Chain, Path, Point
 
 
 class Denoised(NamedTuple):
-    """A model's estimates from x_t: the data, the noise, and the raw variance if learned ([N, H, W, C])."""
+    """A model's estimates from x_t: the data, the noise, and the raw variance if learned ([N, ..., C])."""
 
     x: jax.Array
     eps: jax.Array

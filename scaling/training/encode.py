@@ -113,9 +113,7 @@ def _describe(run: Path, vae: RestoredAutoencoder, cfg: Config, examples: dict[s
     info = data.info(images)
     shape = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)
     try:
-        mean, _ = jax.eval_shape(
-            lambda p, x: vae.model.apply(p, x, method="moments"), {"params": vae.params}, shape
-        )
+        mean, _ = jax.eval_shape(vae.moments, vae.params, shape)
     except UserError as e:
         raise UserError(f"run={run}: does not fit the images of {info.name}: {e}") from None
     return Encoding(
@@ -153,13 +151,16 @@ def _require_same(out: Path, encoding: Encoding) -> None:
 def _make_encoder(
     vae: RestoredAutoencoder, encoding: Encoding, mesh: jax.sharding.Mesh
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function uint8 [B, H, W, C] -> float16 [B, views, 2, h, w, Z] on this process's devices."""
+    """Returns a function uint8 [B, ..., H, W, C] -> float16 [B, views, 2, ..., h, w, Z].
+
+    It runs on this process's devices.
+    """
     batch_sharding, replicated = NamedSharding(mesh, sharding.BATCH), NamedSharding(mesh, PartitionSpec())
 
     def apply(params: Any, images: jax.Array) -> jax.Array:
         x = scaled(images)
-        views = [x, x[:, :, ::-1]][: encoding.views]
-        moments = [jnp.stack(vae.model.apply({"params": params}, v, method="moments"), axis=1) for v in views]
+        views = [x, x[..., ::-1, :]][: encoding.views]
+        moments = [jnp.stack(vae.moments(params, view), axis=1) for view in views]
         return jnp.stack(moments, axis=1).astype(jnp.float16)
 
     compiled, weights = jax.jit(tracing.trace_on_mesh(mesh, apply)), jax.device_put(vae.params, replicated)

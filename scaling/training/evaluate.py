@@ -16,6 +16,7 @@ from scaling.evaluators.base import measured
 from scaling.evaluators.generate import generate
 from scaling.evaluators.image_grid import write_grid
 from scaling.files import write_atomic
+from scaling.models.conditioning import named_arrays
 from scaling.parallel import sharding
 from scaling.run import restore
 from scaling.sampling import Sampling
@@ -41,6 +42,8 @@ def sample(
 ) -> None:
     """Writes a grid of images, and with `npz` the arrays `images` uint8 [N, H, W, C] and `labels` int32 [N].
 
+    Clips are [N, T, H, W, C]; other conditions than labels are written by the names of their arrays.
+
     `options` override fields of the config's sampling section. Of several processes the first writes.
 
     Raises:
@@ -57,13 +60,13 @@ def sample(
     count = -(-samples // batch_size)
     first = jax.process_index() == 0
     quiet = None if first else True  # None disables the bar only where there is no terminal
-    arrays = [np.asarray(b) for b in tqdm(batches, total=count, unit="batch", desc="sampling", disable=quiet)]
+    shown = tqdm(batches, total=count, unit="batch", desc="sampling", disable=quiet)
+    on_host = [jax.tree.map(np.asarray, batch) for batch in shown]
     if not first:
         return
-    images = np.concatenate(arrays)[:samples]
+    images, condition = jax.tree.map(lambda *parts: np.concatenate(parts)[:samples], *on_host)
     write_grid(out, images)
     if npz is not None:
         buffer = io.BytesIO()
-        labels = np.arange(samples, dtype=np.int32) % run.info.num_classes
-        np.savez_compressed(buffer, images=images, labels=labels)
+        np.savez_compressed(buffer, images=images, **named_arrays(condition))
         write_atomic(npz, buffer.getvalue())

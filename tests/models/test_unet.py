@@ -138,7 +138,7 @@ def test_resampling_of_pixels() -> None:
 
 @pytest.mark.slow
 def test_it_trains_under_the_diffusion_objective() -> None:
-    task = Diffusion(ONE["adm"], label_dropout=0.5)
+    task = Diffusion(ONE["adm"], condition_dropout=0.5)
     images = jnp.asarray(RNG.integers(0, 256, (4, 4, 4, 1)), jnp.uint8)
     given = {"image": images, "label": jnp.array([0, 1, 2, 0])}
     shapes = jax.eval_shape(task.init, KEY, given)["params"]
@@ -159,7 +159,9 @@ def test_it_trains_under_the_diffusion_objective() -> None:
 @KINDS
 def test_its_samples_are_images(kind: str) -> None:
     task = Diffusion(ONE[kind].clone(learn_sigma=kind == "adm"))
-    shapes = jax.eval_shape(task.init, KEY, {"image": jnp.zeros((1, 4, 4, 1)), "label": jnp.zeros(1)})
+    shapes = jax.eval_shape(
+        task.init, KEY, {"image": jnp.zeros((1, 4, 4, 1)), "label": jnp.zeros(1, jnp.int32)}
+    )
     sample = make_sampler(Sampling(steps=2, guidance_scale=2.0), task, (4, 4, 1))
     labels = jnp.array([0, 1], jnp.int32)
     assert jax.eval_shape(sample, shapes["params"], labels, labels).shape == (2, 4, 4, 1)

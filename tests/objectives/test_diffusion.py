@@ -96,18 +96,18 @@ def test_times_and_noise_differ_between_examples_and_steps() -> None:
 
 def test_labels_are_dropped_to_the_null_row_at_the_rate() -> None:
     batch = {"image": jnp.zeros((4000, 1, 1, 1), jnp.uint8), "label": jnp.arange(4000, dtype=jnp.int32) % 5}
-    task = Diffusion(Recorder(), path="straight", prediction="v", label_dropout=0.1)
+    task = Diffusion(Recorder(), path="straight", prediction="v", condition_dropout=0.1)
     _, (_, t, y) = _asked(task, batch)
     dropped = y == 5
     assert dropped.mean() == pytest.approx(0.1, abs=0.02)  # four standard errors
     np.testing.assert_array_equal(y[~dropped], np.asarray(batch["label"])[~dropped])
     assert abs(np.corrcoef(dropped, t)[0, 1]) < 0.07  # drawn apart from the times
-    _, (_, _, y) = _asked(task, batch, traced_hparams={"label_dropout": jnp.float32(0.5)})
+    _, (_, _, y) = _asked(task, batch, traced_hparams={"condition_dropout": jnp.float32(0.5)})
     assert (y == 5).mean() == pytest.approx(0.5, abs=0.04)
     _, (_, _, y) = _asked(task, batch, train=False)
     assert (y != 5).all()
     for rate, share in ((0.0, 0.0), (1.0, 1.0)):
-        _, (_, _, y) = _asked(Diffusion(Recorder(), label_dropout=rate), batch)
+        _, (_, _, y) = _asked(Diffusion(Recorder(), condition_dropout=rate), batch)
         assert (y == 5).mean() == share
 
 
@@ -151,7 +151,7 @@ def test_a_padded_and_masked_batch_weighs_only_the_real_examples() -> None:
 @pytest.mark.parametrize("path", ["ddpm-linear", "straight"])
 def test_eight_devices_give_the_loss_and_the_gradient_of_one(path: Any) -> None:
     check_eight_devices(
-        Diffusion(Denoiser(learn_sigma=path != "straight"), path=path, label_dropout=0.3), _batch()
+        Diffusion(Denoiser(learn_sigma=path != "straight"), path=path, condition_dropout=0.3), _batch()
     )
 
 
@@ -185,7 +185,7 @@ def test_option_types_list_what_there_is() -> None:
         ({"path": "curved"}, r"^path='curved': must be one of ddpm-linear, ddpm-cosine, straight$"),
         ({"prediction": "score"}, r"^prediction='score': must be one of eps, x, v$"),
         ({"weighting": "p2"}, r"^weighting='p2': must be one of uniform, min-snr$"),
-        ({"label_dropout": 1.5}, r"^label_dropout=1.5: must be in \[0, 1\]$"),
+        ({"condition_dropout": 1.5}, r"^condition_dropout=1.5: must be in \[0, 1\]$"),
         ({"path": "straight", "prediction": "v"}, r"^learn_sigma=True: path='straight' .*learn_sigma=False"),
         ({"dropout": 0.1}, r"^dropout=0.1: not an option of diffusion, which has path, "),
     ],

@@ -15,12 +15,13 @@ from scaling.sampling import Sampling, make_sampler, to_uint8
 from tests.support.checks import Denoiser
 
 SHAPE = (4, 4, 2)
+BATCH = {"image": jnp.zeros((1, *SHAPE)), "label": jnp.zeros(1, jnp.int32)}
 PATH_OF = {"ddpm": "ddpm-linear", "ddim": "ddpm-linear", "euler": "straight", "heun": "straight"}
 
 
 def _objective(integrator: str, **fields: Any) -> tuple[Diffusion, Any]:
     objective = Diffusion(Denoiser(**fields), path=PATH_OF[integrator], prediction="v")  # type: ignore[arg-type]
-    return objective, objective.init(jax.random.key(0), {"image": jnp.zeros((1, *SHAPE))})["params"]
+    return objective, objective.init(jax.random.key(0), BATCH)["params"]
 
 
 def _draw(options: Sampling, indices: Any, labels: Any, **fields: Any) -> np.ndarray:
@@ -178,7 +179,7 @@ def test_clip_holds_the_data_and_the_default_does_not() -> None:
 @pytest.mark.parametrize("integrator", ["euler", "heun"])
 def test_no_end_of_the_straight_path_is_singular(prediction: str, clip: bool, integrator: str) -> None:
     objective = Diffusion(Denoiser(), path="straight", prediction=prediction)  # type: ignore[arg-type]
-    params = objective.init(jax.random.key(0), {"image": jnp.zeros((1, *SHAPE))})["params"]
+    params = objective.init(jax.random.key(0), BATCH)["params"]
     options = Sampling(integrator, steps=4, clip_denoised=clip)  # type: ignore[arg-type]
     images = make_sampler(options, objective, SHAPE)(params, jnp.arange(2), jnp.zeros((2,), jnp.int32))
     assert jnp.isfinite(images).all()
@@ -203,7 +204,7 @@ def test_bfloat16_models_sample_in_float32() -> None:
         ({"steps": 0, "integrator": "euler"}, "straight", r"^steps=0: "),
         ({"guidance_scale": -1.0}, "ddpm-linear", r"^guidance_scale=-1.0: "),
         ({"guidance_channels": 0}, "ddpm-linear", r"^guidance_channels=0: "),
-        ({"guidance_channels": 3}, "ddpm-linear", r"^guidance_channels=3: images have 2 channels"),
+        ({"guidance_channels": 3}, "ddpm-linear", r"^guidance_channels=3: samples have 2 channels"),
         ({"integrator": "rk4"}, "ddpm-linear", r"^integrator='rk4': must be one of ddpm, ddim, euler, heun$"),
     ],
 )
@@ -213,8 +214,8 @@ def test_options_that_do_not_fit_are_named(options: dict[str, Any], path: str, m
 
 
 def test_guidance_needs_a_trained_null_label() -> None:
-    with pytest.raises(UserError, match=r"^guidance_scale=2.0: .*label_dropout=0"):
-        make_sampler(Sampling(guidance_scale=2.0), Diffusion(Denoiser(), label_dropout=0.0), SHAPE)
+    with pytest.raises(UserError, match=r"^guidance_scale=2.0: .*condition_dropout=0"):
+        make_sampler(Sampling(guidance_scale=2.0), Diffusion(Denoiser(), condition_dropout=0.0), SHAPE)
 
 
 def test_uint8_truncates_and_inverts_the_scaling() -> None:

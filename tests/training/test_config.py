@@ -68,7 +68,7 @@ TINY = str(ROOT / "tests/support/tiny_dit.py")
         ("mesh.fsdp=0", r"mesh\.fsdp=0: must be at least 1"),
         ("model.block=adaln-one", r"model\.block='adaln-one': must be one of in-context"),
         ("model.depth=two", r"model\.depth='two': must be an integer"),
-        ("objective.label_dropout=2.0", r"objective\.label_dropout=2\.0: must be in"),
+        ("objective.condition_dropout=2.0", r"objective\.condition_dropout=2\.0: must be in"),
         ("data.name=mnits", r"data\.name='mnits'"),
         ("sampling.steps=0", r"sampling\.steps=0: must be at least 1"),
     ],
@@ -268,6 +268,7 @@ FORMER = {
     "optimizer.ema": "optimizer.ema_decays",
     "sampling.guidance": "sampling.guidance_scale",
     "data.text.too_long": "data.text.overflow",
+    "objective.label_dropout": "objective.condition_dropout",
     "train.start": "train.init_from",
     "train.start_only": "train.init_only",
 }

@@ -59,7 +59,7 @@ class Encoding:
 
     name: str  # name of the images' data set
     num_classes: int
-    shape: tuple[int, int, int]  # [h, w, Z] of a latent
+    shape: tuple[int, ...]  # [h, w, Z] of a latent, or [T, h, w, Z] of a clip, whose frames are encoded
     views: int  # views per image: 1, or 2 with the mirror image, of which training draws one
     splits: dict[str, Split]
     run: str  # folder of the autoencoder's run
