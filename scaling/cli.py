@@ -90,9 +90,15 @@ def _run_verbs(verb: Verb) -> None:
 
     sub = verb(
         "evaluate", _evaluate, "Evaluate a trained run with its config's evaluators.",
-        "scaling evaluate runs/f7",
+        "scaling evaluate runs/f7\n  scaling evaluate runs/f7 --watch    # beside training",
     )  # fmt: skip
     sub.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--checkpoint", type=int, metavar="STEP", help="step to measure (default: the newest)")
+    which.add_argument(
+        "--watch", action="store_true",
+        help="measure each checkpoint until the run is done, by the evaluators with in_training=False",
+    )  # fmt: skip
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
     sub = verb(
@@ -222,10 +228,13 @@ def _evaluate(options: argparse.Namespace, overrides: list[str]) -> None:
     import jax
 
     from scaling.parallel import distributed
-    from scaling.training import evaluate
+    from scaling.training import evaluate, watch
 
     distributed.join()
-    values = evaluate.evaluate(options.folder)
+    if options.watch:
+        watch.watch(options.folder)
+        return
+    values = evaluate.evaluate(options.folder, options.checkpoint)
     if jax.process_index() == 0:
         print(json.dumps(values) if options.json else "\n".join(f"{k} {v:.6g}" for k, v in values.items()))
 

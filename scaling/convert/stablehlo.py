@@ -25,11 +25,15 @@ from scaling.errors import UserError
 from scaling.evaluators import autoencoder
 from scaling.evaluators.generate import sampler_of
 from scaling.files import read_json
+from scaling.models.conditioning import Condition
+from scaling.objectives.base import Helper
 from scaling.objectives.classification import Classification
 from scaling.objectives.diffusion import Diffusion
 from scaling.objectives.frozen import Frozen
 from scaling.run import restore
-from scaling.run.folder import read_events
+from scaling.run.build import AUTOENCODER, helper_shapes
+from scaling.run.folder import read_evaluations
+from scaling.run.helpers import RunHelpers
 
 INSIDE = 2**30  # maximum bytes of weights inside the function; larger ones are its first argument, in a file
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -54,9 +58,9 @@ def export_function(folder: Path, out: Path, inside: int = INSIDE) -> None:
     trained = restore.restore_run(folder)
     call, arguments = _call(trained)
     weights = jax.device_get({"params": trained.weights["params"], **trained.weights["collections"]})
-    decoder = autoencoder.decoder(trained.run).params
-    if decoder is not None:
-        weights["decoder"] = jax.device_get(decoder)
+    helpers = RunHelpers(trained.run, folder)
+    if trained.run.info.latents is not None:
+        weights["decoder"] = jax.device_get(helpers.load(AUTOENCODER).variables)
     flat = {name: np.asarray(x) for name, x in flatten_dict(weights, sep="/").items()}
     beside = sum(x.nbytes for x in flat.values()) > inside
     if beside:
@@ -84,12 +88,18 @@ def _call(trained: restore.RestoredRun) -> tuple[Callable[..., jax.Array], dict[
     if isinstance(objective, Diffusion):
         sampler = sampler_of(run.config.sampling, objective, run)
         columns = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in run.batch(1).items()}
-        condition = jax.eval_shape(objective.conditioning.of, columns)
+        condition = jax.eval_shape(objective.conditioning.of, columns, run.helper_shapes)
         name = "condition" if isinstance(condition, dict) else "labels"
         arguments = {"indices": jax.ShapeDtypeStruct((batch,), jnp.int32), name: condition}
-        decode = autoencoder.decoder(run)
+        module = None if run.info.latents is None else helper_shapes(run, AUTOENCODER).module
         tile = run.config.sampling.decode_tile
-        return lambda w, i, y: decode(w.get("decoder"), sampler(w["params"], i, y), tile), arguments
+
+        def generate(weights: Any, indices: jax.Array, condition: Condition) -> jax.Array:
+            samples = sampler(weights["params"], indices, condition)
+            helpers = {} if module is None else {AUTOENCODER: Helper(weights["decoder"], module)}
+            return autoencoder.decode(run, helpers, samples, tile)
+
+        return generate, arguments
     if isinstance(objective, Frozen):
         inputs = {k: jax.ShapeDtypeStruct((batch, *v.shape[1:]), v.dtype) for k, v in run.batch(1).items()}
         return functools.partial(_forward, objective.model, tuple(inputs)), inputs
@@ -108,9 +118,9 @@ def _card(
     """Returns the description of the function: config, cost, metrics, data, commit, and how to call it."""
     described = read_json(folder / "config.json")
     metrics: dict[str, float] = {}
-    for event in read_events(folder):
-        if event["event"] == "evaluate" and event["step"] <= trained.step:
-            metrics |= event["values"]
+    for step, values in read_evaluations(folder).items():
+        if step <= trained.step:
+            metrics |= values
     return {
         "arguments": jax.tree.map(lambda a: f"{a.dtype} [{', '.join(map(str, a.shape))}]", arguments),
         "weights": "weights.safetensors" if beside else "inside the function",

@@ -3,18 +3,17 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling import data
 from scaling.errors import UserError
 from scaling.models import vae
-from scaling.run.build import Run
+from scaling.objectives.base import Helpers
+from scaling.run.build import AUTOENCODER, Run, helper_shapes
 from scaling.run.restore import on_host, restore_run, weights_digest
 from scaling.validation import parse_dataclass
 
@@ -49,31 +48,22 @@ def restore_autoencoder(folder: Path | str) -> RestoredAutoencoder:
     return RestoredAutoencoder(run.model, params, weights_digest(params))
 
 
-@dataclass(frozen=True, eq=False)
-class Decoder:
-    """A function from a run's samples to images [B, H, W, C] in [-1, 1]; pixels stay as they are.
+def decode(run: Run, helpers: Helpers, samples: jax.Array, tile: int | None = None) -> jax.Array:
+    """Returns a run's samples as images [B, H, W, C] in [-1, 1], or clips [B, T, H, W, C].
 
-    Latents are divided by their scale and decoded, those of clips [B, T, h, w, Z] frame by frame. The weights
-    are an argument, so that compiled code does not contain them.
+    Pixels stay as they are. Latents are divided by their scale and decoded by the helper that encoded them,
+    at once or in tiles of side `tile` that overlap by a quarter; those of clips frame by frame.
     """
+    if run.info.latents is None:
+        return samples
 
-    shape: tuple[int, ...]  # [H, W, C] of the images, or [T, H, W, C] of the clips
-    model: Any = None  # autoencoder; None for samples that are pixels
-    params: Any = None  # weights of the autoencoder, replicated
-    scale: float = 1.0  # factor by which the latents were multiplied
+    def decode_all(z: jax.Array) -> jax.Array:
+        return jnp.asarray(helpers[AUTOENCODER](z, method="decode"))
 
-    def __call__(self, params: Any, x: jax.Array, tile: int | None = None) -> jax.Array:
-        """Decodes samples x: latents at once, or in tiles of side `tile` that overlap by a quarter."""
-        if self.model is None:
-            return x
+    def decode_tiles(z: jax.Array) -> jax.Array:
+        return decode_all(z) if tile is None else vae.tiled_decode(decode_all, z, tile, tile // 4)
 
-        def decode(z: jax.Array) -> jax.Array:
-            return jnp.asarray(self.model.apply({"params": params}, z, method="decode"))
-
-        def decode_tiles(z: jax.Array) -> jax.Array:
-            return decode(z) if tile is None else vae.tiled_decode(decode, z, tile, tile // 4)
-
-        return _framewise(decode_tiles, x / self.scale)
+    return _framewise(decode_tiles, samples / run.info.latents.scale)
 
 
 def _framewise(apply: Callable[[jax.Array], Any], x: jax.Array) -> Any:
@@ -83,29 +73,18 @@ def _framewise(apply: Callable[[jax.Array], Any], x: jax.Array) -> Any:
     return jax.tree.map(lambda y: y.reshape(*clips, *y.shape[1:]), out)
 
 
-@lru_cache(maxsize=2)
-def decoder(run: Run) -> Decoder:
-    """Returns the decoder of a run's samples, with its weights on all of the run's devices.
+def decoded_shape(run: Run) -> tuple[int, ...]:
+    """Returns the shape of an image that the run generates; of the autoencoder no weights are read.
 
     Raises:
-        UserError: if the autoencoder is missing, or is no longer the one that encoded the data.
+        UserError: if the autoencoder is missing.
     """
-    latents = run.info.latents
-    if latents is None:
-        return Decoder(run.image_shape)
-    try:
-        restored = restore_autoencoder(latents.run)
-    except UserError as e:
-        raise UserError(f"data.data_dir={run.config.data.data_dir!r}: its autoencoder: {e}") from None
-    if restored.digest != latents.weights:
-        raise UserError(
-            f"data.data_dir={run.config.data.data_dir!r}: its autoencoder {latents.run} has changed since; "
-            "encode again, into another folder"
-        )
+    if run.info.latents is None:
+        return run.image_shape
+    helper = helper_shapes(run, AUTOENCODER)
     z = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
-    image = jax.eval_shape(Decoder((), restored.model), restored.params, z)
-    params = jax.device_put(restored.params, NamedSharding(run.mesh, PartitionSpec()))
-    return Decoder(image.shape[1:], restored.model, params, latents.scale)
+    decoded = jax.eval_shape(lambda helper, z: decode(run, {AUTOENCODER: helper}, z), helper, z)
+    return tuple(decoded.shape[1:])
 
 
 def images(run: Run) -> data.Data:

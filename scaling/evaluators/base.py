@@ -1,5 +1,6 @@
 """The base class of evaluators, and the checks that they share."""
 
+import abc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,30 +15,59 @@ from scaling.data import Data, eval_batches, info, open_source, tokenizer_of
 from scaling.data.options import image_shape
 from scaling.data.pipeline import eval_rows
 from scaling.errors import NotFinite, UserError
+from scaling.objectives.base import Extras
 from scaling.parallel import sharding
 from scaling.run.build import Run
+from scaling.run.helpers import RunHelpers
 from scaling.validation import parse_dataclass
 
 CheckInterrupt = Callable[[], None]  # called between batches; it raises if the run was signalled to stop
+Weights = Mapping[str, Any]  # {"params": ..., "collections": ...}
+Measure = Callable[[Weights, int], dict[str, float]]  # (weights, step) -> {name_metric: value}
+
+
+def never_interrupted() -> None:
+    """Does nothing: a `CheckInterrupt` where no signal is caught."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The run that an evaluator is prepared for, and what goes with it."""
+
+    name: str  # the evaluator's name in the config
+    run: Run
+    folder: Path  # the run's folder, for pictures
+    helpers: RunHelpers
+    check_interrupt: CheckInterrupt = never_interrupted
+
+    def extras(self, weights: Weights) -> Extras:
+        """Returns what a loss may read beside the parameters."""
+        return Extras(collections=weights["collections"], helpers=self.helpers.named())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluator:
-    """The base of all evaluators.
-
-    Each has `run(name, run, weights, folder, step, check_interrupt)`, which returns {name_metric: value}.
-    `name` is the evaluator's name in the config, everywhere.
-    """
+class Evaluator(abc.ABC):
+    """The base of all evaluators: `check` before anything is trained, `prepare` once, measure at any step."""
 
     every: str = "25 %"  # duration between two evaluations
     batch_size: int = 256  # examples per batch, over all devices
+    in_training: bool = True  # whether training stops to measure it; else `scaling evaluate --watch` does
 
     def needs(self) -> list[tuple[str, str]]:
-        """Returns the runs that have to be trained before, as (config, folder)."""
+        """Returns the runs that have to be trained before it is prepared, as (config, folder)."""
         return []
 
-    def check(self, name: str, run: Run) -> None:
-        """Checks that this evaluator can measure the run.
+    @abc.abstractmethod
+    def prepare(self, context: Context) -> Measure:
+        """Reads what the measurement needs, and returns the function that measures weights at a step.
+
+        What it compiles is compiled once, when it is first called.
+        """
+
+    def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
+        """Checks that this evaluator can measure the run; the runs that it needs may not be trained yet.
+
+        `needed` has them, built, by folder; those that are left out are read from their folders.
 
         Raises:
             UserError: if it cannot.
@@ -54,34 +84,39 @@ class Evaluator:
         return sharding.batch_sharding(run.mesh, self.batch_size, f"evaluators.{name}.batch_size")
 
     def batches(
-        self, name: str, run: Run, split: str, images: Data | None = None
+        self, context: Context, split: str, images: Data | None = None
     ) -> Iterator[dict[str, jax.Array]]:
-        """Yields every example of a split once, of the run's own data or of `images`; see `eval_batches`."""
-        return eval_batches(images or run.config.data, split, self.batch_size, self.batch_sharding(name, run))
+        """Yields every example of a split once, of the run's own data or of `images`; see `eval_batches`.
+
+        Raises:
+            Exception: between two batches, what `context.check_interrupt` raises.
+        """
+        place = self.batch_sharding(context.name, context.run)
+        for batch in eval_batches(images or context.run.config.data, split, self.batch_size, place):
+            context.check_interrupt()
+            yield batch
 
 
-def measured(
-    name: str,
-    evaluator: Any,
-    run: Run,
-    weights: Mapping[str, Any],
-    folder: Path,
-    step: int,
-    check_interrupt: CheckInterrupt,
-) -> dict[str, float]:
-    """Runs an evaluator on these weights and returns its values by metric.
+def prepare(evaluator: Evaluator, context: Context) -> Measure:
+    """Prepares an evaluator, and has its measurement check that values are finite.
 
     Raises:
-        NotFinite: if a value is not finite; it names the evaluator and the metric.
+        NotFinite: from the returned function, if a value is not; it names the evaluator and the metric.
     """
-    try:
-        values: dict[str, float] = evaluator.run(name, run, weights, folder, step, check_interrupt)
-        for metric, value in values.items():
-            if not math.isfinite(value):
-                raise NotFinite(f"{metric}={value}")
-    except NotFinite as e:
-        raise NotFinite(f"evaluators.{name}: step {step}: {e}; look at the weights and the images") from None
-    return values
+    measure = evaluator.prepare(context)
+
+    def _measure_finite(weights: Weights, step: int) -> dict[str, float]:
+        try:
+            values = measure(weights, step)
+            for metric, value in values.items():
+                if not math.isfinite(value):
+                    raise NotFinite(f"{metric}={value}")
+        except NotFinite as e:
+            place = f"evaluators.{context.name}: step {step}"
+            raise NotFinite(f"{place}: {e}; look at the weights and the images") from None
+        return values
+
+    return _measure_finite
 
 
 def require_tokenizer(run: Run) -> None:

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from scaling.errors import UserError
-from scaling.evaluators import autoencoder, classifier_features
-from scaling.evaluators.base import CheckInterrupt, Evaluator
-from scaling.evaluators.generate import diffusion_of, generate, sampler_of
+from scaling.evaluators import autoencoder
+from scaling.evaluators.base import Context, Evaluator, Measure, Weights
+from scaling.evaluators.classifier_features import ClassifierFeatures, feature_width
+from scaling.evaluators.features import FeatureNetwork, reference_stats
+from scaling.evaluators.generate import diffusion_of, make_generator, sampler_of
 from scaling.metrics import frechet
-from scaling.run.build import Run
+from scaling.run.build import Run, described_run
 from scaling.sampling import Sampling
 
 
@@ -32,44 +32,41 @@ class Frechet(Evaluator):
     def needs(self) -> list[tuple[str, str]]:
         return [(self.classifier_config, self.classifier)]
 
-    def check(self, name: str, run: Run) -> None:
+    def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
         """Checks also that the classifier fits the generated images, and that there are enough of them.
 
         Raises:
             UserError: if this evaluator cannot measure the run.
         """
-        objective = diffusion_of(name, run)
-        classifier = classifier_features.load(self.classifier)
-        expected, generated = classifier.restored.run.image_shape, autoencoder.decoder(run).shape
+        objective, key = diffusion_of(name, run), f"evaluators.{name}"
+        classifier = (needed or {}).get(self.classifier) or described_run(self.classifier)
+        expected, generated = classifier.image_shape, autoencoder.decoded_shape(run)
         if expected != generated:
             raise UserError(
-                f"evaluators.{name}.classifier={self.classifier}: sees {expected}, "
-                f"and this run makes {generated}"
+                f"{key}.classifier={self.classifier}: sees {expected}, and this run makes {generated}"
             )
         try:
-            frechet.require_samples(self.samples, classifier.dim)
+            frechet.require_samples(self.samples, feature_width(classifier, self.classifier))
         except UserError as e:
-            raise UserError(f"evaluators.{name}.{e}") from None
+            raise UserError(f"{key}.{e}") from None
         autoencoder.images(run)  # raises for a description that cannot be read
-        super().check(name, run)
-        sampler_of(self.sampling, objective, run, f"evaluators.{name}.sampling")
+        super().check(name, run, needed)
+        sampler_of(self.sampling, objective, run, f"{key}.sampling")
 
-    def run(
-        self,
-        name: str,
-        run: Run,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        check_interrupt: CheckInterrupt,
-    ) -> dict[str, float]:
-        """Returns {"fd_<data>": distance, "fd_<data>_floor": distance}."""
-        classifier = classifier_features.load(self.classifier)
-        real = classifier.real(self.split, autoencoder.images(run))
-        generated = frechet.GaussianStatistics(classifier.dim)
-        for batch in generate(run, weights, self.sampling, self.samples, self.batch_size):
-            check_interrupt()
-            generated.update(classifier(batch.images)[: self.samples - generated.count])
-        metric = f"fd_{run.info.name}"
-        distance = frechet.frechet_distance(generated.mean, generated.covariance, real.mean, real.cov)
-        return {metric: distance, f"{metric}_floor": real.floor}
+    def prepare(self, context: Context) -> Measure:
+        """Returns the measurement of {"fd_<data>": distance, "fd_<data>_floor": distance}."""
+        network: FeatureNetwork = ClassifierFeatures(self.classifier, context.run.mesh)
+        generate = make_generator(context.run, self.sampling, self.batch_size, context.helpers.all())
+        images = autoencoder.images(context.run)
+        real = reference_stats(network, self.split, images, context.check_interrupt)
+        metric = f"fd_{context.run.info.name}"
+
+        def measure(weights: Weights, step: int) -> dict[str, float]:
+            generated = frechet.GaussianStatistics(network.dim)
+            for batch in generate(weights, self.samples):
+                context.check_interrupt()
+                generated.update(network(batch.images).pooled[: self.samples - generated.count])
+            distance = frechet.frechet_distance(generated.mean, generated.covariance, real.mean, real.cov)
+            return {metric: distance, f"{metric}_floor": real.floor}
+
+        return measure

@@ -1,7 +1,6 @@
 """Generation of images with a run's weights, for evaluators and `scaling sample`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from scaling.data import cyclic_batches, open_source
 from scaling.errors import NotFinite, UserError
 from scaling.evaluators import autoencoder
 from scaling.models.conditioning import ClassLabel, Condition
+from scaling.objectives.base import Helper
 from scaling.objectives.diffusion import Diffusion
 from scaling.parallel import sharding, tracing
 from scaling.run.build import Run
@@ -62,52 +62,58 @@ class Generated(NamedTuple):
     condition: Condition  # arrays [N, ...]
 
 
-@lru_cache(maxsize=4)
-def _generator(run: Run, options: Sampling, batch_size: int) -> Callable[..., Any]:
-    """Returns a function (params, decoder's params, first index, batch) -> (Generated, count).
+Generate = Callable[[Mapping[str, Any], int], Iterator[Generated]]
+
+
+def make_generator(run: Run, options: Sampling, batch_size: int, helpers: Mapping[str, Helper]) -> Generate:
+    """Returns `(weights, samples) -> batches` of `batch_size` samples, on every process.
+
+    The last batch may exceed `samples`. Sample i depends only on (sampling seed, i), not on the batch size or
+    the devices. Its condition is class i modulo the number of classes or, with `condition_split`, that of the
+    split's example i modulo its size. The function compiles when it is first called.
+
+    Raises:
+        NotFinite: from the returned function, if an image is not finite.
+        UserError: for options that do not fit the run, or batches that the mesh does not divide.
+    """
+    generate_batch = _make_generate_batch(run, options, batch_size)
+
+    def _generate(weights: Mapping[str, Any], samples: int) -> Iterator[Generated]:
+        starts = range(0, samples, batch_size)
+        batches = _condition_batches(run, options, batch_size, len(starts))
+        for start, batch in zip(starts, batches, strict=False):
+            first = jnp.asarray(start, jnp.int32)
+            generated, bad = generate_batch(weights["params"], dict(helpers), first, batch)
+            if int(bad):
+                raise NotFinite(f"samples: {int(bad)} of {batch_size} are not finite, from number {start} on")
+            yield generated
+
+    return _generate
+
+
+def _make_generate_batch(run: Run, options: Sampling, batch_size: int) -> Callable[..., Any]:
+    """Returns a compiled function (params, helpers, first index, batch) -> (Generated, count).
 
     The batch holds the columns of the examples whose conditions the samples take; it is empty where they are
-    the classes in turn. The count [] is that of images that are not finite. It is compiled once per run.
+    the classes in turn. The count [] is that of images that are not finite.
     """
-    sampler = sampler_of(options, diffusion_of("sampling", run), run)
-    decode = autoencoder.decoder(run)
+    objective = diffusion_of("sampling", run)
+    sampler = sampler_of(options, objective, run)
     batch_sharding = sharding.batch_sharding(run.mesh, batch_size, "batch_size")
-    conditioning, classes = diffusion_of("sampling", run).conditioning, run.info.num_classes
+    classes = run.info.num_classes
 
     def generate_batch(
-        params: Any, weights: Any, start: jax.Array, batch: Mapping[str, jax.Array]
+        params: Any, helpers: Mapping[str, Helper], start: jax.Array, batch: Mapping[str, jax.Array]
     ) -> tuple[Generated, jax.Array]:
         indices = start + jnp.arange(batch_size, dtype=jnp.int32)  # [N]
         indices = jax.lax.with_sharding_constraint(indices, batch_sharding)
-        condition = conditioning.of(batch or {"label": indices % classes})
+        condition = objective.conditioning.of(batch or {"label": indices % classes}, helpers)
         samples = sampler(params, indices, condition)
-        images = decode(weights, samples, options.decode_tile)  # [N, ..., C]
+        images = autoencoder.decode(run, helpers, samples, options.decode_tile)  # [N, ..., C]
         finite = jnp.isfinite(images).all(axis=tuple(range(1, images.ndim)))  # as uint8 others would be black
         return Generated(to_uint8(images), condition), (~finite).sum()
 
     return tracing.jit_replicated(run.mesh, generate_batch)
-
-
-def generate(
-    run: Run, weights: Mapping[str, Any], options: Sampling, samples: int, batch_size: int
-) -> Iterator[Generated]:
-    """Yields batches of `batch_size` samples, on every process; the last may exceed `samples`.
-
-    Sample i depends only on (sampling seed, i), not on the batch size or the devices. Its condition is class
-    i modulo the number of classes or, with `condition_split`, that of the split's example i modulo its size.
-
-    Raises:
-        NotFinite: if the model generates an image that is not finite.
-    """
-    generate_batch, decoder_params = _generator(run, options, batch_size), autoencoder.decoder(run).params
-    starts = range(0, samples, batch_size)
-    for start, batch in zip(starts, _condition_batches(run, options, batch_size, len(starts)), strict=False):
-        generated, bad = generate_batch(
-            weights["params"], decoder_params, jnp.asarray(start, jnp.int32), batch
-        )
-        if int(bad):
-            raise NotFinite(f"samples: {int(bad)} of {batch_size} are not finite, from number {start} on")
-        yield generated
 
 
 def _condition_batches(

@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from scaling.evaluators import autoencoder
-from scaling.evaluators.base import CheckInterrupt, Evaluator
-from scaling.evaluators.generate import diffusion_of, generate, sampler_of
+from scaling.evaluators.base import Context, Evaluator, Measure, Weights
+from scaling.evaluators.generate import diffusion_of, make_generator, sampler_of
 from scaling.evaluators.image_grid import write_grid
 from scaling.run.build import Run
 from scaling.sampling import Sampling
@@ -24,26 +21,22 @@ class Grid(Evaluator):
     batch_size: int = 64
     sampling: Sampling = field(default_factory=Sampling)
 
-    def check(self, name: str, run: Run) -> None:
-        super().check(name, run)
+    def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
+        super().check(name, run, needed)
         sampler_of(self.sampling, diffusion_of(name, run), run, f"evaluators.{name}.sampling")
-        autoencoder.decoder(run)  # raises if it is missing
 
-    def run(
-        self,
-        name: str,
-        run: Run,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        check_interrupt: CheckInterrupt,
-    ) -> dict[str, float]:
-        """Writes `samples/step_<step>.png`; measures nothing."""
-        batches = []
-        for batch in generate(run, weights, self.sampling, self.samples, self.batch_size):
-            check_interrupt()
-            batches.append(np.asarray(batch.images))
-        if jax.process_index() == 0:
-            images = np.concatenate(batches)[: self.samples]
-            write_grid(folder / "samples" / f"step_{step:08d}.png", images)
-        return {}
+    def prepare(self, context: Context) -> Measure:
+        """Returns a function that writes `samples/step_<step>.png` and measures nothing."""
+        generate = make_generator(context.run, self.sampling, self.batch_size, context.helpers.all())
+
+        def write(weights: Weights, step: int) -> dict[str, float]:
+            batches = []
+            for batch in generate(weights, self.samples):
+                context.check_interrupt()
+                batches.append(np.asarray(batch.images))
+            if jax.process_index() == 0:
+                images = np.concatenate(batches)[: self.samples]
+                write_grid(context.folder / "samples" / f"step_{step:08d}.png", images)
+            return {}
+
+        return write

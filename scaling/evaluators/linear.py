@@ -4,8 +4,6 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -13,10 +11,12 @@ import numpy as np
 
 from scaling.data import Data, host_batches, info, open_source
 from scaling.errors import NotFinite, UserError
-from scaling.evaluators.base import CheckInterrupt, Evaluator, data_of
-from scaling.objectives.base import Extras
+from scaling.evaluators.base import CheckInterrupt, Context, Evaluator, Measure, Weights, data_of
+from scaling.objectives.base import Extras, HasFeatures
 from scaling.parallel import tracing
 from scaling.run.build import Run
+
+Batches = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]  # inputs [B, D], labels [B], mask [B]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Linear(Evaluator):
         if self.iterations < 1:
             raise UserError(f"iterations={self.iterations}: must be at least 1")
 
-    def check(self, name: str, run: Run) -> None:
+    def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
         """Checks also that both splits exist and have labels, and that there are features to classify.
 
         Raises:
@@ -54,52 +54,45 @@ class Linear(Evaluator):
             open_source(images, split)  # raises if the split does not exist
         if not info(images).num_classes:
             raise UserError(f"evaluators.{name}.data: {images.name} has no labels; name images that have")
-        super().check(name, run)
-        has_features = hasattr(run.objective, "features") and hasattr(run.model, "features")
+        super().check(name, run, needed)
+        has_features = isinstance(run.objective, HasFeatures) and isinstance(run.model, HasFeatures)
         if self.inputs == "features" and not has_features:
             raise UserError(
                 f"evaluators.{name}.inputs='features': objective {run.config.objective.name} with "
                 f"{run.config.model.name} has none; give inputs='pixels'"
             )
 
-    def run(
-        self,
-        name: str,
-        run: Run,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        check_interrupt: CheckInterrupt,
-    ) -> dict[str, float]:
-        """Returns {name_top1: accuracy}, such as `linear_top1`."""
+    def prepare(self, context: Context) -> Measure:
+        """Returns the measurement of {name_top1: accuracy}, such as `linear_top1`."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        images = self._images(name, run)
-        (x, labels), (test_x, test_labels) = (
-            self._examples(images, run, weights, split, check_interrupt)
-            for split in (self.fit_split, self.split)
-        )
-        mean = x.mean(axis=0)
-        model = LogisticRegression(C=self.inverse_l2, max_iter=self.iterations)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` may be the limit
-            model.fit(x - mean, labels)
-        return {f"{name}_top1": float(model.score(test_x - mean, test_labels))}
+        images = self._images(context.name, context.run)
+        read = self._pixels if self.inputs == "pixels" else self._make_features(context)
+
+        def measure(weights: Weights, step: int) -> dict[str, float]:
+            (x, labels), (test_x, test_labels) = (
+                self._examples(read(images, weights, split), context.check_interrupt)
+                for split in (self.fit_split, self.split)
+            )
+            mean = x.mean(axis=0)
+            model = LogisticRegression(C=self.inverse_l2, max_iter=self.iterations)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` may be the limit
+                model.fit(x - mean, labels)
+            return {f"{context.name}_top1": float(model.score(test_x - mean, test_labels))}
+
+        return measure
 
     def _images(self, name: str, run: Run) -> Data:
         return data_of(run, self.data, f"evaluators.{name}.data")
 
-    def _examples(
-        self, images: Data, run: Run, weights: Mapping[str, Any], split: str, check_interrupt: CheckInterrupt
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _examples(self, batches: Batches, check_interrupt: CheckInterrupt) -> tuple[np.ndarray, np.ndarray]:
         """Returns (x float64 [N, D], labels [N]) of a split, the same on every process.
 
         Raises:
             NotFinite: if an input is not finite.
         """
-        pixels = self.inputs == "pixels"
-        batches = self._pixels(images, split) if pixels else self._features(images, run, weights, split)
         examples = []
         for x, label, mask in batches:
             check_interrupt()
@@ -111,7 +104,7 @@ class Linear(Evaluator):
             raise NotFinite(f"{self.inputs}: those of {bad} of {len(rows)} images are not finite")
         return rows.astype(np.float64), labels
 
-    def _pixels(self, images: Data, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _pixels(self, images: Data, weights: Weights, split: str) -> Batches:
         cfg = dataclasses.replace(images, workers=0)  # starting workers takes longer than reading
         source = open_source(cfg, split)
         starts = range(0, len(source), self.batch_size)
@@ -120,16 +113,17 @@ class Linear(Evaluator):
             pixels = image / 255.0 if image.dtype == np.uint8 else image
             yield pixels.reshape(len(image), -1), batch["label"], batch["mask"]
 
-    def _features(
-        self, images: Data, run: Run, weights: Mapping[str, Any], split: str
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        extras = Extras(collections=weights["collections"])
-        forward = _forward(run)
-        for batch in self.batches("", run, split, images):
-            yield jax.device_get(forward(weights["params"], extras, batch))
+    def _make_features(self, context: Context) -> Callable[[Data, Weights, str], Batches]:
+        forward = _forward(context.run)
+
+        def features(images: Data, weights: Weights, split: str) -> Batches:
+            extras = context.extras(weights)
+            for batch in self.batches(context, split, images):
+                yield jax.device_get(forward(weights["params"], extras, batch))
+
+        return features
 
 
-@lru_cache(maxsize=1)
 def _forward(run: Run) -> Callable[..., Any]:
     """Returns a function (params, extras, batch) -> features, labels and mask of the batch, replicated."""
     objective: Any = run.objective

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 
 from scaling import data
 from scaling.errors import UserError
-from scaling.evaluators.base import CheckInterrupt, Evaluator
+from scaling.evaluators.base import Context, Evaluator, Measure, Weights
 from scaling.evaluators.captions import captions_of, most_frequent, placed
 from scaling.evaluators.mean_metrics import mean_metrics
 from scaling.objectives.vision_language import VisionLanguage
@@ -30,38 +29,38 @@ class Matching(Evaluator):
 
     split: str = "test"
 
-    def check(self, name: str, run: Run) -> None:
+    def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
         """Checks also that the objective is vision_language and that there are enough captions.
 
         Raises:
             UserError: if this evaluator cannot measure the run.
         """
         objective = vision_language(name, run)
-        super().check(name, run)
+        super().check(name, run, needed)
         if len(data.open_source(run.config.data, self.split)) <= objective.wrong:
             raise UserError(f"evaluators.{name}.split={self.split!r}: has too few captions")
 
-    def run(
-        self,
-        name: str,
-        run: Run,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        check_interrupt: CheckInterrupt,
-    ) -> dict[str, float]:
-        """Returns {name_loss, name_itm_accuracy, name_mlm_accuracy, name_mlm_unigram, ...} for its tasks."""
-        values = mean_metrics(run, weights, self._batches(name, run), check_interrupt)
-        if vision_language(name, run).mlm:
-            values["mlm_unigram"] = self._unigram(name, run)
-        return {f"{name}_{metric}": value for metric, value in values.items()}
+    def prepare(self, context: Context) -> Measure:
+        """Returns the measurement of {name_loss, name_itm_accuracy, name_mlm_accuracy, ...} for its tasks."""
+        objective = vision_language(context.name, context.run)
+        tokens = captions_of(context.run.config.data, self.split).first()
+        others = wrong_captions(tokens["text"], objective.wrong)  # [N, K]
+        mean = mean_metrics(context)
+        unigram = cache(lambda: self._unigram(context))  # no weights change it
 
-    def _batches(self, name: str, run: Run) -> Iterator[dict[str, jax.Array]]:
+        def measure(weights: Weights, step: int) -> dict[str, float]:
+            values = mean(weights, self._batches(context, tokens, others))
+            values |= {"mlm_unigram": unigram()} if objective.mlm else {}
+            return {f"{context.name}_{metric}": value for metric, value in values.items()}
+
+        return measure
+
+    def _batches(
+        self, context: Context, tokens: Mapping[str, np.ndarray], others: np.ndarray
+    ) -> Iterator[dict[str, jax.Array]]:
         """Yields the split's batches, with wrong captions "wrong_text" and "wrong_mask" [B, K, L]."""
-        tokens = captions_of(run.config.data, self.split).first()
-        batch_sharding = self.batch_sharding(name, run)
-        others = wrong_captions(tokens["text"], vision_language(name, run).wrong)  # [N, K]
-        for step, batch in enumerate(self.batches(name, run, self.split)):
+        batch_sharding = self.batch_sharding(context.name, context.run)
+        for step, batch in enumerate(self.batches(context, self.split)):
             rows = np.minimum(step * self.batch_size + np.arange(self.batch_size), len(others) - 1)
             wrong = {
                 f"wrong_{short}": placed(tokens[column][others[rows]], batch_sharding)
@@ -69,11 +68,11 @@ class Matching(Evaluator):
             }
             yield {**batch, **wrong}
 
-    def _unigram(self, name: str, run: Run) -> float:
+    def _unigram(self, context: Context) -> float:
         """Returns the accuracy of always naming the most frequent token."""
-        token, hits, count = most_frequent(run.config.data), 0.0, 0.0
-        count_hits = _make_count_hits(run)
-        for batch in self.batches(name, run, self.split):
+        token, hits, count = most_frequent(context.run.config.data), 0.0, 0.0
+        count_hits = _make_count_hits(context.run)
+        for batch in self.batches(context, self.split):
             batch_hits, batch_count = jax.device_get(count_hits(batch, token))
             hits, count = hits + float(batch_hits), count + float(batch_count)
         return hits / count
@@ -114,7 +113,6 @@ def wrong_captions(text: np.ndarray, count: int) -> np.ndarray:
     return indices
 
 
-@lru_cache(maxsize=1)
 def _make_count_hits(run: Run) -> Callable[..., Any]:
     """Returns a function (batch, token) -> how many hidden tokens are this one, and how many are hidden."""
     objective = vision_language("", run)

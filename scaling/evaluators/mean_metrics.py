@@ -1,46 +1,46 @@
 """The objective's mean metrics over many batches, by sums and counts, so that every example counts once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from scaling.errors import NotFinite
-from scaling.evaluators.base import CheckInterrupt
+from scaling.evaluators.base import Context, Weights
 from scaling.objectives.base import Extras
 from scaling.parallel import tracing
 from scaling.randomness import derive_key
 from scaling.run.build import Run
 
 
-def mean_metrics(
-    run: Run, weights: Mapping[str, Any], batches: Iterable[Any], check_interrupt: CheckInterrupt
-) -> dict[str, float]:
-    """Returns the mean of each of the objective's metrics over the real examples of the batches.
+def mean_metrics(context: Context) -> Callable[[Weights, Iterable[Any]], dict[str, float]]:
+    """Returns a function (weights, batches) -> mean of each of the objective's metrics over real examples.
 
     Raises:
-        NotFinite: if no example counts for a metric.
+        NotFinite: from the returned function, if no example counts for a metric.
     """
-    extras = Extras(collections=weights["collections"])
-    measure = step(run)
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, float] = defaultdict(float)
-    for i, batch in enumerate(batches):
-        check_interrupt()
-        batch_sums, batch_counts = jax.device_get(measure(weights["params"], extras, batch, jnp.asarray(i)))
-        for metric, value in batch_sums.items():
-            sums[metric] += float(value)
-            counts[metric] += float(batch_counts[metric])
-    for metric, count in counts.items():
-        if count == 0.0:
-            raise NotFinite(f"{metric}: there is nothing to measure it by")
-    return {metric: sums[metric] / counts[metric] for metric in sums}
+    measure = step(context.run)
+
+    def _mean(weights: Weights, batches: Iterable[Any]) -> dict[str, float]:
+        extras = context.extras(weights)
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, float] = defaultdict(float)
+        for i, batch in enumerate(batches):
+            index = jnp.asarray(i)
+            batch_sums, batch_counts = jax.device_get(measure(weights["params"], extras, batch, index))
+            for metric, value in batch_sums.items():
+                sums[metric] += float(value)
+                counts[metric] += float(batch_counts[metric])
+        for metric, count in counts.items():
+            if count == 0.0:
+                raise NotFinite(f"{metric}: there is nothing to measure it by")
+        return {metric: sums[metric] / counts[metric] for metric in sums}
+
+    return _mean
 
 
-@lru_cache(maxsize=1)
 def step(run: Run) -> Callable[..., Any]:
     """Returns a function (params, extras, batch, batch index) -> sums and counts of the metrics."""
     key = derive_key(jax.random.key(run.config.train.seed), "evaluate")

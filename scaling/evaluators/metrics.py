@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from scaling.errors import UserError
-from scaling.evaluators.base import CheckInterrupt, Evaluator
+from scaling.evaluators.base import Context, Evaluator, Measure, Weights
 from scaling.evaluators.mean_metrics import mean_metrics
 from scaling.objectives.vision_language import VisionLanguage
 from scaling.run.build import Run
@@ -18,7 +16,7 @@ class Metrics(Evaluator):
 
     split: str = "test"
 
-    def check(self, name: str, run: Run) -> None:
+    def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
         """Checks also that the objective needs no wrong captions.
 
         Raises:
@@ -26,17 +24,14 @@ class Metrics(Evaluator):
         """
         if isinstance(run.objective, VisionLanguage):
             raise UserError(f"evaluators.{name}.name='metrics': must be matching, which reads wrong captions")
-        super().check(name, run)
+        super().check(name, run, needed)
 
-    def run(
-        self,
-        name: str,
-        run: Run,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        check_interrupt: CheckInterrupt,
-    ) -> dict[str, float]:
-        """Returns {name_metric: value}, such as `val_top1`."""
-        values = mean_metrics(run, weights, self.batches(name, run, self.split), check_interrupt)
-        return {f"{name}_{metric}": value for metric, value in values.items()}
+    def prepare(self, context: Context) -> Measure:
+        """Returns the measurement of {name_metric: value}, such as `val_top1`."""
+        mean = mean_metrics(context)
+
+        def measure(weights: Weights, step: int) -> dict[str, float]:
+            values = mean(weights, self.batches(context, self.split))
+            return {f"{context.name}_{metric}": value for metric, value in values.items()}
+
+        return measure

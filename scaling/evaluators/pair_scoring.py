@@ -1,7 +1,6 @@
 """Scores of every image of a split with every caption, in blocks, by a model that reads both at once."""
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling import data
-from scaling.evaluators.base import CheckInterrupt
+from scaling.evaluators.base import Context, Weights
 from scaling.evaluators.captions import captions_of
 from scaling.evaluators.matching import vision_language
 from scaling.objectives.base import Extras
@@ -19,19 +18,17 @@ from scaling.run.build import Run
 PAIRS_PER_CALL = 4096  # approximate number of pairs per pass of the model
 
 
-def pair_scores(
-    run: Run,
-    weights: Mapping[str, Any],
-    split: str,
-    batch_size: int,
-    pairs: int | None,
-    check_interrupt: CheckInterrupt,
-) -> np.ndarray:
-    """Returns scores float32 [N, M] of image i with caption j, for the first `pairs` images, or all if None.
+def make_pair_scores(
+    context: Context, split: str, batch_size: int, pairs: int | None
+) -> Callable[[Weights], np.ndarray]:
+    """Returns a function weights -> scores float32 [N, M] of image i with caption j.
+
+    They are of the first `pairs` images, or all if None.
 
     A block is `batch_size` images with as many captions as make about PAIRS_PER_CALL pairs; every block has
     the same shape, so that it is compiled once.
     """
+    run = context.run
     batch_sharding = sharding.batch_sharding(run.mesh, batch_size, "batch_size")
     own = run.config.data
     tokens, images = captions_of(own, split).of(pairs)
@@ -40,20 +37,23 @@ def pair_scores(
     text_blocks = [
         tuple(tokens[name][rows] for name in ("text", "text_mask")) for rows in padded.reshape(-1, step)
     ]
-    score, rows = _make_score(run), []
-    for start, batch in zip(
-        range(0, count, batch_size), data.eval_batches(own, split, batch_size, batch_sharding), strict=False
-    ):
-        blocks = []
-        for text, mask in text_blocks:
-            check_interrupt()
-            blocks.append(score(weights["params"], weights["collections"], batch["image"], text, mask))
-        row = np.concatenate([np.asarray(block) for block in blocks], axis=1)
-        rows.append(row[: count - start, :total])
-    return np.concatenate(rows)
+    score = _make_score(run)
+
+    def scores(weights: Weights) -> np.ndarray:
+        rows = []
+        batches = data.eval_batches(own, split, batch_size, batch_sharding)
+        for start, batch in zip(range(0, count, batch_size), batches, strict=False):
+            blocks = []
+            for text, mask in text_blocks:
+                context.check_interrupt()
+                blocks.append(score(weights["params"], weights["collections"], batch["image"], text, mask))
+            row = np.concatenate([np.asarray(block) for block in blocks], axis=1)
+            rows.append(row[: count - start, :total])
+        return np.concatenate(rows)
+
+    return scores
 
 
-@lru_cache(maxsize=1)
 def _make_score(run: Run) -> Callable[..., jax.Array]:
     """Returns a function (params, collections, image [I, ...], text [T, L], mask [T, L]) -> scores [I, T].
 

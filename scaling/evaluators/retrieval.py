@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +11,9 @@ import numpy as np
 from scaling import data
 from scaling.data.prompts import prompts
 from scaling.errors import UserError
-from scaling.evaluators.base import CheckInterrupt, Evaluator, data_of
-from scaling.evaluators.captions import captions_of, placed
-from scaling.evaluators.pair_scoring import pair_scores
+from scaling.evaluators.base import CheckInterrupt, Context, Evaluator, Measure, Weights, data_of
+from scaling.evaluators.captions import Captions, captions_of, placed
+from scaling.evaluators.pair_scoring import make_pair_scores
 from scaling.metrics.accuracy import topk_hits
 from scaling.metrics.retrieval import clip_score, places, recalls
 from scaling.models.clip import unit
@@ -44,7 +42,7 @@ class Retrieval(Evaluator):
         if self.pairs is not None and self.pairs < 1:
             raise UserError(f"pairs={self.pairs}: must be at least 1, or None for all")
 
-    def check(self, name: str, run: Run) -> None:
+    def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
         """Checks also that the objective can score pairs.
 
         Raises:
@@ -54,57 +52,63 @@ class Retrieval(Evaluator):
             _contrastive(name, run)
         elif not (run.objective.itm or run.objective.retrieval):
             raise UserError(f"evaluators.{name}: scores pairs; give objective.itm or .retrieval a weight")
-        super().check(name, run)
+        super().check(name, run, needed)
 
-    def run(
-        self,
-        name: str,
-        run: Run,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        check_interrupt: CheckInterrupt,
-    ) -> dict[str, float]:
-        """Returns {name_i2t_r1, ..., name_t2i_r10}, image to text and text to image, and name_clip_score."""
-        values: dict[str, float] = {}
-        owner = captions_of(run.config.data, self.split).of(self.pairs).image  # [M]
+    def prepare(self, context: Context) -> Measure:
+        """Returns the measurement of {name_i2t_r1, ..., name_t2i_r10, name_clip_score}.
+
+        Directions are image to text and text to image.
+        """
+        captions = captions_of(context.run.config.data, self.split).of(self.pairs)
+        pairs = isinstance(context.run.objective, VisionLanguage)
+        measure = self._by_pairs(context, captions) if pairs else self._by_embeddings(context, captions)
+        return lambda weights, step: {f"{context.name}_{k}": v for k, v in measure(weights).items()}
+
+    def _by_pairs(self, context: Context, captions: Captions) -> Callable[[Weights], dict[str, float]]:
+        scores_of = make_pair_scores(context, self.split, self.batch_size, self.pairs)
+        owner, images = captions.image, np.arange(captions.image[-1] + 1)  # [M], [N]
+
+        def measure(weights: Weights) -> dict[str, float]:
+            scores = scores_of(weights)  # [N, M]
+            i2t = _all_places(scores, images, owner, context.check_interrupt)
+            t2i = _all_places(scores.T, owner, images, context.check_interrupt)
+            return _recalls(i2t, t2i)
+
+        return measure
+
+    def _by_embeddings(self, context: Context, captions: Captions) -> Callable[[Weights], dict[str, float]]:
+        embed, owner = self._make_embed(context, captions), captions.image
         images = np.arange(owner[-1] + 1)
-        if isinstance(run.objective, VisionLanguage):
-            scores = pair_scores(run, weights, self.split, self.batch_size, self.pairs, check_interrupt)
-            ranks = {
-                "i2t": _all_places(scores, images, owner, check_interrupt),
-                "t2i": _all_places(scores.T, owner, images, check_interrupt),
-            }
-        else:
-            image, text = self._embed(name, run, weights, check_interrupt)
-            values[f"{name}_clip_score"] = float(clip_score(image[owner], text).mean())
-            ranks = {
-                "i2t": _all_places(image, images, owner, check_interrupt, text.T),
-                "t2i": _all_places(text, owner, images, check_interrupt, image.T),
-            }
-        for direction, all_places in ranks.items():
-            values |= {f"{name}_{direction}_{k}": v for k, v in recalls(all_places).items()}
-        return values
 
-    def _embed(
-        self, name: str, run: Run, weights: Mapping[str, Any], check_interrupt: CheckInterrupt
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the unit embeddings of images [N, E] and of all their captions [M, E], float32."""
-        variables = weights["params"], weights["collections"]
-        embed_images, image_rows = _make_embed_images(run), []
-        for batch in self.batches(name, run, self.split):
-            check_interrupt()
-            embeddings, mask = embed_images(*variables, {"image": batch["image"]}, batch["mask"])
-            image_rows.append(np.asarray(embeddings)[np.asarray(mask) > 0])
-        texts = captions_of(run.config.data, self.split).of(self.pairs).tokens["text"]  # [M, L]
-        batch_sharding, embed_texts, text_rows = self.batch_sharding(name, run), _make_embed_texts(run), []
-        for start in range(0, len(texts), self.batch_size):
-            check_interrupt()
-            # The last caption fills the last batch.
-            indices = np.minimum(start + np.arange(self.batch_size), len(texts) - 1)
-            text_rows.append(np.asarray(embed_texts(*variables, placed(texts[indices], batch_sharding))))
-        image, text = np.concatenate(image_rows)[: self.pairs], np.concatenate(text_rows)[: len(texts)]
-        return jnp.asarray(image), jnp.asarray(text)
+        def measure(weights: Weights) -> dict[str, float]:
+            image, text = embed(weights)  # [N, E], [M, E]
+            i2t = _all_places(image, images, owner, context.check_interrupt, text.T)
+            t2i = _all_places(text, owner, images, context.check_interrupt, image.T)
+            return {"clip_score": float(clip_score(image[owner], text).mean()), **_recalls(i2t, t2i)}
+
+        return measure
+
+    def _make_embed(
+        self, context: Context, captions: Captions
+    ) -> Callable[[Weights], tuple[jax.Array, jax.Array]]:
+        """Returns a function weights -> unit embeddings float32 of images [N, E] and captions [M, E]."""
+        embed_images, embed_texts = _make_embed_images(context.run), _make_embed_texts(context.run)
+        texts, place = captions.tokens["text"], self.batch_sharding(context.name, context.run)  # [M, L]
+
+        def embed(weights: Weights) -> tuple[jax.Array, jax.Array]:
+            variables, image_rows, text_rows = (weights["params"], weights["collections"]), [], []
+            for batch in self.batches(context, self.split):
+                embeddings, mask = embed_images(*variables, {"image": batch["image"]}, batch["mask"])
+                image_rows.append(np.asarray(embeddings)[np.asarray(mask) > 0])
+            for start in range(0, len(texts), self.batch_size):
+                context.check_interrupt()
+                # The last caption fills the last batch.
+                indices = np.minimum(start + np.arange(self.batch_size), len(texts) - 1)
+                text_rows.append(np.asarray(embed_texts(*variables, placed(texts[indices], place))))
+            image, text = np.concatenate(image_rows)[: self.pairs], np.concatenate(text_rows)[: len(texts)]
+            return jnp.asarray(image), jnp.asarray(text)
+
+        return embed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +131,14 @@ class ZeroShot(Evaluator):
     def _prompts(self) -> list[list[str]]:
         return prompts(self.classes, self.templates)
 
-    def check(self, name: str, run: Run) -> None:
+    def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
         """Checks also that the objective is contrastive and that every class has a name.
 
         Raises:
             UserError: if this evaluator cannot measure the run.
         """
         _contrastive(name, run)
-        super().check(name, run)
+        super().check(name, run, needed)
         info, names = data.info(data_of(run, self.data, f"evaluators.{name}.data")), len(self._prompts())
         if info.num_classes != names:
             raise UserError(
@@ -142,31 +146,33 @@ class ZeroShot(Evaluator):
                 "each class, in the order of the data"
             )
 
-    def run(
-        self,
-        name: str,
-        run: Run,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        check_interrupt: CheckInterrupt,
-    ) -> dict[str, float]:
-        """Returns {name_top1, name_top5}."""
-        params, collections = weights["params"], weights["collections"]
+    def prepare(self, context: Context) -> Measure:
+        """Returns the measurement of {name_top1, name_top5}."""
+        name, run = context.name, context.run
         tokenizer, embed_texts = data.tokenizer_of(run.config.data), _make_embed_texts(run)
-        classes = []
-        for captions in self._prompts():
-            check_interrupt()
-            texts = jnp.asarray(tokenizer(captions)["text"])  # [templates, L]
-            classes.append(np.asarray(embed_texts(params, collections, texts)).mean(axis=0))
-        class_embeddings = unit(jnp.asarray(np.stack(classes)))  # [K, E]
-        hits, count = np.zeros(2), 0.0
+        texts = [
+            jnp.asarray(tokenizer(captions)["text"]) for captions in self._prompts()
+        ]  # [templates, L] each
         count_hits, images = _make_count_hits(run), data_of(run, self.data, f"evaluators.{name}.data")
-        for batch in self.batches(name, run, self.split, images):
-            check_interrupt()
-            *batch_hits, examples = jax.device_get(count_hits(params, collections, batch, class_embeddings))
-            hits, count = hits + np.array(batch_hits, np.float64), count + float(examples)
-        return {f"{name}_top1": float(hits[0] / count), f"{name}_top5": float(hits[1] / count)}
+
+        def measure(weights: Weights, step: int) -> dict[str, float]:
+            variables, classes = (weights["params"], weights["collections"]), []
+            for templates in texts:
+                context.check_interrupt()
+                classes.append(np.asarray(embed_texts(*variables, templates)).mean(axis=0))
+            class_embeddings = unit(jnp.asarray(np.stack(classes)))  # [K, E]
+            hits, count = np.zeros(2), 0.0
+            for batch in self.batches(context, self.split, images):
+                *batch_hits, examples = jax.device_get(count_hits(*variables, batch, class_embeddings))
+                hits, count = hits + np.array(batch_hits, np.float64), count + float(examples)
+            return {f"{name}_top1": float(hits[0] / count), f"{name}_top5": float(hits[1] / count)}
+
+        return measure
+
+
+def _recalls(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
+    """Returns the recalls of both directions, from the places of their queries."""
+    return {f"{way}_{k}": v for way, found in (("i2t", i2t), ("t2i", t2i)) for k, v in recalls(found).items()}
 
 
 def _contrastive(name: str, run: Run) -> Contrastive:
@@ -198,7 +204,6 @@ def _all_places(
     return np.concatenate(blocks)
 
 
-@lru_cache(maxsize=1)
 def _make_embed_images(run: Run) -> Callable[..., Any]:
     """Returns a function (params, collections, batch, mask) -> unit embeddings [B, E], mask; replicated."""
     objective = _contrastive("", run)
@@ -209,7 +214,6 @@ def _make_embed_images(run: Run) -> Callable[..., Any]:
     return tracing.jit_replicated(run.mesh, step)
 
 
-@lru_cache(maxsize=1)
 def _make_embed_texts(run: Run) -> Callable[..., Any]:
     """Returns a function (params, collections, texts [N, L]) -> unit embeddings [N, E]; replicated."""
     objective = _contrastive("", run)
@@ -220,7 +224,6 @@ def _make_embed_texts(run: Run) -> Callable[..., Any]:
     return tracing.jit_replicated(run.mesh, step)
 
 
-@lru_cache(maxsize=1)
 def _make_count_hits(run: Run) -> Callable[..., Any]:
     """Returns a function (params, collections, batch, classes [K, E]) -> top-1 hits, top-5 hits, examples."""
     objective = _contrastive("", run)

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -12,7 +10,7 @@ import numpy as np
 
 from scaling import data
 from scaling.errors import UserError
-from scaling.evaluators.base import CheckInterrupt, Evaluator
+from scaling.evaluators.base import Context, Evaluator, Measure, Weights
 from scaling.metrics.accuracy import topk_hits
 from scaling.objectives.base import Extras
 from scaling.objectives.classification import Classification
@@ -35,7 +33,7 @@ class Views(Evaluator):
     num_crops: int = 3  # number of squares along the long side: 3, or 1 for the central one
     average: Literal["probabilities", "logits"] = "probabilities"
 
-    def check(self, name: str, run: Run) -> None:
+    def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
         """Checks also that the objective classifies, and that the split has such clips and crops.
 
         Raises:
@@ -48,38 +46,33 @@ class Views(Evaluator):
             data.open_views(run.config.data, self.split, self.num_clips, self.num_crops)
         except UserError as e:
             raise UserError(f"evaluators.{name}.{e}") from None
-        super().check(name, run)
+        super().check(name, run, needed)
 
-    def run(
-        self,
-        name: str,
-        run: Run,
-        weights: Mapping[str, Any],
-        folder: Path,
-        step: int,
-        check_interrupt: CheckInterrupt,
-    ) -> dict[str, float]:
-        """Returns {name_top1, name_top5, and name_<factor> for each factor of the classes}."""
+    def prepare(self, context: Context) -> Measure:
+        """Returns the measurement of {name_top1, name_top5, name_<factor> for each factor of the classes}."""
         from scipy.special import softmax  # half a second, which other runs need not wait
 
-        extras = Extras(collections=weights["collections"])
-        compute_logits = _make_logits(run)
-        outputs = []
-        shape = (self.num_clips, self.num_crops)
-        for batch in data.view_batches(
-            run.config.data, self.split, shape, self.batch_size, self.batch_sharding(name, run)
-        ):
-            check_interrupt()
-            outputs.append(jax.device_get(compute_logits(weights["params"], extras, batch)))
-        logits, labels, mask = (np.concatenate(column) for column in zip(*outputs, strict=True))
-        views, real = self.num_clips * self.num_crops, mask > 0
-        by_video = logits[real].reshape(-1, views, logits.shape[-1])  # [N, views, K]
-        if self.average == "logits":
-            mean = softmax(by_video.mean(axis=1), axis=-1)  # [N, K]
-        else:
-            mean = softmax(by_video, axis=-1).mean(axis=1)  # [N, K]
-        scores = accuracies(mean, labels[real][::views], run.info.factors)
-        return {f"{name}_{metric}": value for metric, value in scores.items()}
+        run, compute_logits = context.run, _make_logits(context.run)
+        place = self.batch_sharding(context.name, run)
+        shape, views = (self.num_clips, self.num_crops), self.num_clips * self.num_crops
+
+        def measure(weights: Weights, step: int) -> dict[str, float]:
+            extras = context.extras(weights)
+            outputs = []
+            for batch in data.view_batches(run.config.data, self.split, shape, self.batch_size, place):
+                context.check_interrupt()
+                outputs.append(jax.device_get(compute_logits(weights["params"], extras, batch)))
+            logits, labels, mask = (np.concatenate(column) for column in zip(*outputs, strict=True))
+            real = mask > 0
+            by_video = logits[real].reshape(-1, views, logits.shape[-1])  # [N, views, K]
+            if self.average == "logits":
+                mean = softmax(by_video.mean(axis=1), axis=-1)  # [N, K]
+            else:
+                mean = softmax(by_video, axis=-1).mean(axis=1)  # [N, K]
+            scores = accuracies(mean, labels[real][::views], run.info.factors)
+            return {f"{context.name}_{metric}": value for metric, value in scores.items()}
+
+        return measure
 
 
 def accuracies(
@@ -105,7 +98,6 @@ def _mean(hits: jax.Array) -> float:
     return float(np.asarray(hits, np.float64).mean())
 
 
-@lru_cache(maxsize=1)
 def _make_logits(run: Run) -> Callable[..., Any]:
     """Returns a function (params, extras, batch) -> logits [B, K], labels [B] and mask [B]; replicated."""
 

@@ -20,8 +20,8 @@ Condition = Any  # a pytree of arrays [B, ...]
 class Conditioning(Protocol):
     """How a denoiser's conditions are made."""
 
-    def of(self, batch: Mapping[str, jax.Array]) -> Condition:
-        """Returns the conditions of a batch's examples."""
+    def of(self, batch: Mapping[str, jax.Array], helpers: Mapping[str, Any]) -> Condition:
+        """Returns the conditions of a batch's examples, for which it may call frozen helpers."""
         ...
 
     def null(self, condition: Condition) -> Condition:
@@ -35,7 +35,7 @@ class ClassLabel:
 
     num_classes: int
 
-    def of(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def of(self, batch: Mapping[str, jax.Array], helpers: Mapping[str, Any]) -> jax.Array:
         """Returns the labels [B] of a batch.
 
         Raises:

@@ -30,7 +30,7 @@ GIVEN = ("model", "preprocessing")  # fields that are no options: they come from
 
 def trains(name: str) -> bool:
     """Returns whether the objective `name` has a loss; one without a loss has no data either."""
-    return hasattr(OBJECTIVES[name], "loss")
+    return issubclass(OBJECTIVES[name], Objective)
 
 
 def make(name: str, model: nn.Module, preprocessing: Preprocessing = SYMMETRIC, **options: Any) -> Objective:
@@ -48,7 +48,7 @@ def make(name: str, model: nn.Module, preprocessing: Preprocessing = SYMMETRIC, 
             raise UserError(f"{key}={value!r}: not an option of {name}, which has {', '.join(allowed)}")
     if "preprocessing" in names:
         return OBJECTIVES[name](model, preprocessing, **options)
-    if preprocessing != SYMMETRIC and hasattr(OBJECTIVES[name], "loss"):
+    if preprocessing != SYMMETRIC and trains(name):
         raise UserError(
             f"{name}: generates images in [-1, 1]; leave out preprocessing.mean={preprocessing.mean} and .std"
         )

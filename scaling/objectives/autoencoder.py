@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models.vae import sample
-from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, summarise
+from scaling.objectives.base import NO_HELPERS, Batch, Extras, Helpers, Loss, Params, scaled, summarise
 from scaling.randomness import derive_key
 
 RECONSTRUCTIONS = ("l1", "mse")
@@ -40,7 +40,7 @@ class Autoencoder:
             name = type(self.model).__name__
             raise UserError(f"model={name}: has no latent; the objective autoencoder is for the family vae")
 
-    def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
+    def init(self, rng: jax.Array, batch: Batch, helpers: Helpers = NO_HELPERS) -> Mapping[str, Any]:
         """Initialises the model; only the shape of batch["image"] [B, H, W, C] is read."""
         return self.model.init(rng, jnp.zeros((1, *batch["image"].shape[1:])))
 

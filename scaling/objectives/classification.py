@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.metrics.accuracy import topk_hits
-from scaling.objectives.base import Batch, Extras, Loss, Params, summarise
+from scaling.objectives.base import NO_HELPERS, Batch, Extras, Helpers, Loss, Params, summarise
 from scaling.preprocessing import SYMMETRIC, Preprocessing
 from scaling.randomness import derive_key
 
@@ -61,7 +61,7 @@ class Classification:
             raise UserError(f"classification: the task {self._head} needs texts; choose data that have them")
         return batch["text"], batch["text_mask"]
 
-    def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
+    def init(self, rng: jax.Array, batch: Batch, helpers: Helpers = NO_HELPERS) -> Mapping[str, Any]:
         """Initialises the model; of the batch only shapes are read."""
         texts = (jnp.zeros((1, *each.shape[1:]), each.dtype) for each in self._texts(batch))
         return self.model.init(rng, jnp.zeros((1, *batch["image"].shape[1:])), *texts, train=False)

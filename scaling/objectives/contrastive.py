@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from scaling.errors import UserError
 from scaling.models.clip import Embeddings, bounded
 from scaling.models.placement import constrain
-from scaling.objectives.base import Batch, Extras, Loss, Params, summarise
+from scaling.objectives.base import NO_HELPERS, Batch, Extras, Helpers, Loss, Params, summarise
 from scaling.preprocessing import SYMMETRIC, Preprocessing
 from scaling.randomness import derive_key
 
@@ -56,7 +56,7 @@ class Contrastive:
             required = self.form == "sigmoid"
             raise UserError(f"form={self.form!r}: needs --config.model.logit_bias={required}")
 
-    def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
+    def init(self, rng: jax.Array, batch: Batch, helpers: Helpers = NO_HELPERS) -> Mapping[str, Any]:
         """Initialises the model for images and texts of these shapes.
 
         Raises:

@@ -11,7 +11,16 @@ import jax.numpy as jnp
 from scaling import diffusion
 from scaling.errors import UserError
 from scaling.models.conditioning import Condition, Conditioning, conditioning_of, dropped
-from scaling.objectives.base import Batch, Extras, Loss, Params, scaled, summarise
+from scaling.objectives.base import (
+    NO_HELPERS,
+    Batch,
+    Extras,
+    Helpers,
+    Loss,
+    Params,
+    scaled,
+    summarise,
+)
 from scaling.randomness import derive_key
 
 
@@ -61,10 +70,11 @@ class Diffusion:
         """How the model's conditions are made."""
         return conditioning_of(self.model)
 
-    def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
-        """Initialises the model; only the shapes of the batch's arrays are read."""
+    def init(self, rng: jax.Array, batch: Batch, helpers: Helpers = NO_HELPERS) -> Mapping[str, Any]:
+        """Initialises the model; only the shapes of arrays are read."""
         x = jnp.zeros((1, *batch["image"].shape[1:]))
-        one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), self.conditioning.of(batch))
+        shapes = jax.eval_shape(self.conditioning.of, batch, dict(helpers))
+        one = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), shapes)
         return self.model.init(rng, x, jnp.zeros((1,)), one)
 
     def predict(
@@ -92,7 +102,7 @@ class Diffusion:
         point = path.point(broadcast_position)
         eps = jax.random.normal(derive_key(rng, "noise"), x.shape)  # [B, ..., C]
         x_t = diffusion.noised(x, eps, point)  # [B, ..., C]
-        condition = self.conditioning.of(batch)
+        condition = self.conditioning.of(batch, extras.helpers)
         condition = self._some_dropped(condition, extras, x.shape[0], rng) if train else condition
         output, raw = self.predict(params, x_t, path.time(position), condition)  # [B, ..., C]
         target = diffusion.target(self.prediction, x, eps, point)  # [B, ..., C]

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from scaling.objectives.base import Batch
+from scaling.objectives.base import NO_HELPERS, Batch, Helpers
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Frozen:
 
     model: nn.Module
 
-    def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
+    def init(self, rng: jax.Array, batch: Batch, helpers: Helpers = NO_HELPERS) -> Mapping[str, Any]:
         """Initialises the model for arguments of these shapes."""
         arguments: Mapping[str, Any] = batch
         return self.model.init(rng, **arguments)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.metrics.accuracy import topk_hits
-from scaling.objectives.base import Batch, Extras, Loss, Params, scaled
+from scaling.objectives.base import NO_HELPERS, Batch, Extras, Helpers, Loss, Params, scaled
 from scaling.objectives.masking import corrupted, mean_colours, own_draw, picked, whole_words
 from scaling.objectives.negatives import draw_others, shared_words
 from scaling.preprocessing import SYMMETRIC, Preprocessing
@@ -84,7 +84,7 @@ class VisionLanguage:
         """The number of wrong captions per image that evaluation needs."""
         return self.captions if self.retrieval else int(self.itm > 0.0)
 
-    def init(self, rng: jax.Array, batch: Batch) -> Mapping[str, Any]:
+    def init(self, rng: jax.Array, batch: Batch, helpers: Helpers = NO_HELPERS) -> Mapping[str, Any]:
         """Initialises the model for images and texts of these shapes.
 
         Raises:

@@ -150,14 +150,15 @@ def _batch_shapes(run: build.Run, size: int, key: str) -> dict[str, Any]:
 def _training_step(run: build.Run, size: int) -> tuple[Any, tuple[Any, ...]]:
     traced_hparams = _replicated(run, jax.eval_shape(lambda: state.hparam_values(run)))
     batch = _batch_shapes(run, size, "data.batch_size")
-    return state.make_step(run), (state.abstract(run), batch, traced_hparams)
+    return state.make_step(run), (state.abstract(run), batch, traced_hparams, run.helper_shapes)
 
 
 def _evaluation_step(run: build.Run, size: int) -> tuple[Any, tuple[Any, ...]]:
     like, batch = state.abstract(run), _batch_shapes(run, size, "batch_size")
     mask = jax.ShapeDtypeStruct((size,), np.float32, sharding=batch["image"].sharding)
     index = _replicated(run, jax.ShapeDtypeStruct((), np.int32))
-    return mean_metrics.step(run), (like.params, Extras(like.collections), batch | {"mask": mask}, index)
+    extras = Extras(like.collections, helpers=run.helper_shapes)
+    return mean_metrics.step(run), (like.params, extras, batch | {"mask": mask}, index)
 
 
 def _sampler(run: build.Run, size: int) -> tuple[Any, tuple[Any, ...]]:
@@ -165,7 +166,7 @@ def _sampler(run: build.Run, size: int) -> tuple[Any, tuple[Any, ...]]:
         raise UserError(f"what='sample': objective {run.config.objective.name} generates nothing")
     place = sharding.batch_sharding(run.mesh, size, "batch_size")
     rows = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=place)
-    condition = jax.eval_shape(run.objective.conditioning.of, run.batch(size))
+    condition = jax.eval_shape(run.objective.conditioning.of, run.batch(size), run.helper_shapes)
     condition = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), condition)
     sampler = make_sampler(run.config.sampling, run.objective, run.image_shape)
     return jax.jit(tracing.trace_on_mesh(run.mesh, sampler)), (state.abstract(run).params, rows, condition)

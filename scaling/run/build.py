@@ -1,9 +1,10 @@
 """Builds a run from a checked config: everything it is made of, before any array exists."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,11 +12,15 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 
 from scaling import data, models, objectives
+from scaling.data.sources.latents import in_current_keys
 from scaling.errors import UserError
-from scaling.objectives.base import Objective
+from scaling.files import read_json
+from scaling.objectives.base import Helper, Objective
 from scaling.parallel import sharding
+from scaling.run import config as run_config
 from scaling.run import layer_decay
 from scaling.run.options import Config, duration
+from scaling.validation import parse_dataclass
 
 
 @dataclass(frozen=True, eq=False)  # equal only to itself: compiled functions are cached by run
@@ -87,20 +92,31 @@ class Run:
         """The shapes of {"params": ..., other collections}, for which the model is traced once."""
         return unfreeze(jax.eval_shape(lambda: init_variables(self, jax.random.key(0))))
 
+    @cached_property
+    def helper_shapes(self) -> dict[str, Helper]:
+        """The helpers that the config names, with shapes in place of weights."""
+        return {name: helper_shapes(self, name) for name in self.config.helpers}
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         return self.info.image_shape
 
 
-def build(config: Config, devices: list[jax.Device] | None = None, info: data.Info | None = None) -> Run:
+def build(
+    config: Config,
+    devices: list[jax.Device] | None = None,
+    info: data.Info | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Run:
     """Builds a run, and checks everything that can be checked before compilation.
 
     `info` describes the data where they need not be at hand: a trained run knows what it was trained on.
+    `mesh` takes the place of the config's over all `devices`.
 
     Raises:
         UserError: for a model that does not fit its data, a mesh that does not fit the devices, and the like.
     """
-    mesh = sharding.make_mesh(config.mesh, devices)
+    mesh = mesh or sharding.make_mesh(config.mesh, devices)
     if info is None:
         info = data.info(config.data) if objectives.trains(config.objective.name) else made_for(config)
     try:
@@ -173,4 +189,60 @@ def _zeros(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
 
 def init_variables(run: Run, key: jax.Array) -> Any:
     """Returns {"params": ..., other collections} of the objective's model."""
-    return run.objective.init(key, _zeros(run.batch(1)))
+    return run.objective.init(key, _zeros(run.batch(1)), run.helper_shapes)
+
+
+# --- other runs ---
+
+AUTOENCODER = "autoencoder"  # name of the helper that encoded a run's latents
+
+
+def described_run(folder: Path | str, mesh: jax.sharding.Mesh | None = None) -> Run:
+    """Builds the run of a folder from its config.json, over `mesh` or whatever devices there are.
+
+    Raises:
+        UserError: if the folder holds no run.
+    """
+    description = read_json(Path(folder) / "config.json")
+    if description is None:
+        raise UserError(
+            f"run={folder}: no config.json there; give the folder of a run made by `scaling train`"
+        )
+    cfg = run_config.from_dict(run_config.stored(description))
+    cfg = dataclasses.replace(cfg, mesh=cfg.mesh.elsewhere(jax.device_count()))
+    return build(cfg, info=_stored_info(description), mesh=mesh)
+
+
+def _stored_info(description: Mapping[str, Any]) -> data.Info | None:
+    """Returns the description of the data in a run's config.json; None where an older file has none."""
+    section = description.get("data")
+    if section and section.get("latents"):
+        section = {**section, "latents": in_current_keys(section["latents"])}
+    return section and parse_dataclass(data.Info, section, "data")
+
+
+def helper_place(run: Run, name: str) -> tuple[str, str]:
+    """Returns the folder of a helper, and the key that names it, for errors."""
+    if name in run.config.helpers:
+        folder = run.config.helpers[name]
+        return folder, f"helpers.{name}={folder!r}"
+    assert name == AUTOENCODER and run.info.latents is not None
+    return run.info.latents.run, f"data.data_dir={run.config.data.data_dir!r}: its autoencoder"
+
+
+def helper_shapes(run: Run, name: str) -> Helper:
+    """Returns a helper with shapes in place of weights, for which no checkpoint is read.
+
+    Raises:
+        UserError: if its run is missing.
+    """
+    folder, key = helper_place(run, name)
+    try:
+        described = described_run(folder, run.mesh)
+    except UserError as e:
+        raise UserError(f"{key}: {e}") from None
+    shapes = described.variable_shapes
+    shardings = {name: sharding.replicated(tree, run.mesh) for name, tree in shapes.items()}
+    shardings["params"] = sharding.param_shardings(shapes["params"], run.mesh)
+    placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return Helper(placed, described.model)

@@ -5,27 +5,34 @@ now, or it is damaged. Only damage is a reason to take the previous one, and onl
 read into the host's memory in its own shape and on no device, is missing or cannot be decoded.
 """
 
-import errno
+import contextlib
 import gc
-import json
 import logging
-import re
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import absl.logging
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from scaling.errors import UserError
-from scaling.parallel.sharding import path_of
+from scaling.run import reading_locks
+from scaling.run.checkpoint_reading import (
+    DAMAGED,
+    DOUBTED,
+    FINE,
+    MISFIT,
+    Outcome,
+    gather_texts,
+    hide_abandoned_reads,
+    read_every_array,
+    status_of,
+    try_restore,
+    worst_outcome,
+)
 from scaling.run.folder import steps_in
 
 log = logging.getLogger(__name__)
@@ -36,15 +43,6 @@ absl.logging.set_verbosity(absl.logging.ERROR)  # orbax logs every option that i
 _ARRAYS = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
 ocp.type_handlers.register_type_handler(jax.Array, _ARRAYS, override=True)
 
-# Outcomes of an attempt to read a step; where processes differ, the highest one counts for all.
-FINE, DOUBTED, DAMAGED, UNREADABLE, MISFIT = range(5)
-# Statuses of tensorstore and XLA: for bytes that are missing or cannot be decoded; for a machine's limits.
-DAMAGE = ("NOT_FOUND", "DATA_LOSS", "OUT_OF_RANGE", "FAILED_PRECONDITION")
-LIMITS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errno values that prove damage
-LEFT_OUT = ocp.PLACEHOLDER  # stands in a tree for an array that is not to be read
-MESSAGE_BYTES = 400  # longest reason that processes send one another
-
 
 class Misfit(UserError):
     """The error that a checkpoint's arrays are not those of the config; `folder` is its run's."""
@@ -52,12 +50,6 @@ class Misfit(UserError):
     def __init__(self, message: str, folder: Path) -> None:
         super().__init__(message)
         self.folder = folder
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    kind: int  # FINE to MISFIT
-    reason: str = ""
 
 
 class Checkpoints:
@@ -70,8 +62,10 @@ class Checkpoints:
         self.folder, self.read_only = Path(folder).absolute(), read_only
         if read_only and not self.folder.is_dir():
             raise UserError(f"{self.folder}: no checkpoints there; train the run first")
+        policies = ocp.checkpoint_managers
+        kept = [policies.LatestN(keep), reading_locks.KeepWhatIsRead(self.folder)]
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
+            preservation_policy=None if read_only else policies.AnyPreservationPolicy(kept),
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
@@ -139,8 +133,10 @@ class Checkpoints:
         """Returns whether the step's checkpoint is completely on disk."""
         return (self.folder / str(step)).is_dir()
 
-    def restore(self, like: Any, saved: int | None = None) -> tuple[Any, int] | None:
-        """Restores the newest undamaged checkpoint as (state, step), in the shapes and shardings of `like`.
+    def restore(self, like: Any, saved: int | None = None, step: int | None = None) -> tuple[Any, int] | None:
+        """Restores the newest undamaged checkpoint, or that of `step`, as (state, step).
+
+        It has the shapes and shardings of `like`.
 
         An array for which `like` has LEFT_OUT is not read, and stays LEFT_OUT.
 
@@ -152,7 +148,9 @@ class Checkpoints:
             UserError: if the newest cannot be read on this machine now, in which case nothing is moved; or if
                 a step was saved, but no undamaged checkpoint is left.
         """
-        _hide_abandoned_reads()
+        hide_abandoned_reads()
+        if step is not None:
+            return self._restore_step(like, step), step
         tried: set[int] = set()
         while (step := self._newest(tried)) is not None:
             tried.add(step)
@@ -162,7 +160,7 @@ class Checkpoints:
                 return state, step
             gc.collect()  # frees the arrays that were read before the failure from the devices
             self._set_aside(path, outcome.reason)
-        recorded = _gather_texts("" if saved is None else str(saved))[0]
+        recorded = gather_texts("" if saved is None else str(saved))[0]
         if not tried and not recorded:
             return None
         lost = max(tried) if tried else recorded
@@ -171,30 +169,40 @@ class Checkpoints:
             f"put its folder back, or delete {self.folder.parent} to begin again"
         )
 
+    def _restore_step(self, like: Any, step: int) -> Any:
+        if step not in (steps := steps_in(self.folder)):
+            have = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"checkpoint={step}: {self.folder} has {have}; choose one of them")
+        outcome, state = self._read(self.folder / str(step), like)
+        if outcome.kind != FINE:
+            raise UserError(f"checkpoint={step}: is damaged ({outcome.reason}); choose another")
+        return state
+
     def _newest(self, tried: set[int]) -> int | None:
         """Returns the newest step in the folder that was not tried yet, as the first process sees it."""
         untried = [step for step in steps_in(self.folder) if step not in tried]
-        newest = _gather_texts(str(untried[-1]) if untried else "")[0]
+        newest = gather_texts(str(untried[-1]) if untried else "")[0]
         return int(newest) if newest else None
 
-    def _read(self, path: Path, like: Any) -> tuple[_Outcome, Any]:
+    def _read(self, path: Path, like: Any) -> tuple[Outcome, Any]:
         """Reads one checkpoint; returns its outcome, FINE or proven to be DAMAGED, and its state.
 
         Raises:
             Misfit: if its arrays are not those of `like`.
             UserError: if this machine cannot read it now.
         """
-        own_outcome, state, error = _try_restore(path / "state", like)
-        outcome = _worst_outcome(own_outcome)
+        with reading_locks.held(path) if self.read_only else contextlib.nullcontext():
+            own_outcome, state, error = try_restore(path / "state", like)
+        outcome = worst_outcome(own_outcome)
         if outcome.kind == DOUBTED:
-            proof = _worst_outcome(_read_every_array(path / "state"))
+            proof = worst_outcome(read_every_array(path / "state"))
             outcome = proof if proof.kind != FINE else outcome
         if outcome.kind in (FINE, DAMAGED):
             return outcome, state
         if outcome.kind == MISFIT:
             advice = "choose another folder, or give the config and data that it was trained with"
             raise Misfit(f"{path}: {outcome.reason}; {advice}", self.folder.parent)
-        if outcome.kind == DOUBTED and error is not None and _status(error) is None:
+        if outcome.kind == DOUBTED and error is not None and status_of(error) is None:
             raise error  # an error of neither files nor memory is a bug
         raise UserError(
             f"{path}: cannot be restored on this machine now ({outcome.reason}), which proves no damage, so "
@@ -210,7 +218,7 @@ class Checkpoints:
                     action = f"moved to {_move(path, self.folder.parent / 'broken')}"
                 except OSError as e:
                     failure = str(e)
-            if failure := _gather_texts(failure)[0]:
+            if failure := gather_texts(failure)[0]:
                 raise UserError(
                     f"{path}: is damaged, and cannot be moved to broken/ ({failure}); move it away"
                 )
@@ -228,160 +236,3 @@ def _move(path: Path, folder: Path) -> Path:
         target = folder / f"{path.name}.{number}"
     shutil.move(path, target)
     return target
-
-
-# --- reading, and why it failed ---
-
-
-def _try_restore(path: Path, like: Any) -> tuple[_Outcome, Any, Exception | None]:
-    """Restores a state in the shapes and shardings of `like`; returns (outcome, state, error).
-
-    Shapes are compared before arrays are read. Each process reads its own shards, and waits for no other.
-    """
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        stored = handler.metadata(path).tree
-    except Exception:  # restoring needs no metadata, or fails too
-        stored = None
-    if stored is not None and (difference := _first_difference(stored, like)):
-        return _Outcome(MISFIT, difference), None, None
-    try:
-        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
-        state = handler.restore(path, args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args))
-    except Exception as e:  # orbax and tensorstore raise many kinds
-        kind = UNREADABLE if _outcome_kind(e) == UNREADABLE else DOUBTED
-        return _Outcome(kind, _reason(e)), None, e
-    return _Outcome(FINE), state, None
-
-
-def _first_difference(tree: Any, like: Any) -> str:
-    """Describes the first array in which a checkpoint's metadata and `like` differ; "" if none does."""
-    stored, expected = _arrays(tree), _arrays(like)
-    names = [*expected, *(name for name in stored if name not in expected)]
-    expected |= {name: stored[name] for name in stored.keys() & _left_out(like)}
-    differing = [name for name in names if stored.get(name) != expected.get(name)]
-    if not differing:
-        return ""
-    old, new = stored.get(differing[0]), expected.get(differing[0])
-    part = 1 if old and new and old[0] == new[0] else 0  # the types, where the shapes are the same
-    old_text, new_text = (str(array[part]) if array else "absent" for array in (old, new))
-    return (
-        f"{differing[0]} is {old_text} there and {new_text} in this config "
-        f"({len(differing)} of {len(names)} arrays differ)"
-    )
-
-
-def _arrays(tree: Any) -> dict[str, tuple[list[int], str]]:
-    """Returns the shape and type of each array, by its path."""
-    return {name: (list(x.shape), np.dtype(x.dtype).name) for name, x in _leaves(tree) if x is not LEFT_OUT}
-
-
-def _left_out(tree: Any) -> set[str]:
-    return {name for name, x in _leaves(tree) if x is LEFT_OUT}
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    return [(path_of(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _read_every_array(path: Path) -> _Outcome:
-    """Reads the arrays one by one into the host's memory; several processes share the work.
-
-    The outcome is DAMAGED if an array cannot be decoded, and DOUBTED if a failure proves nothing.
-    """
-    handler, array = ocp.PyTreeCheckpointHandler(), "its list of arrays"
-    try:
-        leaves, structure = jax.tree_util.tree_flatten_with_path(handler.metadata(path).tree)
-        for i in range(jax.process_index(), len(leaves), jax.process_count()):
-            array = path_of(leaves[i][0])
-            only = [leaf if j == i else LEFT_OUT for j, (_, leaf) in enumerate(leaves)]
-            item = jax.tree_util.tree_unflatten(structure, only)
-            args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-            handler.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=args))
-    except Exception as e:
-        return _Outcome(_outcome_kind(e), f"{array}: {_reason(e)}")
-    return _Outcome(FINE)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _status(error: Exception) -> str | None:
-    """Returns the status of tensorstore or XLA, or the system's error, that an exception or cause names."""
-    for cause in _causes(error):
-        match = re.match(r"([A-Z]+(?:_[A-Z]+)*): ", str(cause))
-        if match:
-            return match[1]
-        if isinstance(cause, OSError):
-            return type(cause).__name__
-    return None
-
-
-def _outcome_kind(error: Exception) -> int:
-    """Returns DAMAGED for missing or undecodable bytes, UNREADABLE for a machine's limits, else DOUBTED."""
-    for cause in _causes(error):
-        if isinstance(cause, MemoryError):
-            return UNREADABLE
-        if isinstance(cause, OSError):
-            absent = isinstance(cause, FileNotFoundError) or cause.errno in ABSENT
-            return DAMAGED if absent else UNREADABLE
-        if isinstance(cause, (UnicodeDecodeError, json.JSONDecodeError)):
-            return DAMAGED
-    status = _status(error)
-    if status in LIMITS:
-        return UNREADABLE
-    undecoded = status is None and any("Error decoding" in str(cause) for cause in _causes(error))
-    return DAMAGED if status in DAMAGE or undecoded else DOUBTED
-
-
-def _reason(error: Exception) -> str:
-    """Returns the innermost cause, in a line of at most about 200 characters."""
-    cause = list(_causes(error))[-1]
-    text = re.sub(r" \[tensorstore_spec.*", "", (str(cause).strip() or type(cause).__name__).splitlines()[0])
-    return text if len(text) <= 200 else f"{text[:80]} ... {text[-115:]}"
-
-
-# --- several processes ---
-
-
-def _worst_outcome(own: _Outcome) -> _Outcome:
-    """Returns the outcome that counts for all processes."""
-    messages = [text.partition(" ") for text in _gather_texts(f"{own.kind} {own.reason}")]
-    return max((_Outcome(int(kind), reason) for kind, _, reason in messages), key=lambda o: o.kind)
-
-
-def _gather_texts(text: str) -> list[str]:
-    """Returns the texts of all processes in their order; waits until every process has given its own."""
-    if jax.process_count() == 1:
-        return [text]
-    padded = np.zeros(MESSAGE_BYTES, np.uint8)
-    data = text.encode()[:MESSAGE_BYTES]
-    padded[: len(data)] = np.frombuffer(data, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
-    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
-
-
-# --- tracebacks that orbax prints of reads that it abandons ---
-
-_previous_hook = sys.unraisablehook
-
-
-def _hide_abandoned_reads() -> None:
-    """Keeps tracebacks off stderr that only repeat that reading failed.
-
-    If one array cannot be read, orbax closes its event loop while the others are being read, and each of
-    those fails too, later and in threads of tensorstore.
-    """
-    global _previous_hook
-    if sys.unraisablehook is not _hook_without_orbax:
-        _previous_hook, sys.unraisablehook = sys.unraisablehook, _hook_without_orbax
-
-
-def _hook_without_orbax(unraisable: Any) -> None:
-    code = getattr(unraisable.object, "cr_code", None)  # only coroutines have one
-    orbax = code is not None and "orbax" in code.co_filename
-    if not orbax and str(unraisable.exc_value) != "Event loop is closed":
-        _previous_hook(unraisable)

@@ -120,6 +120,9 @@ def from_dict(config: Mapping[str, Any]) -> Config:
         name: Named(options.get("name"), {k: v for k, v in options.items() if k != "name"})
         for name, options in config["evaluators"].items()
     }
+    sections["helpers"] = {
+        name: check_value(folder, str, f"helpers.{name}") for name, folder in config["helpers"].items()
+    }
     return Config(**sections, raw=config)
 
 

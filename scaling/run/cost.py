@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from scaling import flops, objectives
 from scaling.models import table
-from scaling.objectives.base import Extras
+from scaling.objectives.base import Extras, OnePass
 from scaling.run.build import Run
 
 
@@ -25,14 +25,15 @@ def run_cost(run: Run) -> dict[str, float | None]:
     objective: Any = dataclasses.replace(run.objective, model=plain)  # type: ignore[type-var]
     collections = dict(run.variable_shapes)
     params = collections.pop("params")
-    extras = Extras(collections=collections)
+    extras = Extras(collections=collections, helpers=run.helper_shapes)
 
     def loss(params: Any, extras: Extras, batch: Any, train: bool) -> jax.Array:
         return objective.loss(params, extras, batch, jax.random.key(0), train).value
 
     def one_pass(params: Any, extras: Extras, batch: Any) -> Any:
-        forward = getattr(objective, "forward", None)
-        return forward(params, extras, batch) if forward else loss(params, extras, batch, False)
+        if isinstance(objective, OnePass):
+            return objective.forward(params, extras, batch)
+        return loss(params, extras, batch, False)
 
     forward = flops.macs(lambda p, b: one_pass(p, _zeros(extras), b), params, run.batch(1))
     gradient = jax.grad(lambda p, b: loss(p, _zeros(extras), b, True))

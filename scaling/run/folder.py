@@ -1,10 +1,10 @@
 """The run folder: what is in it, who may write it, and how it stays consistent.
 
-It holds `config.json`, `metrics.jsonl`, `status.json`, `checkpoints/` and `samples/`, and `broken/` once a
-checkpoint was damaged. Each line of metrics is an event; a training event has `input_wait`, the seconds that
-the loop waited for batches since the one before. The status names the newest step that was `saved`, even if
-its checkpoint is lost. A lock, which is released when its process dies, admits one writer at a time. Of
-several processes only the first writes.
+It holds `config.json`, `metrics.jsonl`, `status.json`, `checkpoints/` and `samples/`, `broken/` once a
+checkpoint was damaged, and `evaluations.jsonl` if the run was measured beside its training. Each line of
+metrics is an event; a training event has `input_wait`, the seconds that the loop waited for batches since the
+one before. The status names the newest step that was `saved`, even if its checkpoint is lost. A lock, which
+is released when its process dies, admits one writer at a time. Of several processes only the first writes.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from scaling.errors import UserError
 from scaling.files import read_json, write_atomic, write_json
 
 HEARTBEAT_SECONDS = 10.0  # between two writes of `status.json`
+EVALUATIONS = "evaluations.jsonl"  # file of what other processes than training's have measured
 
 
 class RunFolder:
@@ -198,10 +199,19 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def read_events(path: Path | str) -> list[dict[str, Any]]:
-    """Returns the events of `metrics.jsonl`, in order, up to the first torn line."""
+def read_evaluations(path: Path | str) -> dict[int, dict[str, float]]:
+    """Returns the evaluated values of a run by step, of training and of processes beside it."""
+    steps: dict[int, dict[str, float]] = {}
+    for event in [*read_events(path), *read_events(path, EVALUATIONS)]:
+        if event["event"] == "evaluate":
+            steps.setdefault(event["step"], {}).update(event["values"])
+    return dict(sorted(steps.items()))
+
+
+def read_events(path: Path | str, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Returns the events of a run's file, in order, up to the first torn line."""
     events = []
-    file = Path(path) / "metrics.jsonl"
+    file = Path(path) / name
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
             events.append(json.loads(line))

@@ -129,6 +129,7 @@ class Config:
     mesh: Mesh
     train: Train
     evaluators: Mapping[str, Named]  # evaluators by the names of their metrics
+    helpers: Mapping[str, str]  # folders of the runs whose frozen models this one uses, by their names
     preprocessing: Preprocessing
     sampling: Sampling
     checkpoint: Checkpoint

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling.objectives.base import Extras
+from scaling.objectives.base import NO_HELPERS, Bounded, Extras, Helpers
 from scaling.parallel import sharding, tracing
 from scaling.randomness import derive_key
 from scaling.run import optimizer
 from scaling.run.build import Run, init_variables
-from scaling.run.checkpoint import LEFT_OUT
+from scaling.run.checkpoint_reading import LEFT_OUT
 from scaling.run.options import Optimizer
 
-Step = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
+Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 
 @flax.struct.dataclass
@@ -131,10 +131,10 @@ def init(run: Run) -> State:
 
 
 def make_step(run: Run) -> Step:
-    """Returns `step(state, batch, traced_hparams) -> (state, metrics)`, jitted, with the state donated.
+    """Returns `step(state, batch, traced_hparams, helpers) -> (state, metrics)`, jitted.
 
-    The step updates the averages too. Metrics are the objective's, over the global batch, with `loss` and
-    `grad_norm`.
+    The state is donated. The step updates the averages too. Metrics are the objective's, over the global
+    batch, with `loss` and `grad_norm`.
     """
     options, objective = run.config.optimizer, run.objective
     warmup = run.steps_of(options.warmup, "optimizer.warmup")
@@ -143,10 +143,10 @@ def make_step(run: Run) -> Step:
     decays = optimizer.ema_names(options)
 
     def step(
-        state: State, batch: Any, traced_hparams: Mapping[str, jax.Array]
+        state: State, batch: Any, traced_hparams: Mapping[str, jax.Array], helpers: Helpers = NO_HELPERS
     ) -> tuple[State, dict[str, jax.Array]]:
         rng = jax.random.fold_in(derive_key(jax.random.key(traced_hparams["seed"]), "step"), state.step)
-        extras = Extras(collections=state.collections, traced_hparams=traced_hparams)
+        extras = Extras(state.collections, traced_hparams, helpers)
 
         def loss(params: Any) -> Any:
             params = tracing.gather_unstacked(run.mesh, params)
@@ -155,7 +155,7 @@ def make_step(run: Run) -> Step:
 
         grads, result = jax.grad(loss, has_aux=True)(state.params)
         params, opt_state, norm = update(grads, state.opt_state, state.params, state.step, traced_hparams)
-        params = objective.bounded(params) if hasattr(objective, "bounded") else params
+        params = objective.bounded(params) if isinstance(objective, Bounded) else params
         collections = {**state.collections, **result.collections}
         new = {"params": params, "collections": collections}
         ema = {name: optimizer.ema_update(state.ema[name], new, decay) for name, decay in decays.items()}

@@ -11,7 +11,7 @@ import pandas as pd
 from scaling.errors import UserError
 from scaling.files import read_json, write_atomic
 from scaling.former_names import current_key, renamed
-from scaling.run.folder import read_events
+from scaling.run.folder import read_evaluations
 from scaling.study.sweep import Overrides, Study, is_seed
 from scaling.study.sweep import load as load_study
 
@@ -222,10 +222,6 @@ def _rows(run: RunRecord, swept: list[str]) -> list[dict[str, Any]]:
     cost, model = run.config.get("cost"), run.config.get("model", {})
     if cost is None:
         return []
-    steps: dict[int, dict[str, float]] = {}
-    for event in read_events(run.folder):
-        if event["event"] == "evaluate":
-            steps.setdefault(event["step"], {}).update(event["values"])
     return [
         {
             "run": run.name,
@@ -239,7 +235,7 @@ def _rows(run: RunRecord, swept: list[str]) -> list[dict[str, Any]]:
             "train_flops": cost["train_flops_per_step"] * step,
             **values,
         }
-        for step, values in sorted(steps.items())
+        for step, values in read_evaluations(run.folder).items()
     ]
 
 

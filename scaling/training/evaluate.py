@@ -12,28 +12,75 @@ from tqdm import tqdm
 
 from scaling import evaluators
 from scaling.errors import UserError
-from scaling.evaluators.base import measured
-from scaling.evaluators.generate import generate
+from scaling.evaluators.base import (
+    CheckInterrupt,
+    Context,
+    Evaluator,
+    Measure,
+    never_interrupted,
+    prepare,
+)
+from scaling.evaluators.generate import make_generator
 from scaling.evaluators.image_grid import write_grid
 from scaling.files import write_atomic
 from scaling.models.conditioning import named_arrays
 from scaling.parallel import sharding
-from scaling.run import restore
+from scaling.run import build, restore
+from scaling.run.helpers import RunHelpers
 from scaling.sampling import Sampling
+from scaling.training import config
 from scaling.validation import parse_dataclass
 
 
-def evaluate(folder: Path) -> dict[str, float]:
-    """Runs every evaluator of the run's config on its newest undamaged checkpoint; writes only grids.
+def check_all(run: build.Run) -> dict[str, Evaluator]:
+    """Makes the evaluators of a run's config and checks them, before anything that they need is trained.
 
-    The values are the same on every process.
+    Raises:
+        UserError: if one cannot measure the run.
     """
-    restored = restore.restore_run(folder)
+    made = evaluators.make(run.config.evaluators)
+    for name, evaluator in made.items():
+        needed = {folder: _needed(source, folder) for source, folder in evaluator.needs()}
+        evaluator.check(name, run, needed)
+    return made
+
+
+def _needed(source: str, folder: str) -> build.Run:
+    """Builds a run that an evaluator needs: that of the folder, or the one that would be trained there."""
+    begun = (Path(folder) / "config.json").exists()
+    return build.described_run(folder) if begun else build.build(config.load(source))
+
+
+def prepare_all(
+    made: Mapping[str, Evaluator],
+    run: build.Run,
+    folder: Path,
+    helpers: RunHelpers,
+    check_interrupt: CheckInterrupt = never_interrupted,
+) -> dict[str, Measure]:
+    """Prepares evaluators, whose runs are trained by now; returns their measurements by their names.
+
+    Raises:
+        UserError: if a helper of the run is missing or has changed.
+    """
+    helpers.named()
+    return {
+        name: prepare(evaluator, Context(name, run, folder, helpers, check_interrupt))
+        for name, evaluator in made.items()
+    }
+
+
+def evaluate(folder: Path, checkpoint: int | None = None) -> dict[str, float]:
+    """Runs every evaluator of the run's config on a checkpoint, the newest undamaged one by default.
+
+    It writes only grids. The values are the same on every process.
+    """
+    restored = restore.restore_run(folder, step=checkpoint)
     run = restored.run
+    measures = prepare_all(check_all(run), run, folder, RunHelpers(run, folder))
     values: dict[str, float] = {}
-    for name, evaluator in evaluators.make(run.config.evaluators).items():
-        evaluator.check(name, run)
-        values |= measured(name, evaluator, run, restored.weights, folder, restored.step, lambda: None)
+    for measure in measures.values():
+        values |= measure(restored.weights, restored.step)
     return values
 
 
@@ -56,7 +103,8 @@ def sample(
     sharding.batch_sharding(run.mesh, batch_size, "batch-size")
     fields = {**dataclasses.asdict(run.config.sampling), **options}
     sampling: Sampling = parse_dataclass(Sampling, fields, "sampling")
-    batches = generate(run, restored.weights, sampling, samples, batch_size)
+    generate = make_generator(run, sampling, batch_size, RunHelpers(run, folder).all())
+    batches = generate(restored.weights, samples)
     count = -(-samples // batch_size)
     first = jax.process_index() == 0
     quiet = None if first else True  # None disables the bar only where there is no terminal

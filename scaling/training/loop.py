@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -17,9 +17,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import scaling
-from scaling import data, evaluators, objectives
+from scaling import data, objectives
 from scaling.errors import UserError
-from scaling.evaluators.base import measured, require_tokenizer
+from scaling.evaluators.base import Evaluator, Measure, require_tokenizer
 from scaling.files import read_json, write_json
 from scaling.overrides import flat, tupled
 from scaling.parallel import distributed, sharding
@@ -28,8 +28,10 @@ from scaling.run import config as run_config
 from scaling.run.checkpoint import Checkpoints, Misfit
 from scaling.run.cost import run_cost
 from scaling.run.folder import RunFolder, read_events
+from scaling.run.helpers import RunHelpers
 from scaling.run.options import Config
 from scaling.training import config
+from scaling.training.evaluate import check_all, prepare_all
 from scaling.training.progress import Progress, ScalarWriter
 from scaling.training.warm_start import initial_state
 from scaling.validation import parse_dataclass
@@ -80,6 +82,15 @@ class Stop:
             return self.signum
         return int(np.max(multihost_utils.process_allgather(np.asarray(self.signum))))
 
+    def check(self) -> None:
+        """Ends the run if any process was signalled; evaluators call it between batches.
+
+        Raises:
+            Interrupted: if any was.
+        """
+        if signum := self.agreed():
+            raise Interrupted(signum)
+
 
 def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
     """Trains to the end of `cfg.train.duration` in the run folder, and resumes a run that it holds.
@@ -100,8 +111,10 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
         try:
             run = build.build(cfg)
             _require_same_tokens(folder.path, run)
-            _prepare(run)
-            last = _fit(run, folder, stop, saved)
+            run.batch_sharding()  # raises for a batch that the mesh does not divide
+            made = check_all(run)
+            _train_needed(made)
+            last = _fit(run, made, folder, stop, saved)
         except (Interrupted, KeyboardInterrupt) as e:
             folder.end("interrupted", str(e) or None)
             raise
@@ -156,19 +169,20 @@ def _require_same_tokens(path: Path, run: build.Run) -> None:
         require_tokenizer(dataclasses.replace(run, info=dataclasses.replace(run.info, text=text)))
 
 
-def _prepare(run: build.Run) -> None:
-    """Checks the evaluators, and first trains the classifiers that they measure with, unless they exist."""
-    run.batch_sharding()  # raises for a batch that the mesh does not divide
-    for name, evaluator in evaluators.make(run.config.evaluators).items():
-        for source, folder in evaluator.needs():
-            done = (read_json(Path(folder) / "status.json") or {}).get("status") == "done"
-            if not done:
-                train(config.load(source), folder)
-        evaluator.check(name, run)
+def _train_needed(made: Mapping[str, Evaluator]) -> None:
+    """Trains the classifiers that the evaluators measure with, unless they are trained."""
+    for source, folder in (need for evaluator in made.values() for need in evaluator.needs()):
+        if (read_json(Path(folder) / "status.json") or {}).get("status") != "done":
+            train(config.load(source), folder)
 
 
-def write_config(folder: RunFolder, run: build.Run, imported: Mapping[str, Any] | None = None) -> None:
-    """Writes `config.json`: the config, versions, costs and data, and what was `imported`, if anything."""
+def write_config(
+    folder: RunFolder,
+    run: build.Run,
+    imported: Mapping[str, Any] | None = None,
+    helpers: RunHelpers | None = None,
+) -> None:
+    """Writes `config.json`: the config, versions, costs, data, helpers, and what was `imported`."""
     if not folder.writer:
         return
     imported = imported or (read_json(folder.path / "config.json") or {}).get("imported")
@@ -177,6 +191,7 @@ def write_config(folder: RunFolder, run: build.Run, imported: Mapping[str, Any] 
     description = {"config": run.config.raw, "version": scaling.__version__, "commit": _commit()}
     description |= {"cost": run_cost(run), "model": shape, "data": dataclasses.asdict(run.info)}
     description |= {"imported": imported} if imported else {}
+    description |= {"helpers": helpers.description()} if helpers and helpers.description() else {}
     write_json(folder.path / "config.json", description)
 
 
@@ -193,14 +208,19 @@ def _commit() -> str | None:
         return None
 
 
-def _fit(run: build.Run, folder: RunFolder, stop: Stop, saved: int | None) -> dict[str, float]:
+def _fit(
+    run: build.Run, made: Mapping[str, Evaluator], folder: RunFolder, stop: Stop, saved: int | None
+) -> dict[str, float]:
     """Trains to the last step, from the newest checkpoint or, if no step was `saved`, a fresh state."""
     cfg, total = run.config, run.steps
     main = jax.process_index() == 0
     name = folder.path.name
     with Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints:
         restored = checkpoints.restore(state.abstract(run), saved)
-        write_config(folder, run)
+        helpers = RunHelpers(run, folder.path)
+        measured = {name: evaluator for name, evaluator in made.items() if evaluator.in_training}
+        measures = prepare_all(measured, run, folder.path, helpers, stop.check)
+        write_config(folder, run, helpers=helpers)
         if restored:
             (current, start), message = restored, f"resumed at step {restored[1]}"
         else:
@@ -215,7 +235,11 @@ def _fit(run: build.Run, folder: RunFolder, stop: Stop, saved: int | None) -> di
                 progress.say(distributed.LOST_NOTE)
             for line in sharding.sharding_notes(current.params, run.mesh):
                 progress.say(line)
-            loop = _Loop(run, folder, stop, checkpoints, progress, writer, start)
+            due = {
+                name: (measures[name], run.due(evaluator.every, f"evaluators.{name}.every"))
+                for name, evaluator in measured.items()
+            }
+            loop = _Loop(run, due, helpers, folder, stop, checkpoints, progress, writer, start)
             loop.train(current, start)
         if writer is not None:
             writer.close()
@@ -228,6 +252,8 @@ class _Loop:
     def __init__(
         self,
         run: build.Run,
+        evaluators: Mapping[str, tuple[Measure, Callable[[int], bool]]],
+        helpers: RunHelpers,
         folder: RunFolder,
         stop: Stop,
         checkpoints: Checkpoints,
@@ -235,14 +261,11 @@ class _Loop:
         writer: ScalarWriter | None,
         start: int,
     ) -> None:
-        self.run, self.folder, self.stop = run, folder, stop
+        self.run, self.evaluators, self.helpers = run, evaluators, helpers
+        self.folder, self.stop = folder, stop
         self.checkpoints, self.progress, self.writer = checkpoints, progress, writer
         cfg = run.config
         self.save_due = run.due(cfg.checkpoint.every, "checkpoint.every")
-        self.evaluators = {
-            name: (evaluator, run.due(evaluator.every, f"evaluators.{name}.every"))
-            for name, evaluator in evaluators.make(cfg.evaluators).items()
-        }
         # Processes read the file at different times, so only events up to the restored step count.
         events = [e for e in read_events(folder.path) if e["event"] == "evaluate" and e["step"] <= start]
         self.evaluated = {(e["step"], e["evaluator"]) for e in events}
@@ -255,6 +278,7 @@ class _Loop:
         cfg = run.config
         batches = data.train_batches(cfg.data, cfg.train.seed, start, run.batch_sharding())
         step_fn, traced_hparams = state.make_step(run), state.traced_hparams(run)
+        helpers = self.helpers.named()
         pending: Pending = None
         for step in range(start, total + 1):
             if self._due(step):
@@ -268,7 +292,7 @@ class _Loop:
                 self._save(current, step)
                 raise
             if step < total:
-                current, metrics = step_fn(current, self._next(batches), traced_hparams)
+                current, metrics = step_fn(current, self._next(batches), traced_hparams, helpers)
                 self._read(pending)  # metrics of the step before, while the device is busy with this one
                 pending = (step + 1, metrics)
                 self._note_saved()
@@ -310,17 +334,7 @@ class _Loop:
     def _stop_if_signalled(self, step: int) -> None:
         """Stops the run if it was signalled; several processes compare only every `log_every` steps."""
         if jax.process_count() == 1 or step % self.run.config.train.log_every == 0:
-            self._check_interrupt()
-
-    def _check_interrupt(self) -> None:
-        """Stops the run if any process was signalled; evaluators call it between batches.
-
-        Raises:
-            Interrupted: if any was.
-        """
-        signum = self.stop.agreed()
-        if signum:
-            raise Interrupted(signum)
+            self.stop.check()
 
     def _due(self, step: int) -> bool:
         return self.save_due(step) or any(due(step) for _, due in self.evaluators.values())
@@ -329,11 +343,9 @@ class _Loop:
         """Saves and evaluates if that is due at this step and was not done before."""
         if self.save_due(step):
             self._save(current, step)
-        for name, (evaluator, due) in self.evaluators.items():
+        for name, (measure, due) in self.evaluators.items():
             if due(step) and (step, name) not in self.evaluated:
-                weights = state.eval_weights(current)
-                folder = self.folder.path
-                values = measured(name, evaluator, self.run, weights, folder, step, self._check_interrupt)
+                values = measure(state.eval_weights(current), step)
                 self.last |= values
                 self._event("evaluate", step, values, evaluator=name)
                 text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())

@@ -15,7 +15,7 @@ from scaling import models
 from scaling.cli import main
 from scaling.convert import FORMATS, stablehlo, transfer
 from scaling.errors import UserError
-from scaling.evaluators import classifier_features
+from scaling.evaluators.classifier_features import ClassifierFeatures
 from scaling.run import restore
 from scaling.training import config, loop
 from tests.support import parity
@@ -85,7 +85,7 @@ def test_a_run_without_a_loss_says_what_it_costs_and_cannot_be_trained(imported:
     with pytest.raises(UserError, match=r"objective\.name='frozen': has no loss to train by"):
         loop.train(run.config, imported)
     with pytest.raises(UserError, match="is a run of frozen with clip, which has no features"):
-        classifier_features.ClassifierFeatures(imported)
+        ClassifierFeatures(imported)
 
 
 def test_another_resolution_resizes_the_positions_and_says_so(tmp_path: Path) -> None:

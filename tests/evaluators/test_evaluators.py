@@ -11,12 +11,16 @@ from PIL import Image
 from scaling import data
 from scaling.data.sources import arrays
 from scaling.errors import UserError
-from scaling.evaluators import Frechet, Grid, Metrics, classifier_features
+from scaling.evaluators import Frechet, Grid, Metrics
+from scaling.evaluators.classifier_features import ClassifierFeatures
+from scaling.evaluators.features import reference_stats
 from scaling.run import build, restore, state
 from scaling.sampling import Sampling
 from scaling.training import config, evaluate, loop
+from tests.support.measuring import measured
 
 Tiny = dict[str, str]
+DIGITS = data.Data(name="digits", batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +61,17 @@ def test_the_classifier_is_trained_once_and_the_distance_bears_the_datas_name(
 
 def test_the_real_statistics_are_those_of_every_example(folders: tuple[Path, Path]) -> None:
     classifier, _ = folders
-    found = classifier_features.ClassifierFeatures(classifier)
-    source = data.open_source(found.restored.run.config.data, "train")
+    found = ClassifierFeatures(classifier)
+    source = data.open_source(DIGITS, "train")
     images, _ = source.read(np.arange(len(source))).values()
-    rows = np.concatenate([found(np.asarray(images)[i : i + 500]) for i in range(0, len(source), 500)])
+    parts = [found(jnp.asarray(images[i : i + 500])) for i in range(0, len(source), 500)]
+    rows = np.concatenate([part.pooled for part in parts])
+    assert parts[0].logits is not None and parts[0].logits.shape == (500, 10) and parts[0].maps is None
     (classifier / "features_train.npz").unlink(missing_ok=True)
-    real = found.real("train")
+    real = reference_stats(found, "train", DIGITS)
     np.testing.assert_allclose(real.mean, rows.mean(0), atol=1e-4)
     np.testing.assert_allclose(real.cov, np.cov(rows.T), atol=1e-4)
-    again = classifier_features.ClassifierFeatures(classifier).real(
-        "train"
-    )  # from the file that the first call left
+    again = reference_stats(ClassifierFeatures(classifier), "train", DIGITS)  # from the file that is left
     np.testing.assert_array_equal(again.cov, real.cov)
 
 
@@ -75,18 +79,18 @@ def test_other_images_than_the_classifiers_have_statistics_of_their_own(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     classifier, _ = folders
-    found = classifier_features.ClassifierFeatures(classifier)
-    own = found.real("test")
+    found = ClassifierFeatures(classifier)
+    own = reference_stats(found, "test", DIGITS)
     np.savez(
         tmp_path / "dark.npz",
         train_images=np.zeros((9, 8, 8, 1), np.uint8), train_labels=np.arange(9),
     )  # fmt: skip
     dark = data.Data(name="npz", data_dir=str(tmp_path / "dark.npz"))
-    assert np.abs(found.real("train", dark).cov).max() < 1e-6
+    assert np.abs(reference_stats(found, "train", dark).cov).max() < 1e-6
     augmented = data.Data(
         name="digits", train_transforms=("flip",), batch_size=8
     )  # evaluation sees the same images
-    np.testing.assert_array_equal(found.real("test", augmented).cov, own.cov)
+    np.testing.assert_array_equal(reference_stats(found, "test", augmented).cov, own.cov)
     names = {p.name for p in classifier.glob("features_test*")}
     assert names == {"features_test.npz"} and len(list(classifier.glob("features_train_*"))) == 1
 
@@ -96,8 +100,8 @@ def test_kept_statistics_know_their_classifier(
 ) -> None:
     """Those of other weights, of an older file that does not say, and damaged ones are measured again."""
     classifier, _ = folders
-    found, path = classifier_features.ClassifierFeatures(classifier), classifier / "features_test.npz"
-    own = found.real("test")
+    found, path = ClassifierFeatures(classifier), classifier / "features_test.npz"
+    own = reference_stats(found, "test", DIGITS)
     of = str(np.load(path)["of"])
     for change in {"of": np.array("other weights")}, {}, None:
         if change is None:
@@ -105,11 +109,11 @@ def test_kept_statistics_know_their_classifier(
         else:
             np.savez(path, mean=own.mean + 1, cov=own.cov, floor=own.floor, **change)
         caplog.clear()
-        np.testing.assert_array_equal(found.real("test").mean, own.mean)
+        np.testing.assert_array_equal(reference_stats(found, "test", DIGITS).mean, own.mean)
         (line,) = caplog.messages
         assert line.endswith("; it is measured again") and "\n" not in line
         caplog.clear()
-        np.testing.assert_array_equal(found.real("test").mean, own.mean)
+        np.testing.assert_array_equal(reference_stats(found, "test", DIGITS).mean, own.mean)
         assert not caplog.messages
     assert str(np.load(path)["of"]) == of
 
@@ -118,14 +122,14 @@ def test_kept_statistics_know_their_images(
     folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file by the same name with other images is measured again."""
-    found, rng = classifier_features.ClassifierFeatures(folders[0]), np.random.default_rng(0)
+    found, rng = ClassifierFeatures(folders[0]), np.random.default_rng(0)
     dark = data.Data(name="npz", data_dir=str(tmp_path / "images.npz"))
     for shade in (20, 200):
         arrays._npz.cache_clear()  # as in another process
         images = rng.integers(0, shade, (80, 8, 8, 1)).astype(np.uint8)
         np.savez(tmp_path / "images.npz", train_images=images, train_labels=np.arange(80) % 2)
-        rows = found(images)
-        np.testing.assert_allclose(found.real("train", dark).mean, rows.mean(0), atol=1e-4)
+        rows = found(jnp.asarray(images)).pooled
+        np.testing.assert_allclose(reference_stats(found, "train", dark).mean, rows.mean(0), atol=1e-4)
     assert [line.partition(": ")[2] for line in caplog.messages] == [
         "is of other weights or images; it is measured again"
     ]
@@ -135,12 +139,10 @@ def test_a_classifier_that_was_trained_on_is_another(tiny: dict[str, str], tmp_p
     """In the same process, by the same folder: its features, and the statistics that are kept, are new."""
     steps = ["train.duration=2 steps", "checkpoint.every=1 steps"]
     loop.train(config.load(tiny["vit"], steps), tmp_path)
-    before = classifier_features.load(str(tmp_path))
-    first = before.real("test")
-    assert classifier_features.load(str(tmp_path)) is before
+    first = reference_stats(ClassifierFeatures(tmp_path), "test", DIGITS)
     loop.train(config.load(tiny["vit"], ["train.duration=8 steps", *steps[1:]]), tmp_path)
-    after = classifier_features.load(str(tmp_path))
-    assert after is not before and np.abs(after.real("test").mean - first.mean).max() > 1e-3
+    after = reference_stats(ClassifierFeatures(tmp_path), "test", DIGITS)
+    assert np.abs(after.mean - first.mean).max() > 1e-3
 
 
 def test_too_few_samples_for_the_features_is_an_error(folders: tuple[Path, Path]) -> None:
@@ -174,7 +176,7 @@ def test_accuracy_counts_every_example_once(tiny: Tiny) -> None:
     images, labels = source.read(np.arange(len(source))).values()
     x = jnp.asarray(images, jnp.float32) / 127.5 - 1
     logits = run.model.apply({"params": weights["params"]}, x)
-    found = Metrics(batch_size=128).run("val", run, weights, Path(), 0, lambda: None)
+    found = measured(Metrics(batch_size=128), "val", run, weights)
     assert found["val_top1"] == pytest.approx(float(np.mean(np.argmax(logits, -1) == labels)), abs=1e-6)
     order = np.argsort(-np.asarray(logits), axis=-1)[:, :5]
     assert found["val_top5"] == pytest.approx(float(np.mean((order == labels[:, None]).any(-1))), abs=1e-6)

@@ -21,9 +21,9 @@ from scaling.evaluators import (
     Retrieval,
     Views,
     ZeroShot,
-    classifier_features,
 )
-from scaling.evaluators.base import measured
+from scaling.evaluators.classifier_features import ClassifierFeatures
+from scaling.evaluators.features import reference_stats
 from scaling.metrics.accuracy import topk_hits
 from scaling.metrics.retrieval import places, recalls
 from scaling.models import clip, dit, t5, vilt
@@ -32,6 +32,7 @@ from scaling.run.checkpoint import Checkpoints
 from scaling.sampling import Sampling
 from scaling.training import config, evaluate, loop
 from scaling.training.import_weights import create_run_from_weights
+from tests.support.measuring import prepared
 
 ROOT = Path(__file__).parents[2]
 EULER = Sampling(integrator="euler", steps=2)
@@ -96,11 +97,11 @@ def test_an_evaluator_refuses_what_is_not_finite_by_name(kind: str, classifier: 
         evaluator = Frechet(**{**vars(evaluator), "classifier": str(classifier)})
     run = build.build(config.load(str(ROOT / path), overrides))
     evaluator.check("mine", run)
-    whole = measured("mine", evaluator, run, state.eval_weights(state.init(run)), tmp_path, 3, lambda: None)
-    assert whole or kind == "grid"
+    measure = prepared(evaluator, "mine", run, tmp_path)
+    assert measure(state.eval_weights(state.init(run)), 3) or kind == "grid"
     message = r"^evaluators\.mine: step 3: .*(not finite|=nan).*; look at the weights and the images$"
     with pytest.raises(NotFinite, match=message) as e:
-        measured("mine", evaluator, run, spoilt(run), tmp_path, 3, lambda: None)
+        measure(spoilt(run), 3)
     assert "\n" not in str(e.value)
 
 
@@ -120,7 +121,7 @@ def test_the_verbs_refuse_it_too(tiny: dict[str, str], tmp_path: Path) -> None:
         evaluate.sample(tmp_path / "dit", tmp_path / "grid.png", None, 8, 8, {})
     assert not (tmp_path / "grid.png").exists()
     with pytest.raises(NotFinite, match=r"features: \d+ of \d+ rows are not finite"):
-        classifier_features.ClassifierFeatures(tmp_path / "vit").real("test")
+        reference_stats(ClassifierFeatures(tmp_path / "vit"), "test", config.load(tiny["vit"]).data)
     assert not list((tmp_path / "vit").glob("features_*"))
 
 

@@ -16,12 +16,13 @@ from scaling.evaluators.linear import Linear
 from scaling.run import build, state
 from scaling.run import config as run_config
 from scaling.training import config, loop
+from tests.support import measuring
 
 Tiny = dict[str, str]
 
 
 def measured(evaluator: Linear, run: build.Run, weights: Any = None) -> float:
-    values = evaluator.run("linear", run, weights or {"collections": {}}, Path(), 0, lambda: None)
+    values = measuring.measured(evaluator, "linear", run, weights or {})
     assert values.keys() == {"linear_top1"}
     return values["linear_top1"]
 

@@ -10,15 +10,18 @@ import pytest
 
 from scaling import data
 from scaling.errors import UserError
+from scaling.evaluators.base import Context
 from scaling.evaluators.captions import captions_of, most_frequent
 from scaling.evaluators.matching import Matching, wrong_captions
 from scaling.evaluators.metrics import Metrics
-from scaling.evaluators.pair_scoring import pair_scores
+from scaling.evaluators.pair_scoring import make_pair_scores
 from scaling.evaluators.retrieval import Retrieval
 from scaling.parallel import sharding
 from scaling.run import build, state
 from scaling.run.cost import run_cost
+from scaling.run.helpers import RunHelpers
 from scaling.training import config
+from tests.support.measuring import measured
 
 TINY = str(Path(__file__).parents[1] / "support/tiny_vilt.py")
 TOKENS = ("text", "text_mask")
@@ -63,7 +66,7 @@ def test_metrics_are_those_of_the_split_by_hand_and_of_any_batch_size(run: build
     for size in (512, 104):  # with padding, and with another share of it
         evaluator = Matching(batch_size=size)
         evaluator.check("val", run)
-        found[size] = evaluator.run("val", run, weights, Path(), 0, lambda: None)
+        found[size] = measured(evaluator, "val", run, weights)
     assert found[104] == pytest.approx(found[512], rel=1e-5)
 
     source: Any = data.open_source(run.config.data, "test")
@@ -88,7 +91,8 @@ def test_metrics_are_those_of_the_split_by_hand_and_of_any_batch_size(run: build
 
 
 def test_every_pair_is_scored_and_the_right_one_ranked(run: build.Run, weights: Any) -> None:
-    scores = pair_scores(run, weights, "test", 16, 21, lambda: None)
+    context = Context("val", run, Path(), RunHelpers(run))
+    scores = make_pair_scores(context, "test", 16, 21)({"collections": {}, **weights})
     assert scores.shape == (21, 21)
     source = data.open_source(run.config.data, "test")
     images = source.read(np.arange(21))["image"]
@@ -99,7 +103,7 @@ def test_every_pair_is_scored_and_the_right_one_ranked(run: build.Run, weights: 
         np.testing.assert_allclose(scores[:, caption], expected, atol=1e-4)
     evaluator = Retrieval(batch_size=16, pairs=21)
     evaluator.check("pairs", run)
-    found = evaluator.run("pairs", run, weights, Path(), 0, lambda: None)
+    found = measured(evaluator, "pairs", run, weights)
     own = np.diag(scores)
     for way, rows in (("i2t", scores), ("t2i", scores.T)):
         before = (rows > own[:, None]).sum(axis=1)

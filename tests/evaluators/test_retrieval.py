@@ -15,14 +15,11 @@ from scaling.evaluators import EVALUATORS, Retrieval, ZeroShot
 from scaling.models.clip import unit
 from scaling.run import build, state
 from scaling.training import config
+from tests.support.measuring import measured
 
 ROOT = Path(__file__).parents[2]
 TINY = {"data.image_size": 8, "model.resolution": 8, "model.patch": 8, "data.batch_size": 16}
 TONES = tuple(f"{tone} skin tone" for tone in ("light", "medium-light", "medium", "medium-dark", "dark"))
-
-
-def never() -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +41,8 @@ def embedded(run: build.Run, weights: Any, image: np.ndarray, captions: list[str
     return np.asarray(image), np.asarray(text)
 
 
-def test_recall_among_all_pairs_of_the_split(run: build.Run, weights: Any, tmp_path: Path) -> None:
-    found = Retrieval(batch_size=192).run("val", run, weights, tmp_path, 0, never)  # no divisor of 500
+def test_recall_among_all_pairs_of_the_split(run: build.Run, weights: Any) -> None:
+    found = measured(Retrieval(batch_size=192), "val", run, weights)  # no divisor of 500
     source: Any = data.open_source(run.config.data, "test")
     captions = [caption for (caption,) in source.source.captions(np.arange(500))]
     image, text = embedded(run, weights, source.read(np.arange(500))["image"], captions)
@@ -57,7 +54,7 @@ def test_recall_among_all_pairs_of_the_split(run: build.Run, weights: Any, tmp_p
     assert 0.0 < found["val_i2t_r10"] < 0.5
     cosine = np.maximum(100 * (image * text).sum(axis=1), 0)
     assert found["val_clip_score"] == pytest.approx(cosine.mean(), rel=1e-4)
-    again = Retrieval(batch_size=256).run("val", run, weights, tmp_path, 0, never)
+    again = measured(Retrieval(batch_size=256), "val", run, weights)
     assert again == pytest.approx(found, rel=1e-4, abs=0.0021)
 
 
@@ -74,7 +71,7 @@ def test_all_captions_of_an_image_count(tmp_path: Path) -> None:
     crops = {"data.train_transforms": ("center_crop(1)",), "data.text.vocab_size": 600}
     run = build.build(config.load(str(ROOT / "configs/openmoji_clip.py:ViT-F/8"), TINY | own | crops))
     params = jax.tree.map(lambda x: 3.0 * x, state.init(run).params)
-    found = Retrieval(batch_size=8).run("val", run, {"params": params, "collections": {}}, tmp_path, 0, never)
+    found = measured(Retrieval(batch_size=8), "val", run, {"params": params, "collections": {}})
     source: Any = data.open_source(run.config.data, "test")
     several = source.source.captions(np.arange(16))
     owner = np.repeat(np.arange(16), [len(texts) for texts in several])
@@ -91,11 +88,11 @@ def test_all_captions_of_an_image_count(tmp_path: Path) -> None:
     assert found["val_clip_score"] == pytest.approx(cosine.mean(), rel=1e-4)
 
 
-def test_zero_shot_takes_the_nearest_mean_of_templates(run: build.Run, weights: Any, tmp_path: Path) -> None:
+def test_zero_shot_takes_the_nearest_mean_of_templates(run: build.Run, weights: Any) -> None:
     templates = ("{}", "a person with {}", "waving hand {}")
     one = ZeroShot(data={"name": "openmoji_tones"}, classes=TONES, templates=templates, batch_size=96)
     one.check("tones", run)
-    found = one.run("tones", run, weights, tmp_path, 0, never)
+    found = measured(one, "tones", run, weights)
     source = data.open_source(data.Data(name="openmoji_tones", image_size=8), "test")
     image, label = source.read(np.arange(len(source))).values()
     directions = []
@@ -109,9 +106,7 @@ def test_zero_shot_takes_the_nearest_mean_of_templates(run: build.Run, weights: 
         np.mean((images @ towards.T).argmax(axis=1) == label), abs=0.007
     )
     assert found["tones_top5"] == 1.0  # of five classes
-    plain = ZeroShot(data={"name": "openmoji_tones"}, classes=TONES).run(
-        "t", run, weights, tmp_path, 0, never
-    )
+    plain = measured(ZeroShot(data={"name": "openmoji_tones"}, classes=TONES), "t", run, weights)
     assert set(plain) == {"t_top1", "t_top5"}
 
 

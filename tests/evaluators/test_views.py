@@ -12,6 +12,7 @@ from scaling.errors import UserError
 from scaling.evaluators.views import Views, accuracies
 from scaling.run import build, state
 from scaling.training import config
+from tests.support.measuring import measured
 
 ROOT = Path(__file__).parents[2]
 VIDEO = str(ROOT / "configs/mnist_vivit.py:joint")
@@ -55,7 +56,7 @@ def test_views_are_averaged_by_example(devices: int, average: str, tmp_path: Pat
     run = build.build(config.load(VIDEO, overrides), jax.devices()[:devices])
     weights, views = weights_of(run), evaluators.make(run.config.evaluators)["val"]
     views.check("val", run)
-    found = views.run("val", run, weights, tmp_path, 0, lambda: None)
+    found = measured(views, "val", run, weights)
     source = data.open_views(run.config.data, "test", 2, 3)
     columns = source.read(np.arange(len(source)))
     x = np.stack(columns["image"]).astype(np.float32) / 127.5 - 1
@@ -68,8 +69,8 @@ def test_views_are_averaged_by_example(devices: int, average: str, tmp_path: Pat
 
 def test_moving_digits_are_scored_by_item_and_motion(tmp_path: Path) -> None:
     run = build.build(config.load(VIDEO, SMALL))
-    found = Views(num_clips=1, num_crops=1, batch_size=96).run(  # 1,000 clips: the last batch is padded
-        "val", run, weights_of(run), tmp_path, 0, lambda: None
+    found = measured(  # 1,000 clips: the last batch is padded
+        Views(num_clips=1, num_crops=1, batch_size=96), "val", run, weights_of(run)
     )
     assert set(found) == {"val_top1", "val_top5", "val_item", "val_motion"}
     assert all(round(1000 * value, 6) % 1 == 0 for value in found.values())  # thousandths: each clip once

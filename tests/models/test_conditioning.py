@@ -21,11 +21,11 @@ def test_a_class_is_the_condition_of_a_model_that_says_nothing_else() -> None:
     conditioning = conditioning_of(dit.make("A/14", num_classes=7))
     assert conditioning == ClassLabel(7)
     labels = jnp.asarray([3, 0], jnp.int32)
-    assert conditioning.of({"label": labels, "image": jnp.zeros((2, 4, 4, 1))}) is labels
+    assert conditioning.of({"label": labels, "image": jnp.zeros((2, 4, 4, 1))}, {}) is labels
     null = conditioning.null(labels)
     assert null.tolist() == [7, 7] and null.dtype == labels.dtype
     with pytest.raises(UserError, match=r"^data: have no labels, and the model is conditioned on a class"):
-        conditioning.of({"image": labels})
+        conditioning.of({"image": labels}, {})
 
 
 def test_examples_are_dropped_whole() -> None:

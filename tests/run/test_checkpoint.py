@@ -19,7 +19,8 @@ import pytest
 from scaling.data.sources import arrays
 from scaling.errors import UserError
 from scaling.run import build, state
-from scaling.run.checkpoint import LEFT_OUT, Checkpoints
+from scaling.run.checkpoint import Checkpoints
+from scaling.run.checkpoint_reading import LEFT_OUT
 from scaling.run.folder import RunFolder, read_events
 from scaling.run.restore import restore_run
 from scaling.training import config, loop

@@ -18,7 +18,7 @@ VARIANTS: tuple[variants.Variant, ...] = (("tiny", {}),)
 class Words:
     """The tokens of a caption and which of them are words; the null condition has no word."""
 
-    def of(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def of(self, batch: Mapping[str, jax.Array], helpers: Mapping[str, Any]) -> dict[str, jax.Array]:
         return {"tokens": batch["text"], "mask": batch["text_mask"]}
 
     def null(self, condition: Any) -> Any:

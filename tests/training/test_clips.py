@@ -17,6 +17,7 @@ from scaling.objectives.base import Extras
 from scaling.objectives.diffusion import Diffusion
 from scaling.run import build, restore
 from scaling.run.folder import read_events
+from scaling.run.helpers import RunHelpers
 from scaling.training import config, encode, evaluate, import_weights, loop
 from tests.support import clip_denoiser
 
@@ -97,8 +98,9 @@ def test_latents_of_clips_are_those_of_their_frames(tmp_path: Path) -> None:
     (grid,) = (tmp_path / "run/samples").iterdir()
     assert frames_of(grid) == (4, (2 + 3 * 10, 2 + 2 * 10))
     run = restore.restore_run(tmp_path / "run").run
-    decoder, z = autoencoder.decoder(run), jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 3))
-    assert decoder.shape == (4, 8, 8, 3)
+    helpers, z = RunHelpers(run).all(), jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 3))
+    assert autoencoder.decoded_shape(run) == (4, 8, 8, 3) and run.info.latents is not None
     apply = jax.jit(lambda z: vae.run.model.apply({"params": vae.weights["params"]}, z, method="decode"))
-    each = jnp.stack([apply(z[:, i] / decoder.scale) for i in range(4)], axis=1)
-    np.testing.assert_allclose(jax.jit(decoder)(decoder.params, z), each, rtol=1e-3, atol=1e-4)
+    each = jnp.stack([apply(z[:, i] / run.info.latents.scale) for i in range(4)], axis=1)
+    found = jax.jit(lambda helpers, z: autoencoder.decode(run, helpers, z))(helpers, z)
+    np.testing.assert_allclose(found, each, rtol=1e-3, atol=1e-4)

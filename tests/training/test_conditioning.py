@@ -18,7 +18,7 @@ from scaling import models
 from scaling.convert import stablehlo
 from scaling.data import open_source
 from scaling.errors import UserError
-from scaling.evaluators.generate import generate
+from scaling.evaluators.generate import make_generator
 from scaling.plan.compile import PROGRAMS
 from scaling.run import build, restore
 from scaling.run.folder import read_events
@@ -66,7 +66,7 @@ def test_it_is_guided_away_from_no_caption(folder: Path) -> None:
 
     def first_of(scale: float) -> Any:
         options = Sampling("euler", steps=1, guidance_scale=scale, condition_split="test")
-        return next(generate(run, trained.weights, options, 8, 8))
+        return next(make_generator(run, options, 8, {})(trained.weights, 8))
 
     plain, guided = first_of(1.0), first_of(3.0)
     key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(8))
@@ -97,7 +97,8 @@ def test_it_is_exported_with_its_condition(folder: Path, tmp_path: Path) -> None
         "condition": {"mask": "bool [batch, 12]", "tokens": "int32 [batch, 12]"},
     }
     trained = restore.restore_run(folder)
-    generated = next(generate(trained.run, trained.weights, trained.run.config.sampling, 8, 8))
+    generate = make_generator(trained.run, trained.run.config.sampling, 8, {})
+    generated = next(generate(trained.weights, 8))
     function = export.deserialize(bytearray((tmp_path / "out/function.bin").read_bytes()))
     condition = jax.tree.map(np.asarray, generated.condition)
     images = np.asarray(function.call(np.arange(8, dtype=np.int32), condition))

@@ -21,8 +21,10 @@ from scaling.evaluators import Frechet, Grid, autoencoder
 from scaling.models import vae
 from scaling.run import build, restore
 from scaling.run.folder import read_events
+from scaling.run.helpers import RunHelpers
 from scaling.sampling import to_uint8
 from scaling.training import config, encode, evaluate, import_weights, loop
+from tests.support.measuring import prepared
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/support/tiny_vae.py")
@@ -271,15 +273,19 @@ def test_the_distance_is_to_the_images_that_were_encoded(folder: Path, tmp_path:
 def test_samples_are_latents_over_their_scale_decoded(generator: Path, folder: Path, vae_run: Path) -> None:
     run = restore.restore_run(generator).run
     assert run.batch(2)["image"] == jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
-    decoder = autoencoder.decoder(run)
-    assert decoder.shape == (8, 8, 1)
+    assert autoencoder.decoded_shape(run) == (8, 8, 1)
+    helpers = RunHelpers(run).all()
+
+    def decoded(z: jax.Array, tile: int | None = None) -> jax.Array:
+        return jax.jit(lambda helpers, z: autoencoder.decode(run, helpers, z, tile))(helpers, z)
+
     trained = restore.restore_run(vae_run)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
     decode = jax.jit(lambda p, z: trained.run.model.apply({"params": p}, z, method="decode"))
     expected = decode(trained.weights["params"], z)
-    found = jax.jit(decoder)(decoder.params, z * read(folder).scale)
+    found = decoded(z * read(folder).scale)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    tiled = jax.jit(functools.partial(decoder, tile=3))(decoder.params, z * read(folder).scale)
+    tiled = decoded(z * read(folder).scale, tile=3)
     by_tiles = jax.jit(
         lambda z: vae.tiled_decode(functools.partial(decode, trained.weights["params"]), z, 3, 0)
     )
@@ -334,7 +340,7 @@ def test_an_autoencoder_that_has_changed_decodes_nothing(
     (tmp_path / "latents" / MANIFEST).write_text(json.dumps({**described, "weights": "0" * 16}))
     run = build.build(config.load(tiny["dit"], latent(tmp_path / "latents")))
     with pytest.raises(UserError, match=r"its autoencoder .* has changed since; encode again"):
-        Grid(sampling=run.config.sampling).check("grid", run)
+        prepared(Grid(sampling=run.config.sampling), "grid", run)
 
 
 @pytest.mark.slow
