@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling.models import attention, convolutions, matmuls, placement
+from scaling.models.execution import EXECUTION, Execution
 from scaling.parallel import attention_kernels
 from scaling.parallel.sharding import ACTIVATION_AXES, path_of, spec
 
@@ -32,12 +32,15 @@ def trace_on_mesh(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[...
     kernel where there is one for it.
     """
     device = mesh.devices.flat[0]
+    execution = Execution(
+        gather=functools.partial(_gather_layer, mesh) if mesh.shape["fsdp"] > 1 else None,
+        attention=attention_kernels.attention(device),
+        row_major=device.platform == "cpu",
+        unrolled=device.platform == "cpu",
+    )
 
     def with_context(*args: Any) -> R:
-        placement.WEIGHTS.set(functools.partial(_gather_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
-        matmuls.ROW_MAJOR.set(device.platform == "cpu")
-        convolutions.UNROLLED.set(device.platform == "cpu")
-        attention.FUSED.set(attention_kernels.attention(device))
+        EXECUTION.set(execution)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATION_AXES):
             return fn(*args)
 
