@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.clip_resnet import STRIDE, ModifiedResNet, learned_positions
 from scaling.models.layers import (
     Remat,
@@ -273,9 +274,6 @@ def from_vit(
     return {**params, "image": {**params["image"], **tower}}
 
 
-MODULE = CLIP
-
-
 def make(variant: str, **options: Any) -> CLIP:
     """Returns the CLIP that `variant` names, e.g. "ViT-B/32" or "RN50"; `options` override its fields.
 
@@ -316,3 +314,14 @@ def _parse(variant: str) -> tuple[CLIPSize, int | None]:
         return SIZES[name], int(patch)
     resnets, vits = (", ".join(size for size in SIZES if size.startswith(kind)) for kind in ("RN", "ViT"))
     raise UserError(f"model.variant={variant!r}: must be {resnets}, or one of {vits} and /PATCH")
+
+
+FAMILY = Family(
+    module=CLIP,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+    resized=resized,
+    from_vit=from_vit,
+)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.layers import (
     XAVIER,
     Attention,
@@ -219,9 +220,6 @@ class DiT(nn.Module):
         return unpatchify(x, grid, self.patch).astype(jnp.float32)  # [B, H, W, C or 2C]
 
 
-MODULE = DiT
-
-
 def make(variant: str, **options: Any) -> DiT:
     """Returns the DiT that `variant` names, e.g. "XL/2"; `options` override its fields.
 
@@ -240,3 +238,12 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
         "t": jax.ShapeDtypeStruct((1,), jnp.float32),
         "y": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
+
+
+FAMILY = Family(
+    module=DiT,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.convolutions import BatchNorm, Stage, convolution
 from scaling.models.layers import Remat, uniform
 from scaling.models.placement import constrain
@@ -144,9 +145,6 @@ class ResNet(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="head")(x)
 
 
-MODULE = ResNet
-
-
 def make(variant: str, **options: Any) -> ResNet:
     """Returns the ResNet that `variant` names, e.g. "50"; `options` override its fields.
 
@@ -167,3 +165,12 @@ def _size(variant: str) -> dict[str, Any]:
     if variant not in SIZES:
         raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]
+
+
+FAMILY = Family(
+    module=ResNet,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+)

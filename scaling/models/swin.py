@@ -17,6 +17,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.attention import dot_product_attention
+from scaling.models.base import Family
 from scaling.models.layers import (
     XAVIER,
     Attention,
@@ -349,9 +350,6 @@ class Swin(nn.Module):
             )
 
 
-MODULE = Swin
-
-
 def make(variant: str, **options: Any) -> Swin:
     """Returns the Swin that `variant` names, e.g. "T"; `options` override its fields.
 
@@ -387,3 +385,13 @@ def _size(variant: str) -> dict[str, Any]:
     if variant not in SIZES:
         raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]
+
+
+FAMILY = Family(
+    module=Swin,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+    resized=resized,
+)

@@ -17,6 +17,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.attention import bias_of
+from scaling.models.base import Family
 from scaling.models.layers import Attention, Embed, Kernels, Mlp, Remat, stack
 from scaling.models.placement import constrain
 
@@ -159,9 +160,6 @@ class T5Encoder(nn.Module):
             raise UserError(f"max_distance={self.max_distance}: must be greater than {self.buckets // 4}")
 
 
-MODULE = T5Encoder
-
-
 def make(variant: str, **options: Any) -> T5Encoder:
     """Returns the encoder that `variant` names, e.g. "XXL"; `options` override its fields.
 
@@ -184,3 +182,12 @@ def _size(variant: str) -> T5Size:
     if variant not in SIZES:
         raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]
+
+
+FAMILY = Family(
+    module=T5Encoder,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.layers import (
     Attention,
     Dense,
@@ -186,9 +187,6 @@ def from_vit(
     }
 
 
-MODULE = TimeSformer
-
-
 def make(variant: str, **options: Any) -> TimeSformer:
     """Returns the TimeSformer that `variant` names, "B/16"; `options` override its fields.
 
@@ -224,3 +222,14 @@ def resized(
         params["temporal_positions"] = resize_grid(table, (old.frames, 1, 1), (new.frames, 1, 1))
         messages.append(said_resized("temporal_positions", [old.frames], [new.frames], "frames"))
     return {**variables, "params": params}, messages
+
+
+FAMILY = Family(
+    module=TimeSformer,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+    resized=resized,
+    from_vit=from_vit,
+)

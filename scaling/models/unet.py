@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.convolutions import group_norm, upsample
 from scaling.models.layers import REMAT, Embed, Remat
 from scaling.models.placement import constrain
@@ -177,9 +178,6 @@ class UNet(nn.Module):
         return conv(outputs, init=zeros, name="output")(x).astype(jnp.float32)  # [B, H, W, C or 2C]
 
 
-MODULE = UNet
-
-
 def _size(variant: str) -> UNetSize:
     if variant not in SIZES:
         raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
@@ -209,3 +207,12 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     if make(variant, **options).upsampler:
         shapes["low"] = jax.ShapeDtypeStruct((1, height // 4, width // 4, channels), jnp.float32)
     return shapes
+
+
+FAMILY = Family(
+    module=UNet,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+)

@@ -18,6 +18,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.convolutions import convolution, group_norm, upsample
 from scaling.models.layers import REMAT, Attention, fan_in_uniform
 from scaling.models.placement import constrain
@@ -301,9 +302,6 @@ def _tile_axis(size: int, tile: int, overlap: int, factor: int) -> tuple[np.ndar
     return starts, np.stack([window / total[span] for span in spans]).astype(np.float32)
 
 
-MODULE = VAE
-
-
 def make(variant: str, **options: Any) -> VAE:
     """Returns the autoencoder that `variant` names, e.g. "SD"; `options` override its fields.
 
@@ -325,3 +323,12 @@ def _size(variant: str) -> VAESize:
     if variant not in SIZES:
         raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]
+
+
+FAMILY = Family(
+    module=VAE,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+)

@@ -17,6 +17,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.attention import bias_of
+from scaling.models.base import Family
 from scaling.models.layers import (
     ACTIVATION_FUNCTIONS,
     Dense,
@@ -292,9 +293,6 @@ class ViLT(nn.Module):
             raise UserError(f"tasks={tasks}: must have mpp where patches are hidden")
 
 
-MODULE = ViLT
-
-
 def make(variant: str, **options: Any) -> ViLT:
     """Returns the ViLT that `variant` names, e.g. "B/32"; `options` override its fields.
 
@@ -342,3 +340,14 @@ def fit_heads(params: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str,
     if types is not None and len(types) == 2 and len(params["modality_embedding"]) == 3:
         fitted["modality_embedding"] = jnp.concatenate([types, types[1:]])
     return fitted
+
+
+FAMILY = Family(
+    module=ViLT,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+    resized=resized,
+    fit_heads=fit_heads,
+)

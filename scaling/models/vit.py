@@ -14,6 +14,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.layers import (
     Dense,
     EncoderBlock,
@@ -139,9 +140,6 @@ def check_fit(model: nn.Module, vit: ViT, vit_params: Mapping[str, Any]) -> None
         raise UserError("vit.positions: must be a learned table to start from")
 
 
-MODULE = ViT
-
-
 def make(variant: str, **options: Any) -> ViT:
     """Returns the ViT that `variant` names, e.g. "B/16"; `options` override its fields.
 
@@ -165,3 +163,13 @@ def resized(variables: Mapping[str, Any], old: ViT, new: ViT) -> tuple[dict[str,
     table, extra = jnp.asarray(variables["params"]["positions"]), 1 if old.pool == "token" else 0
     params = {**variables["params"], "positions": resize_positions(table, before, after, extra)}
     return {**variables, "params": params}, [said_resized("positions", before, after)]
+
+
+FAMILY = Family(
+    module=ViT,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+    resized=resized,
+)

@@ -17,6 +17,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.attention import dot_product_attention
+from scaling.models.base import Family
 from scaling.models.layers import (
     Attention,
     Dense,
@@ -303,9 +304,6 @@ def from_vit(
     return params
 
 
-MODULE = ViViT
-
-
 def make(variant: str, **options: Any) -> ViViT:
     """Returns the ViViT that `variant` names, e.g. "B/16x2"; `options` override its fields.
 
@@ -359,3 +357,14 @@ def parse(variant: str) -> tuple[TransformerSize, int, int]:
             f"model.variant={variant!r}: must be SIZE/PATCHxTUBELET with a SIZE of {', '.join(SIZES)}"
         )
     return SIZES[name], int(patch), int(tubelet)
+
+
+FAMILY = Family(
+    module=ViViT,
+    sizes=SIZES,
+    variants=VARIANTS,
+    make=make,
+    inputs=inputs,
+    resized=resized,
+    from_vit=from_vit,
+)

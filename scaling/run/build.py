@@ -136,7 +136,7 @@ def _model(config: Config, info: data.Info) -> Any:
     family, options = models.MODELS[config.model.name], dict(config.model.options)
     if not objectives.trains(config.objective.name):  # there are no data to fill its options from
         return models.make(config.model.name, config.model.variant, **options)
-    fields = {f.name for f in dataclasses.fields(family.MODULE)}
+    fields = {f.name for f in dataclasses.fields(family.module)}
     height, width = info.image_shape[-3:-1]
     from_data: dict[str, Any] = {"resolution": height if height == width else (height, width)}
     if len(info.image_shape) == 4:

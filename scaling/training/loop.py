@@ -173,7 +173,9 @@ def write_config(folder: RunFolder, run: build.Run, imported: Mapping[str, Any] 
         return
     imported = imported or (read_json(folder.path / "config.json") or {}).get("imported")
     model = run.model
-    shape = {k: getattr(model, k) for k in ("depth", "width", "heads", "patch") if hasattr(model, k)}
+    fields = {field.name for field in dataclasses.fields(model)}
+    sizes = [name for name in ("depth", "width", "heads", "patch") if name in fields]
+    shape: dict[str, Any] = {name: getattr(model, name) for name in sizes}
     description = {"config": run.config.raw, "version": scaling.__version__, "commit": _commit()}
     description |= {"cost": run_cost(run), "model": shape, "data": dataclasses.asdict(run.info)}
     description |= {"imported": imported} if imported else {}

@@ -29,7 +29,7 @@ def params_of(family: str, variant: str, **options: Any) -> dict[str, Any]:
     return {sharding.path_of(keys): leaf for keys, leaf in leaves}
 
 
-REGISTERED = [(f, v, o) for f, m in models.MODELS.items() for v, o in m.VARIANTS]
+REGISTERED = [(f, v, o) for f, m in models.MODELS.items() for v, o in m.variants]
 # Of each family the first of each kind ("ViT" and "RN"; "B", "XL"): their patches change no name.
 KINDS = {(f, re.split(r"[^A-Za-z]", v)[0], repr(o)): (f, v, o) for f, v, o in reversed(REGISTERED)}
 

@@ -207,7 +207,7 @@ HOLDERS: dict[Any, set[str]] = {
     Sampling: {"options", "sampling"},
     Preprocessing: {"preprocessing"},
     **{evaluator: {"evaluator"} for evaluator in EVALUATORS.values()},
-    **{family.MODULE: {"model"} for family in MODELS.values()},
+    **{family.module: {"model"} for family in MODELS.values()},
 }
 
 
@@ -237,7 +237,7 @@ def unread(classes: Iterable[Any], reads: set[tuple[Path, str, str]]) -> list[st
 
 def test_every_config_key_is_read_by_something() -> None:
     sections = [*run_config.SECTIONS.values(), *OBJECTIVES.values(), *EVALUATORS.values()]
-    models = [family.MODULE for family in MODELS.values()]
+    models = [family.module for family in MODELS.values()]
     flax_own = {f"{cls.__name__}.{name}" for cls in models for name in ("parent", "name")}
     whole = {f"Mesh.{axis}" for axis in AXES}  # read together, by dataclasses.asdict
     assert set(unread([*sections, *models], _reads())) - flax_own - whole == set()
