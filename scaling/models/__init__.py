@@ -1,5 +1,6 @@
 """Model families, from arrays to arrays: each is a `Family` in a file of its own."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import flax.linen as nn
 from scaling.errors import UserError
 from scaling.models import clip, dit, resnet, swin, t5, timesformer, unet, vae, vilt, vit, vivit
 from scaling.models.base import Family
+from scaling.models.roles import Role, find, merged
 
 MODELS: dict[str, Family[Any]] = {
     "resnet": resnet.FAMILY,
@@ -21,6 +23,7 @@ MODELS: dict[str, Family[Any]] = {
     "vae": vae.FAMILY,
     "t5": t5.FAMILY,
 }
+ROLES = merged(family.roles for family in MODELS.values())  # a name means the same in every family
 
 
 def make(name: str, variant: str, **options: Any) -> nn.Module:
@@ -51,3 +54,13 @@ def family(name: str) -> Family[Any]:
     if name not in MODELS:
         raise UserError(f"name={name!r}: no such family of models; there are {', '.join(MODELS)}")
     return MODELS[name]
+
+
+@functools.cache
+def role_of(path: str) -> Role:
+    """Returns the role of the parameter at `path`, such as "blocks/mlp/up/kernel", of any family.
+
+    Raises:
+        UserError: if a name on the path is not declared.
+    """
+    return find(ROLES, path)

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import flax.linen as nn
 import jax
 
+from scaling.models.roles import Part
 from scaling.models.variants import Variant
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,6 +30,7 @@ class Family(Generic[M]):
     module: type[M]
     sizes: Mapping[str, Any]  # sizes by name, as the paper's table gives them
     variants: tuple[Variant, ...]  # the registered variants, each with the options that tell it apart
+    roles: Part  # roles of the models' parameters
 
     # `make(variant, **options)` -> the model; options override its fields.
     make: Callable[..., M]

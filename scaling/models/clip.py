@@ -18,6 +18,7 @@ from scaling.models import variants
 from scaling.models.base import Family
 from scaling.models.clip_resnet import STRIDE, ModifiedResNet, learned_positions
 from scaling.models.layers import (
+    EncoderBlock,
     Remat,
     fan_in_uniform,
     layer_norm,
@@ -29,6 +30,7 @@ from scaling.models.layers import (
     said_resized,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import LINEAR, NORM, POSITIONS, SCALAR, TOKEN, Blocks, Part, merged
 from scaling.models.text import TextTransformer, end_of_text, normal, run_blocks
 from scaling.models.vit import ViT, check_fit
 
@@ -103,6 +105,18 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     unroll: bool = False
+
+    ROLES = Part(
+        {
+            "patch": LINEAR,
+            "token": TOKEN,
+            "positions": POSITIONS,
+            "norm_pre": NORM,
+            "blocks": EncoderBlock.ROLES.at(Blocks()),
+            "norm": NORM,
+            "projection": LINEAR,
+        }
+    )
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -320,6 +334,15 @@ FAMILY = Family(
     module=CLIP,
     sizes=SIZES,
     variants=VARIANTS,
+    roles=Part(
+        {
+            "image": merged([VisionTransformer.ROLES, ModifiedResNet.ROLES]),
+            "text": TextTransformer.ROLES,
+            "text_projection": LINEAR,
+            "logit_scale": SCALAR,
+            "logit_bias": SCALAR,
+        }
+    ),
     make=make,
     inputs=inputs,
     resized=resized,

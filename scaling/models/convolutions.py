@@ -14,9 +14,13 @@ import jax.numpy as jnp
 from scaling.models.execution import EXECUTION
 from scaling.models.layers import REMAT, Init, Remat
 from scaling.models.placement import layer
+from scaling.models.roles import VECTOR, Blocks, Part, Role
 
 lecun = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()
+
+
+CONVOLUTION = Part({"kernel": Role("matrix", ("row", "column", "in"), ("out",)), "bias": VECTOR})
 
 
 def _is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -123,6 +127,11 @@ class Stage(nn.Module):
     stride: int
     remat: Remat
     unroll: bool
+
+    @staticmethod
+    def roles(block: Part) -> Part:
+        """Returns the roles of a stage whose blocks have these."""
+        return Part({"first": block.at(Blocks(stacked=False)), "blocks": block.at(Blocks(first=1))})
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -33,6 +33,7 @@ from scaling.models.layers import (
     unpatchify,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import EMBED, LINEAR, NORM, VECTOR, Blocks, Part, Role, merged
 from scaling.models.variants import TransformerSize
 
 Block = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
@@ -62,11 +63,16 @@ class TimeEmbedding(nn.Module):
     shift: int = 0
     dtype: Any = jnp.float32
 
+    ROLES = Part({"up": LINEAR, "down": LINEAR})
+
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         t = sincos_embedding(t, 256, self.shift)  # [B, 256]
         t = Dense(self.width, kernel_init=normal, dtype=self.dtype, name="up")(t)  # [B, D]
         return Dense(self.width, kernel_init=normal, dtype=self.dtype, name="down")(nn.silu(t))  # [B, D]
+
+
+MODULATION = Part({"kernel": Role("matrix", ("in",), ("modulation",)), "bias": VECTOR})
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -87,6 +93,8 @@ class AdaLNBlock(nn.Module):
     qk_norm: bool = False
     mlp_epsilon: float = 1e-6
     dtype: Any = jnp.float32
+
+    ROLES = Part({"modulation": MODULATION, "attention": Attention.ROLES, "mlp": Mlp.ROLES})
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
@@ -121,6 +129,10 @@ class CrossAttentionBlock(nn.Module):
     qk_norm: bool = False
     dtype: Any = jnp.float32
 
+    ROLES = Part(
+        {**EncoderBlock.ROLES.names, "norm_cross_attention": NORM, "cross_attention": Attention.ROLES}
+    )
+
     @nn.compact
     def __call__(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
         attention = functools.partial(Attention, self.heads, self.qk_norm, dtype=self.dtype)
@@ -143,6 +155,8 @@ class FinalLayer(nn.Module):
     features: int
     adaln: bool = True
     dtype: Any = jnp.float32
+
+    ROLES = Part({"norm": NORM, "modulation": MODULATION, "linear": LINEAR})
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
@@ -244,6 +258,15 @@ FAMILY = Family(
     module=DiT,
     sizes=SIZES,
     variants=VARIANTS,
+    roles=Part(
+        {
+            "patch": LINEAR.at("before"),
+            "time": TimeEmbedding.ROLES,
+            "label": EMBED,
+            "blocks": merged([EncoderBlock.ROLES, CrossAttentionBlock.ROLES, AdaLNBlock.ROLES]).at(Blocks()),
+            "final": FinalLayer.ROLES,
+        }
+    ),
     make=make,
     inputs=inputs,
 )

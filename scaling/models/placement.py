@@ -51,7 +51,11 @@ def layer(
     gather = EXECUTION.get().gather
     if gather is not None and not block.is_initializing():
         path, dtype = "/".join(block.path), getattr(block, "dtype", jnp.float32)
-        step = nn.map_variables(step, "params", trans_in_fn=lambda tree: gather(tree, path, depth, dtype))
+
+        def gathered(collections: dict[str, Any]) -> dict[str, Any]:
+            return {name: gather(tree, path, depth, dtype) for name, tree in collections.items()}
+
+        step = nn.map_variables(step, "params", trans_in_fn=gathered)
         policy = policy or _keep_all_but_weights
     if policy is None:
         return step

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.base import Family
-from scaling.models.convolutions import BatchNorm, Stage, convolution
+from scaling.models.convolutions import CONVOLUTION, BatchNorm, Stage, convolution
 from scaling.models.layers import Remat, uniform
 from scaling.models.placement import constrain
+from scaling.models.roles import LINEAR, NORM, Part
 
 SIZES: dict[str, dict[str, Any]] = {  # table 1 of the paper
     "18": {"depths": (2, 2, 2, 2), "bottleneck": False},
@@ -54,6 +55,8 @@ class Block(nn.Module):
     stride: int = 1
     bottleneck: bool = True
     dtype: Any = jnp.float32
+
+    ROLES = Part({"conv#": CONVOLUTION, "norm#": NORM, "shortcut": CONVOLUTION, "norm_shortcut": NORM})
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -171,6 +174,14 @@ FAMILY = Family(
     module=ResNet,
     sizes=SIZES,
     variants=VARIANTS,
+    roles=Part(
+        {
+            "stem": CONVOLUTION.at("before"),
+            "norm_stem": NORM.at("before"),
+            "stage#": Stage.roles(Block.ROLES),
+            "head": LINEAR.at("after"),
+        }
+    ),
     make=make,
     inputs=inputs,
 )

@@ -20,6 +20,7 @@ from scaling.models.attention import bias_of
 from scaling.models.base import Family
 from scaling.models.layers import Attention, Embed, Kernels, Mlp, Remat, stack
 from scaling.models.placement import constrain
+from scaling.models.roles import EMBED, NORM, RELATIVE_BIAS, Blocks, Part
 
 normal = nn.initializers.normal
 
@@ -78,6 +79,8 @@ class Block(nn.Module):
     mlp_width: int
     epsilon: float = 1e-6
     dtype: Any = jnp.float32
+
+    ROLES = Part({"norm_attention": NORM, "attention": Attention.ROLES, "norm_mlp": NORM, "mlp": Mlp.ROLES})
 
     @nn.compact
     def __call__(self, x: jax.Array, positions: jax.Array, padding: jax.Array) -> jax.Array:
@@ -188,6 +191,14 @@ FAMILY = Family(
     module=T5Encoder,
     sizes=SIZES,
     variants=VARIANTS,
+    roles=Part(
+        {
+            "tokens": EMBED,
+            "relative_bias": RELATIVE_BIAS,
+            "blocks": Block.ROLES.at(Blocks()),
+            "norm": NORM.at("after"),
+        }
+    ),
     make=make,
     inputs=inputs,
 )

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.base import Family
-from scaling.models.convolutions import group_norm, upsample
+from scaling.models.convolutions import CONVOLUTION, group_norm, upsample
 from scaling.models.layers import REMAT, Embed, Remat
 from scaling.models.placement import constrain
+from scaling.models.roles import EMBED, NORM, Part, merged
 from scaling.models.unet_blocks import Block, Kind, TimeEmbedding, convolution, zeros
 
 
@@ -209,10 +210,26 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return shapes
 
 
+# ADM resamples in a residual block, LDM with a convolution.
+SAMPLE = merged([CONVOLUTION, Block.ROLES])
 FAMILY = Family(
     module=UNet,
     sizes=SIZES,
     variants=VARIANTS,
+    roles=Part(
+        {
+            "input": CONVOLUTION,
+            "time": TimeEmbedding.ROLES,
+            "label": EMBED,
+            "down_#_block_#": Block.ROLES,
+            "down_#_sample": SAMPLE,
+            "middle_block_#": Block.ROLES,
+            "up_#_block_#": Block.ROLES,
+            "up_#_sample": SAMPLE,
+            "norm": NORM.at("after"),
+            "output": CONVOLUTION,
+        }
+    ),
     make=make,
     inputs=inputs,
 )

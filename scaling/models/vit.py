@@ -32,6 +32,7 @@ from scaling.models.layers import (
     stack,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import LINEAR, NORM, POSITIONS, TOKEN, Blocks, Part
 from scaling.models.variants import TransformerSize, side_lengths
 
 IMAGE = (224, 224, 3)
@@ -169,6 +170,16 @@ FAMILY = Family(
     module=ViT,
     sizes=SIZES,
     variants=VARIANTS,
+    roles=Part(
+        {
+            "patch": LINEAR.at("before"),
+            "token": TOKEN.at("before"),
+            "positions": POSITIONS.at("before"),
+            "blocks": EncoderBlock.ROLES.at(Blocks()),
+            "norm": NORM.at("after"),
+            "head": LINEAR.at("after"),
+        }
+    ),
     make=make,
     inputs=inputs,
     resized=resized,

@@ -32,6 +32,7 @@ from scaling.models.layers import (
     stack,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import LINEAR, NORM, POSITIONS, TOKEN, Blocks, Part
 from scaling.models.variants import TransformerSize, side_lengths
 from scaling.models.video import (
     Grid,
@@ -86,6 +87,8 @@ class FactorisedSelfAttentionBlock(nn.Module):
     activation: str = "gelu_tanh"
     epsilon: float = 1e-6
     dtype: Any = jnp.float32
+
+    ROLES = Part({**EncoderBlock.ROLES.names, "norm_temporal": NORM, "temporal_attention": Attention.ROLES})
 
     @nn.compact
     def __call__(self, x: jax.Array, *, drop: jax.Array | None = None) -> jax.Array:
@@ -363,6 +366,20 @@ FAMILY = Family(
     module=ViViT,
     sizes=SIZES,
     variants=VARIANTS,
+    roles=Part(
+        {
+            "patch": LINEAR.at("before"),
+            "token": TOKEN.at("before"),
+            "positions": POSITIONS.at("before"),
+            "blocks": FactorisedSelfAttentionBlock.ROLES.at(Blocks()),
+            "norm": NORM.at("after"),
+            "temporal_token": TOKEN,
+            "temporal_positions": POSITIONS,
+            "temporal_blocks": EncoderBlock.ROLES.at(Blocks()),
+            "temporal_norm": NORM,
+            "head": LINEAR.at("after"),
+        }
+    ),
     make=make,
     inputs=inputs,
     resized=resized,

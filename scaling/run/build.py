@@ -115,7 +115,7 @@ def build(config: Config, devices: list[jax.Device] | None = None, info: data.In
     run = Run(config, mesh, info, objective)
     shapes = run.variable_shapes  # raises if model and data do not fit
     if config.optimizer.layer_decay != 1.0:
-        layer_decay.check(shapes["params"])
+        layer_decay.multiples(shapes["params"], config.optimizer.layer_decay)
     run.steps_of(config.optimizer.warmup, "optimizer.warmup")
     return run
 

@@ -75,16 +75,17 @@ def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequenc
         options, total - warmup, [milestone - warmup for milestone in milestones]
     )
     schedule = optax.join_schedules([warmup_schedule, main_schedule], [warmup])
-    l2, layered = options.weight_decay_mode == "l2", options.layer_decay != 1.0
+    l2 = options.weight_decay_mode == "l2"
 
     def update(
         grads: Any, opt_state: Any, params: Any, step: jax.Array, traced_hparams: Mapping[str, jax.Array]
     ) -> tuple[Any, Any, jax.Array]:
-        def move(keys: tuple[Any, ...], param: jax.Array, direction: jax.Array) -> jax.Array:
+        def move(
+            keys: tuple[Any, ...], param: jax.Array, direction: jax.Array, layer_rate: jax.Array
+        ) -> jax.Array:
             multiple, decay, frozen = rule_of(path_of(keys), options)
             if frozen:
                 return param
-            layer_rate = rate * layer_decay.multiple(keys, params, options.layer_decay) if layered else rate
             if l2:  # the direction has the decay already
                 return param - layer_rate * multiple * direction
             weight = traced_hparams["weight_decay"] if decay is None else decay
@@ -100,7 +101,10 @@ def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequenc
             directions, opt_state = tx.update(
                 grads, opt_state, params, weight_decay=traced_hparams["weight_decay"]
             )
-            params = jax.tree_util.tree_map_with_path(move, params, directions)
+            rates = jax.tree.map(lambda _: rate, params)
+            if options.layer_decay != 1.0:
+                rates = jax.tree.map(lambda m: rate * m, layer_decay.multiples(params, options.layer_decay))
+            params = jax.tree_util.tree_map_with_path(move, params, directions, rates)
         return params, opt_state, norm
 
     return update

@@ -128,7 +128,8 @@ def test_every_parameter_has_the_rate_of_its_layer(family: str) -> None:
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     last = max(layer for layers in expected.values() for layer in layers)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    found = {sharding.path_of(keys): layer_decay.multiple(keys, params, 0.5) for keys, _ in leaves}
+    multiples = jax.tree_util.tree_leaves_with_path(layer_decay.multiples(params, 0.5))
+    found = {sharding.path_of(keys): multiple for keys, multiple in multiples}
     for path, layers in expected.items():
         wanted = 0.5 ** (last - np.array(layers, np.float32))
         np.testing.assert_array_equal(found[path].ravel(), wanted, err_msg=path)
@@ -141,10 +142,9 @@ def test_every_parameter_has_the_rate_of_its_layer(family: str) -> None:
 
 
 def test_a_family_without_such_layers_is_named() -> None:
-    params = {"blocks": {"kernel": jnp.zeros((2, 3))}, "timestep": {"kernel": jnp.zeros((2, 3))}}
-    keys = jax.tree_util.tree_leaves_with_path(params)[1][0]
-    with pytest.raises(UserError, match=r"^optimizer\.layer_decay: knows .* not that of timestep/kernel;"):
-        layer_decay.multiple(keys, params, 0.5)
+    params = {"patch": {"kernel": jnp.zeros((2, 3))}, "time": {"up": {"kernel": jnp.zeros((2, 3))}}}
+    with pytest.raises(UserError, match=r"^optimizer\.layer_decay: knows .* not that of time/up/kernel;"):
+        layer_decay.multiples(params, 0.5)
 
 
 FINE_TUNING = [

@@ -12,8 +12,9 @@ from scaling.convert import layouts
 from scaling.convert.converter import Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
-from scaling.models.swin import Swin, relative_index, shift_mask
+from scaling.models.swin import Swin
 from scaling.models.variants import side_lengths
+from scaling.models.windows import relative_index, shift_mask
 from scaling.preprocessing import IMAGENET
 
 IGNORED = (r"\.relative_position_index$", r"\.attn_mask$")  # computed from the window and the resolution
