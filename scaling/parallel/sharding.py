@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from optax.tree_utils import tree_map_params
@@ -131,9 +132,18 @@ def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
 def optimizer_shardings(tx: Any, opt_state: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
     """Returns the shardings of the optimiser's state: those of its parameters; counters are replicated."""
     everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def of_param(x: Any, sharding: Any) -> Any:
+        return x if _is_masked(x) else sharding
+
     return tree_map_params(
-        tx, lambda _, s: s, opt_state, shardings, transform_non_params=lambda _: everywhere
+        tx, of_param, opt_state, shardings, transform_non_params=lambda _: everywhere, is_leaf=_is_masked
     )
+
+
+def _is_masked(x: Any) -> bool:
+    """Returns whether x stands in an optimiser's state for a parameter that another optimiser updates."""
+    return isinstance(x, optax.MaskedNode)
 
 
 def replicated(tree: Any, mesh: jax.sharding.Mesh) -> Any:

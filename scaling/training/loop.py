@@ -23,7 +23,7 @@ from scaling.evaluators.base import measured, require_tokenizer
 from scaling.files import read_json, write_json
 from scaling.overrides import flat, tupled
 from scaling.parallel import distributed, sharding
-from scaling.run import build, state
+from scaling.run import build, optimizer, state
 from scaling.run import config as run_config
 from scaling.run.checkpoint import Checkpoints, Misfit
 from scaling.run.cost import run_cost
@@ -159,6 +159,7 @@ def _require_same_tokens(path: Path, run: build.Run) -> None:
 def _prepare(run: build.Run) -> None:
     """Checks the evaluators, and first trains the classifiers that they measure with, unless they exist."""
     run.batch_sharding()  # raises for a batch that the mesh does not divide
+    optimizer.check_rules(run.config.optimizer, run.variable_shapes["params"])
     for name, evaluator in evaluators.make(run.config.evaluators).items():
         for source, folder in evaluator.needs():
             done = (read_json(Path(folder) / "status.json") or {}).get("status") == "done"

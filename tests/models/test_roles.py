@@ -14,7 +14,7 @@ from scaling.models.execution import EXECUTION, Execution
 from scaling.models.layers import EncoderBlock, stack
 from scaling.models.roles import LINEAR, NORM, Blocks, Part, Role, find, merged
 from scaling.parallel import sharding
-from tests.support.parity import named
+from tests.support.running import named
 
 REGISTERED = [(f, v, o) for f, m in models.MODELS.items() for v, o in m.variants]
 # Of each family the last of each kind ("ViT" and "RN", "ADM" and "LDM"): sizes and patches change no name.

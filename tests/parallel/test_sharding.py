@@ -65,7 +65,7 @@ def test_what_no_axis_divides_is_listed(tiny: Tiny) -> None:
 
 
 def test_a_frozen_parameter_stays_and_the_rest_moves(tiny: Tiny) -> None:
-    rules = "optimizer.rules=(('^blocks', 1.0, None, True), ('^patch', 0.0, 0.0, False))"
+    rules = "optimizer.param_rules=[{'match': '^blocks', 'frozen': True}, {'match': '^patch', 'lr_scale': 0}]"
     run = build.build(config.load(tiny["vit"], [rules, "optimizer.weight_decay=0.1"]))
     before = jax.tree.map(np.asarray, state.init(run).params)
     after, _ = state.make_step(run)(state.init(run), batch_of(run, 0), state.traced_hparams(run))
@@ -86,7 +86,12 @@ def test_adamw_is_optax_adamw(tiny: Tiny) -> None:
     from scaling.run import optimizer
 
     options = Optimizer(
-        learning_rate=0.1, weight_decay=0.3, grad_clip_norm=0.5, schedule="cosine", warmup="2 steps", rules=()
+        learning_rate=0.1,
+        weight_decay=0.3,
+        grad_clip_norm=0.5,
+        schedule="cosine",
+        warmup="2 steps",
+        param_rules=(),
     )
     update = optimizer.make_update(options, 2, 5)
     with jax.numpy_dtype_promotion("standard"):
