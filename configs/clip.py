@@ -48,7 +48,7 @@ def get_config(variant: str = "ViT-B/32") -> ConfigDict:
                 b2=0.98 if variant.startswith("ViT") else 0.999,
                 eps=1e-6 if variant.startswith("ViT") else 1e-8,
                 weight_decay=0.2,
-                rules=(("(bias|scale)$", 1.0, 0.0, False),),
+                param_rules=(dict(match="(bias|scale)$", weight_decay=0.0),),
                 schedule="cosine",
                 warmup="2000 steps",
             ),

@@ -10,7 +10,7 @@ of a linear classifier on the same images' embeddings.
 To lock the image tower (Zhai et al. 2022, arXiv:2111.07991) at the weights of another run of CLIP, give
 
     --config.train.init_from=RUN --config.train.init_only=^image/
-    "--config.optimizer.rules=(('^image/',1.0,0.0,True),)"
+    "--config.optimizer.param_rules=[{'match': '^image/', 'frozen': True}]"
 
 For the weights of a ViT that was trained or imported, leave out init_only, write '^image/(?!projection)' in
 the rule, and add

@@ -29,7 +29,7 @@ def get_config(variant: str = "50") -> ConfigDict:
             preprocessing=dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
             optimizer=dict(
                 name="sgd", learning_rate=0.1, schedule="step", lr_milestones=("30 epochs", "60 epochs"),
-                weight_decay=1e-4, weight_decay_mode="l2", rules=(),  # of norms and biases, too
+                weight_decay=1e-4, weight_decay_mode="l2", param_rules=(),  # of norms and biases, too
             ),
             train=dict(duration="90 epochs", log_every=100),
             evaluators=dict(val=dict(name="metrics", split="validation", every="5 epochs", batch_size=1024)),

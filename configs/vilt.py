@@ -42,7 +42,7 @@ def get_config(variant: str = "B/32") -> ConfigDict:
             ),
             optimizer=dict(
                 learning_rate=1e-4, b2=0.98, weight_decay=0.01, schedule="cosine", warmup="10 %",
-                rules=(("(bias|scale)$", 1.0, 0.0, False),),
+                param_rules=(dict(match="(bias|scale)$", weight_decay=0.0),),
             ),
             train=dict(duration="200000 steps", log_every=100),
             evaluators=dict(

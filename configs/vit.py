@@ -32,7 +32,10 @@ def get_config(variant: str = "S/16") -> ConfigDict:
             optimizer=dict(
                 learning_rate=1e-3, warmup="10000 steps", schedule="cosine", weight_decay=0.1,
                 grad_clip_norm=1.0,
-                rules=(("^positions$", 1.0, 0.0, True), ("(bias|scale|token)$", 1.0, 0.0, False)),
+                param_rules=(
+                    dict(match="^positions$", frozen=True),
+                    dict(match="(bias|scale|token)$", weight_decay=0.0),
+                ),
             ),
             train=dict(duration="90 epochs", log_every=100),
             evaluators=dict(val=dict(name="metrics", split="validation", every="5 epochs", batch_size=1024)),

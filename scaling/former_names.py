@@ -20,6 +20,7 @@ KEYS: tuple[tuple[str, str], ...] = (
     (r"optimizer\.floor", "optimizer.final_lr_ratio"),
     (r"optimizer\.decay", "optimizer.weight_decay_mode"),
     (r"optimizer\.ema", "optimizer.ema_decays"),
+    (r"optimizer\.rules", "optimizer.param_rules"),
     (r"((?:.+\.)?sampling)\.clip", r"\1.clip_denoised"),
     (r"((?:.+\.)?sampling)\.guidance", r"\1.guidance_scale"),
     (r"((?:.+\.)?data)\.augment", r"\1.train_transforms"),
@@ -32,6 +33,8 @@ KEYS: tuple[tuple[str, str], ...] = (
     (r"train\.start", "train.init_from"),
     (r"train\.start_only", "train.init_only"),
 )
+# Former rules of parameters were (match, lr_scale, weight_decay, frozen); today's leave out these values.
+RULE: dict[str, Any] = {"match": "", "lr_scale": 1.0, "weight_decay": None, "frozen": False}
 VALUES = {"center_crop_90": "center_crop(0.9)", "center_crop_100": "center_crop(1)"}
 
 
@@ -63,5 +66,13 @@ def _rename_within(tree: Any, path: str) -> Any:
         new = {key: current_key(f"{path}.{key}") for key in tree}
         return {new[key].rpartition(".")[2]: _rename_within(value, new[key]) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
+        if path == "optimizer.param_rules":
+            tree = [_named_rule(rule) for rule in tree]
         return [_rename_within(value, path) for value in tree]
     return VALUES.get(tree, tree) if isinstance(tree, str) else tree
+
+
+def _named_rule(rule: Any) -> Any:
+    if isinstance(rule, Mapping):
+        return rule
+    return {key: value for key, value in zip(RULE, rule, strict=True) if value != RULE[key]}

@@ -27,10 +27,20 @@ def default_options(cls: type, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         if dataclasses.is_dataclass(hints[f.name]):
             defaults[f.name] = default_options(typing.cast(type, hints[f.name]))
         elif f.default is not dataclasses.MISSING:
-            defaults[f.name] = f.default
+            defaults[f.name] = _plain(f.default)
         elif f.default_factory is not dataclasses.MISSING:
             defaults[f.name] = f.default_factory()
     return defaults
+
+
+def _plain(default: Any) -> Any:
+    """Returns a default as a config would give it: objects as the fields that have no default value."""
+    if isinstance(default, tuple):
+        return tuple(_plain(each) for each in default)
+    if dataclasses.is_dataclass(default):
+        values = {f.name: (getattr(default, f.name), f.default) for f in dataclasses.fields(default)}
+        return {name: value for name, (value, usual) in values.items() if value != usual}
+    return default
 
 
 def parse_dataclass(cls: type, values: Mapping[str, Any], section: str) -> Any:
@@ -105,6 +115,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(a) for a in args)
     if origin is tuple:
         return "a tuple of " + ", ".join("..." if a is Ellipsis else _describe(a) for a in args)
+    if dataclasses.is_dataclass(hint):
+        return "a dict of " + ", ".join(f.name for f in dataclasses.fields(hint))
     names = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 

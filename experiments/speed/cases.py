@@ -5,7 +5,7 @@ from typing import Any
 
 FLOW = ("objective.path='straight'", "objective.prediction='v'", "model.learn_sigma=False")
 VIT = ("objective.mixup=0.0", "optimizer.grad_clip_norm=None", "optimizer.warmup='0 steps'",
-       "optimizer.rules=()", "model.pool='token'", "model.position_init='normal'")  # fmt: skip
+       "optimizer.param_rules=()", "model.pool='token'", "model.position_init='normal'")  # fmt: skip
 LATENT, IMAGE = dict(side=32, channels=4), dict(side=224, channels=3)
 SMALL = dict(width=384, depth=12, heads=6)
 

@@ -3,11 +3,12 @@
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from scaling.convert import rules
+from scaling.convert.converter import Converter
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 
@@ -18,8 +19,10 @@ WRAPPER = re.compile(r"^model\.|(?:^|(?<=\.))(?:module|_orig_mod)\.")
 COUNTS = ("n_averaged",)  # counters that torch's AveragedModel keeps beside the weights
 
 
-def known(family: ModuleType, table: Rules, tensors: Tensors) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the tensors by the names of the family's `table`, and a line for each change of names.
+def known(
+    converter: Converter[Any], table: Rules, tensors: Tensors
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the tensors by the names of the converter's `table`, and a line for each change of names.
 
     Wrappers' prefixes are removed, names of other versions become today's, and the prefix of a model with a
     head is added or removed. Each change is made only if more tensors then have a name of the table.
@@ -28,7 +31,7 @@ def known(family: ModuleType, table: Rules, tensors: Tensors) -> tuple[dict[str,
         UserError: if two tensors would get one name.
     """
     wanted = {name for rule in table for name in (*rules.names(rule), *rule.copies)}
-    base = getattr(family, "BASE", "")
+    base = converter.base
     with_or_without_base = (
         wanted | {name.removeprefix(base) for name in wanted} | {base + name for name in wanted}
     )
@@ -36,7 +39,7 @@ def known(family: ModuleType, table: Rules, tensors: Tensors) -> tuple[dict[str,
     notes: list[str] = []
     for change, rename, targets in [
         ("wrappers' prefixes taken off", _unwrap, with_or_without_base),
-        *((change, rename, with_or_without_base) for change, rename in _version_renames(family)),
+        *((change, rename, with_or_without_base) for change, rename in _version_renames(converter)),
         (f"{base!r} added", lambda name: base + name if base + name in wanted else name, wanted),
         (f"{base!r} taken off", lambda name: name.removeprefix(base) if name not in wanted else name, wanted),
     ]:
@@ -48,8 +51,7 @@ def known(family: ModuleType, table: Rules, tensors: Tensors) -> tuple[dict[str,
         moved = sum(name != now for name, now in new.items())
         renamed = {new[name]: tensor for name, tensor in renamed.items()}
         notes.append(f"names: {change} in {moved} of {len(renamed)}")
-    patterns = getattr(family, "UNUSED", ())
-    unused = sorted(name for name in renamed if any(re.search(pattern, name) for pattern in patterns))
+    unused = sorted(name for name in renamed if any(re.search(each, name) for each in converter.unused))
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         notes.append(f"not read: {', '.join(unused[:3])}{more}")
@@ -63,9 +65,9 @@ def _unwrap(name: str) -> str:
     return name
 
 
-def _version_renames(family: ModuleType) -> Iterable[tuple[str, Rename]]:
+def _version_renames(converter: Converter[Any]) -> Iterable[tuple[str, Rename]]:
     """Yields a description of each version's change, and the function from its names to the table's."""
-    for version, patterns in getattr(family, "RENAMED", {}).items():
+    for version, patterns in converter.renamed.items():
         yield f"those of {version} taken", functools.partial(_replace_patterns, patterns)
 
 

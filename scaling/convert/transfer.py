@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 
 from scaling import data, models, objectives
 from scaling.convert import FORMATS, Format, files, naming, preprocessing, rules
+from scaling.convert.converter import Converter
 from scaling.errors import UserError
 from scaling.models.variants import side_lengths
 from scaling.run import build, restore
@@ -28,9 +28,9 @@ class Opened(NamedTuple):
     """A checkpoint that fits a config's model."""
 
     run: build.Run  # the run of the config, with the keys that the checkpoint decides
-    family: ModuleType
+    converter: Converter[Any]
     model: Any  # the checkpoint's model: the run's, except for sizes that can be changed
-    tensors: Mapping[str, np.ndarray]  # tensors by the names of the family's table
+    tensors: Mapping[str, np.ndarray]  # tensors by the names of the converter's table
     said: list[str]  # lines to report
 
     def read(self, source: Path, reinit: Iterable[str] = ()) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Opened(NamedTuple):
         Raises:
             UserError: if tensors are missing, unexpected, of other shapes, or not finite.
         """
-        variables, notes = _read(self.family, self.model, self.run, self.tensors, source, reinit)
+        variables, notes = _read(self.converter, self.model, self.run, self.tensors, source, reinit)
         self.said.extend(notes)
         return variables
 
@@ -48,24 +48,26 @@ def open_checkpoint(name: str, source: Path, cfg: Config, kept: Collection[str] 
     """Reads a checkpoint in the format `name`, and checks that the config agrees with its files.
 
     The tensors themselves are checked by `Opened.read`. The run takes over what a checkpoint decides: the
-    preprocessing of its images, and a model's fields in `SETS`. Dotted keys in `kept` were given by hand and
-    stay as they are.
+    preprocessing of its images, and the model's fields in `ConfigFile.sets`. Dotted keys in `kept` were given
+    by hand and stay as they are.
 
     Raises:
         UserError: if files cannot be read, or belong to another model.
     """
-    checkpoint_format, family = _converter(name, cfg.model.name)
+    _, converter = _converter(name, cfg.model.name)
     notes: list[str] = []
-    stated = files.read_config(source) if checkpoint_format.config_file else None
-    fields = _stated_fields(family, stated, source)
+    stated = files.read_config(source) if converter.config_file else None
+    fields = _stated_fields(converter, cfg.model.name, stated, source)
     tensors: Mapping[str, np.ndarray] = files.read_tensors(source, notes)
     run = _build(cfg)
-    new, reasons = _decided_keys(family, run, fields, source, kept)
-    notes += reasons + (family.notes(stated) if stated is not None and hasattr(family, "notes") else [])
+    new, reasons = _decided_keys(converter, run, fields, source, kept)
+    notes += reasons
+    if converter.config_file and stated is not None:
+        notes += converter.config_file.notes(stated)
     run = _build(run_config.changed(cfg, new)) if new else run
-    tensors, renames = naming.known(family, family.table(run.model), tensors)
-    model = _checkpoint_model(family, run, tensors, stated, fields, source)
-    return Opened(run, family, model, tensors, notes + renames)
+    tensors, renames = naming.known(converter, converter.table(run.model), tensors)
+    model = _checkpoint_model(converter, run, tensors, stated, fields, source)
+    return Opened(run, converter, model, tensors, notes + renames)
 
 
 def import_run(
@@ -90,8 +92,8 @@ def import_run(
     opened = open_checkpoint(name, source, cfg, kept)
     variables, run, notes = opened.read(source, reinit), opened.run, opened.said
     if opened.model != run.model:
-        module = models.module(cfg.model.name)
-        variables, resized = module.resized(variables, opened.model, run.model)
+        family = models.family(cfg.model.name)
+        variables, resized = family.resized(variables, opened.model, run.model)
         notes += resized
     imported = {"format": name, "source": str(source), "set": run_config.differences(cfg, run.config)}
     import_weights.create_run_from_weights(run, variables, out, str(source), imported)
@@ -108,19 +110,16 @@ def export_run(name: str, folder: Path, out: Path) -> list[str]:
     """
     trained = restore.restore_run(folder)
     run = trained.run
-    checkpoint_format, family = _converter(name, run.config.model.name)
-    if hasattr(family, "check_export"):
-        family.check_export(run.model)
+    checkpoint_format, converter = _converter(name, run.config.model.name)
+    converter.check_export(run.model)
     weights = jax.device_get({"params": trained.weights["params"], **trained.weights["collections"]})
-    tensors = rules.save(family.table(run.model), weights)
     inputs = _inputs(run)
-    if hasattr(family, "buffers"):
-        tensors |= family.buffers(run.model, inputs)
+    tensors = rules.save(converter.table(run.model), weights) | converter.buffers(run.model, inputs)
     others: dict[str, Any] = {}
     notes: list[str] = []
-    if checkpoint_format.config_file:
-        others["config.json"] = family.config(run.model, inputs)
-    if hasattr(family, "preprocessing"):
+    if converter.config_file:
+        others["config.json"] = converter.config_file.config(run.model, inputs)
+    if converter.preprocessing:
         others[preprocessing.FILE], notes = preprocessing.described(run.config, inputs["x"].shape[1:])
     written = {file: (json.dumps(value, indent=2) + "\n").encode() for file, value in others.items()}
     files.write_folder(out, checkpoint_format.file, tensors, written)
@@ -134,7 +133,7 @@ def _inputs(run: build.Run) -> Mapping[str, Any]:
     return {"x": jax.ShapeDtypeStruct((1, *run.image_shape), np.float32)}
 
 
-def _converter(name: str, family: str) -> tuple[Format, ModuleType]:
+def _converter(name: str, family: str) -> tuple[Format, Converter[Any]]:
     if name not in FORMATS:
         raise UserError(f"format={name!r}: must be one of {', '.join(FORMATS)}")
     families = FORMATS[name].families
@@ -158,35 +157,40 @@ def _stating_file(source: Path, stated: Any) -> Path:
     return source if stated is None else source / "config.json"
 
 
-def _stated_fields(family: ModuleType, stated: Mapping[str, Any] | None, source: Path) -> dict[str, Any]:
+def _stated_fields(
+    converter: Converter[Any], family: str, stated: Mapping[str, Any] | None, source: Path
+) -> dict[str, Any]:
     """Returns what a folder's config.json says of the model; nothing where there is none.
 
     Raises:
         UserError: if the file belongs to another model.
     """
-    if stated is None:
+    if stated is None or converter.config_file is None:
         return {}
     try:
-        return dict(family.fields(stated))
+        return converter.config_file.fields(stated)
     except UserError as e:
         raise UserError(f"{source / 'config.json'}: {e}") from None
     except Exception as e:  # a file of another family lacks keys that `fields` reads, or has other types
         raise _other_family_error(family, source / "config.json", e) from None
 
 
-def _other_family_error(family: ModuleType, where: Path, e: Exception) -> UserError:
-    wanted = family.__name__.split(".")[-1]
-    return UserError(f"{where}: is not of the family {wanted} ({type(e).__name__}: {e}); give one that is")
+def _other_family_error(family: str, where: Path, e: Exception) -> UserError:
+    return UserError(f"{where}: is not of the family {family} ({type(e).__name__}: {e}); give one that is")
 
 
 def _decided_keys(
-    family: ModuleType, run: build.Run, fields: Mapping[str, Any], source: Path, kept: Collection[str]
+    converter: Converter[Any],
+    run: build.Run,
+    fields: Mapping[str, Any],
+    source: Path,
+    kept: Collection[str],
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns the config keys that the checkpoint decides, with their values, and the lines to report."""
     cfg = run.config
     new: dict[str, Any] = {}
     notes: list[str] = []
-    for field in getattr(family, "SETS", ()):
+    for field in _sets(converter):
         default = getattr(models.make(cfg.model.name, cfg.model.variant), field)
         configured = cfg.model.options.get(field)
         if field in fields and configured is None and fields[field] != default:
@@ -194,15 +198,19 @@ def _decided_keys(
             notes.append(f"model.{field}={fields[field]}, by config.json")
         elif field in fields and configured is not None and fields[field] != configured:
             notes.append(f"model.{field}={configured} as given, where config.json has {fields[field]}")
-    if hasattr(family, "preprocessing"):
-        seen = preprocessing.read(source, cfg.model.name) or family.preprocessing(run.model)
+    if converter.preprocessing:
+        seen = preprocessing.read(source, cfg.model.name) or converter.preprocessing(run.model)
         changes, reasons = preprocessing.changes(seen, cfg, _inputs(run)["x"].shape[1:], kept)
         new, notes = new | changes, notes + reasons
     return new, notes
 
 
+def _sets(converter: Converter[Any]) -> tuple[str, ...]:
+    return converter.config_file.sets if converter.config_file else ()
+
+
 def _checkpoint_model(
-    family: ModuleType,
+    converter: Converter[Any],
     run: build.Run,
     tensors: Mapping[str, np.ndarray],
     stated: Mapping[str, Any] | None,
@@ -215,21 +223,19 @@ def _checkpoint_model(
         UserError: if the folder's config.json belongs to another model.
     """
     try:
-        model = run.model
-        if hasattr(family, "source"):
-            model = family.source(run.model, tensors, stated)
-        if stated is not None and hasattr(family, "check_inputs"):
-            family.check_inputs(stated, _inputs(run))
-        _require_form(family, model, run)
+        model = converter.source(run.model, tensors, stated)
+        if converter.config_file and stated is not None:
+            converter.config_file.check_inputs(stated, _inputs(run))
+        _require_form(converter, model, run)
     except UserError as e:
         raise UserError(f"{_stating_file(source, stated)}: {e}") from None
     except Exception as e:  # a config.json of another family, or tensors of shapes that no model has
-        raise _other_family_error(family, _stating_file(source, stated), e) from None
+        raise _other_family_error(run.config.model.name, _stating_file(source, stated), e) from None
     for field, value in fields.items():
         own = getattr(model, field)
         numbers = isinstance(value, float) and own is not None
         same = math.isclose(value, own) if numbers else value == own
-        if not same and field not in getattr(family, "SETS", ()):
+        if not same and field not in _sets(converter):
             raise UserError(
                 f"{source}/config.json: is of a model with {field}={value!r}, and model.{field}={own!r}; "
                 f"give --config.model.{field}={value!r}"
@@ -237,24 +243,25 @@ def _checkpoint_model(
     return model
 
 
-def _require_form(family: ModuleType, model: Any, run: build.Run) -> None:
+def _require_form(converter: Converter[Any], model: Any, run: build.Run) -> None:
     """Checks that the model could be exported: that the format has it, and computes the same.
 
     Raises:
         UserError: if an export would raise it.
     """
-    inputs = dict(_inputs(run))
-    if "x" in inputs and hasattr(model, "resolution"):
-        frames = inputs["x"].shape[1:-3] and (getattr(model, "frames", inputs["x"].shape[1]),)
-        shape = (1, *frames, *side_lengths(model.resolution), inputs["x"].shape[-1])
+    inputs, fields = dict(_inputs(run)), {field.name for field in dataclasses.fields(model)}
+    if "x" in inputs and "resolution" in fields:
+        x = inputs["x"]
+        frames = x.shape[1:-3] and (model.frames if "frames" in fields else x.shape[1],)
+        shape = (1, *frames, *side_lengths(model.resolution), x.shape[-1])
         inputs["x"] = jax.ShapeDtypeStruct(shape, np.float32)
-    for name in ("config", "buffers"):
-        if hasattr(family, name):
-            getattr(family, name)(model, inputs)
+    if converter.config_file:
+        converter.config_file.config(model, inputs)
+    converter.buffers(model, inputs)
 
 
 def _read(
-    family: ModuleType,
+    converter: Converter[Any],
     model: Any,
     run: build.Run,
     tensors: Mapping[str, np.ndarray],
@@ -262,8 +269,7 @@ def _read(
     reinit: Iterable[str],
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns the variables that the tensors hold, all checked, without the re-initialised ones."""
-    table = family.table(model)
-    ignored = list(getattr(family, "IGNORED", ()))
+    table, ignored = converter.table(model), list(converter.ignored)
     notes = []
     for parent in reinit:
         skipped = [r for r in table if any(f"{path}/".startswith(f"params/{parent}/") for path in r.paths)]

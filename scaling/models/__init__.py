@@ -1,52 +1,66 @@
-"""Model families, from arrays to arrays: each is a module with MODULE, SIZES, VARIANTS, make and inputs."""
+"""Model families, from arrays to arrays: each is a `Family` in a file of its own."""
 
-from types import ModuleType
+import functools
 from typing import Any
 
 import flax.linen as nn
 
 from scaling.errors import UserError
 from scaling.models import clip, dit, resnet, swin, t5, timesformer, unet, vae, vilt, vit, vivit
+from scaling.models.base import Family
+from scaling.models.roles import Role, find, merged
 
-MODELS: dict[str, ModuleType] = {
-    "resnet": resnet,
-    "vit": vit,
-    "swin": swin,
-    "clip": clip,
-    "vilt": vilt,
-    "vivit": vivit,
-    "timesformer": timesformer,
-    "dit": dit,
-    "unet": unet,
-    "vae": vae,
-    "t5": t5,
+MODELS: dict[str, Family[Any]] = {
+    "resnet": resnet.FAMILY,
+    "vit": vit.FAMILY,
+    "swin": swin.FAMILY,
+    "clip": clip.FAMILY,
+    "vilt": vilt.FAMILY,
+    "vivit": vivit.FAMILY,
+    "timesformer": timesformer.FAMILY,
+    "dit": dit.FAMILY,
+    "unet": unet.FAMILY,
+    "vae": vae.FAMILY,
+    "t5": t5.FAMILY,
 }
+ROLES = merged(family.roles for family in MODELS.values())  # a name means the same in every family
 
 
-def make(family: str, variant: str, **options: Any) -> nn.Module:
+def make(name: str, variant: str, **options: Any) -> nn.Module:
     """Returns the model of a family's variant, e.g. ("dit", "XL/2"); `options` override its fields.
 
     Raises:
         UserError: if the family, the variant or an option is unknown, or a value is not allowed.
     """
-    return module(family).make(variant, **options)
+    model: nn.Module = family(name).make(variant, **options)
+    return model
 
 
-def inputs(family: str, variant: str, **options: Any) -> dict[str, Any]:
+def inputs(name: str, variant: str, **options: Any) -> dict[str, Any]:
     """Returns the model's arguments by name, as `jax.ShapeDtypeStruct`s with a leading batch of 1.
 
     Raises:
         UserError: if the family or the variant is unknown.
     """
-    return module(family).inputs(variant, **options)
+    return family(name).inputs(variant, **options)
 
 
-def module(family: str) -> ModuleType:
-    """Returns the module of a family.
+def family(name: str) -> Family[Any]:
+    """Returns the family of this name.
 
     Raises:
         UserError: if there is no such family.
     """
-    if family not in MODELS:
-        raise UserError(f"name={family!r}: no such family of models; there are {', '.join(MODELS)}")
-    return MODELS[family]
+    if name not in MODELS:
+        raise UserError(f"name={name!r}: no such family of models; there are {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+@functools.cache
+def role_of(path: str) -> Role:
+    """Returns the role of the parameter at `path`, such as "blocks/mlp/up/kernel", of any family.
+
+    Raises:
+        UserError: if a name on the path is not declared.
+    """
+    return find(ROLES, path)

@@ -1,16 +1,12 @@
 """Scaled dot-product attention: plain matmuls or, on a device that has one, a fused kernel."""
 
-from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# Attention as one kernel, which never writes q k^T to memory: `f(q, k, v, scale)` raises NotImplementedError
-# for inputs that it does not support. `parallel.tracing` sets it when it traces for a device that has such a
-# kernel; it is off by default, as a kernel has no forward-mode derivative and its cost cannot be counted.
-FUSED: ContextVar[Callable[..., jax.Array] | None] = ContextVar("FUSED", default=None)
+from scaling.models.execution import EXECUTION
+
 SAVED = "attention"  # name that a kernel gives to what its backward pass reads, for `keeps_products`
 
 
@@ -25,11 +21,11 @@ def dot_product_attention(
     """Computes softmax(scale q k^T + bias) v (Vaswani et al. 2017, equation 1) in h heads of width d.
 
     q [B, N, h, d], k and v [B, M, h, d], bias float32 [B or 1, h or 1, N or 1, M] -> [B, N, h, d]. The scale
-    is 1 / sqrt(d) unless given. Without a bias, the kernel `FUSED` is used if it is set and supports these
-    shapes. Otherwise attention is two plain matmuls and a float32 softmax, which can be differentiated in
-    both modes, and counted.
+    is 1 / sqrt(d) unless given. Without a bias, the kernel `Execution.attention` is used if it is set and
+    supports these shapes. Otherwise attention is two plain matmuls and a float32 softmax, which can be
+    differentiated in both modes, and counted.
     """
-    fused = FUSED.get()
+    fused = EXECUTION.get().attention
     if fused is not None and bias is None:
         try:
             return fused(q, k, v, scale)

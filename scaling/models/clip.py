@@ -15,8 +15,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.clip_resnet import STRIDE, ModifiedResNet, learned_positions
 from scaling.models.layers import (
+    EncoderBlock,
     Remat,
     fan_in_uniform,
     layer_norm,
@@ -28,6 +30,7 @@ from scaling.models.layers import (
     said_resized,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import LINEAR, NORM, POSITIONS, SCALAR, TOKEN, Blocks, Part, merged
 from scaling.models.text import TextTransformer, end_of_text, normal, run_blocks
 from scaling.models.vit import ViT, check_fit
 
@@ -102,6 +105,18 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     unroll: bool = False
+
+    ROLES = Part(
+        {
+            "patch": LINEAR,
+            "token": TOKEN,
+            "positions": POSITIONS,
+            "norm_pre": NORM,
+            "blocks": EncoderBlock.ROLES.at(Blocks()),
+            "norm": NORM,
+            "projection": LINEAR,
+        }
+    )
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -273,9 +288,6 @@ def from_vit(
     return {**params, "image": {**params["image"], **tower}}
 
 
-MODULE = CLIP
-
-
 def make(variant: str, **options: Any) -> CLIP:
     """Returns the CLIP that `variant` names, e.g. "ViT-B/32" or "RN50"; `options` override its fields.
 
@@ -316,3 +328,23 @@ def _parse(variant: str) -> tuple[CLIPSize, int | None]:
         return SIZES[name], int(patch)
     resnets, vits = (", ".join(size for size in SIZES if size.startswith(kind)) for kind in ("RN", "ViT"))
     raise UserError(f"model.variant={variant!r}: must be {resnets}, or one of {vits} and /PATCH")
+
+
+FAMILY = Family(
+    module=CLIP,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "image": merged([VisionTransformer.ROLES, ModifiedResNet.ROLES]),
+            "text": TextTransformer.ROLES,
+            "text_projection": LINEAR,
+            "logit_scale": SCALAR,
+            "logit_bias": SCALAR,
+        }
+    ),
+    make=make,
+    inputs=inputs,
+    resized=resized,
+    from_vit=from_vit,
+)

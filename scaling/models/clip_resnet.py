@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from scaling.errors import UserError
-from scaling.models.convolutions import BatchNorm, Stage, average_pool, convolution
+from scaling.models.convolutions import CONVOLUTION, BatchNorm, Stage, average_pool, convolution
 from scaling.models.layers import Attention, Kernels, Remat, fan_in_uniform, resize_positions
 from scaling.models.placement import constrain
+from scaling.models.roles import NORM, POSITIONS, Part
 
 STRIDE = 32  # pixels of the image per pixel of the last stage
 EXPANSION = 4  # width of a bottleneck's output over that of its 3x3 convolution
@@ -34,6 +35,8 @@ class Bottleneck(nn.Module):
     width: int
     stride: int = 1
     dtype: Any = jnp.float32
+
+    ROLES = Part({"conv#": CONVOLUTION, "norm#": NORM, "shortcut": CONVOLUTION, "norm_shortcut": NORM})
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -63,6 +66,8 @@ class AttentionPool(nn.Module):
     heads: int
     grid: tuple[int, int]
     dtype: Any = jnp.float32
+
+    ROLES = Part({"positions": POSITIONS, "attention": Attention.ROLES})
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -110,6 +115,15 @@ class ModifiedResNet(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     unroll: bool = False
+
+    ROLES = Part(
+        {
+            "stem#": CONVOLUTION,
+            "norm_stem#": NORM,
+            "stage#": Stage.roles(Bottleneck.ROLES),
+            "pool": AttentionPool.ROLES,
+        }
+    )
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

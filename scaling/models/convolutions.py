@@ -5,23 +5,22 @@ float32.
 """
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scaling.models.execution import EXECUTION
 from scaling.models.layers import REMAT, Init, Remat
 from scaling.models.placement import layer
+from scaling.models.roles import VECTOR, Blocks, Part, Role
 
 lecun = nn.initializers.lecun_normal()
 ones = nn.initializers.ones_init()
 
-# Whether blocks are unrolled whatever their model says. XLA's CPU compiler brings convolutions into the form
-# that its fast code needs only outside of loops: ResNet-50's step takes 15 times as long inside of them.
-# `parallel.tracing` sets it, like `matmuls.ROW_MAJOR`.
-UNROLLED: ContextVar[bool] = ContextVar("UNROLLED", default=False)
+
+CONVOLUTION = Part({"kernel": Role("matrix", ("row", "column", "in"), ("out",)), "bias": VECTOR})
 
 
 def _is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -129,13 +128,18 @@ class Stage(nn.Module):
     remat: Remat
     unroll: bool
 
+    @staticmethod
+    def roles(block: Part) -> Part:
+        """Returns the roles of a stage whose blocks have these."""
+        return Part({"first": block.at(Blocks(stacked=False)), "blocks": block.at(Blocks(first=1))})
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         def step(block: nn.Module, x: jax.Array) -> tuple[jax.Array, None]:
             return block(x, train), None  # type: ignore[operator]
 
         policy, first = POLICIES.get(self.remat), self.block(stride=self.stride, name="first")
-        unroll = self.unroll or UNROLLED.get()
+        unroll = self.unroll or EXECUTION.get().unrolled
         first_step = step if policy is None else nn.remat(step, policy=policy)
         x, _ = first_step(first, x)  # [B, H / stride, W / stride, F]
         if self.depth == 1:

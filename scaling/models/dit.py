@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.layers import (
     XAVIER,
     Attention,
@@ -32,6 +33,7 @@ from scaling.models.layers import (
     unpatchify,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import EMBED, LINEAR, NORM, VECTOR, Blocks, Part, Role, merged
 from scaling.models.variants import TransformerSize
 
 Block = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
@@ -61,11 +63,16 @@ class TimeEmbedding(nn.Module):
     shift: int = 0
     dtype: Any = jnp.float32
 
+    ROLES = Part({"up": LINEAR, "down": LINEAR})
+
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         t = sincos_embedding(t, 256, self.shift)  # [B, 256]
         t = Dense(self.width, kernel_init=normal, dtype=self.dtype, name="up")(t)  # [B, D]
         return Dense(self.width, kernel_init=normal, dtype=self.dtype, name="down")(nn.silu(t))  # [B, D]
+
+
+MODULATION = Part({"kernel": Role("matrix", ("in",), ("modulation",)), "bias": VECTOR})
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -86,6 +93,8 @@ class AdaLNBlock(nn.Module):
     qk_norm: bool = False
     mlp_epsilon: float = 1e-6
     dtype: Any = jnp.float32
+
+    ROLES = Part({"modulation": MODULATION, "attention": Attention.ROLES, "mlp": Mlp.ROLES})
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
@@ -120,6 +129,10 @@ class CrossAttentionBlock(nn.Module):
     qk_norm: bool = False
     dtype: Any = jnp.float32
 
+    ROLES = Part(
+        {**EncoderBlock.ROLES.names, "norm_cross_attention": NORM, "cross_attention": Attention.ROLES}
+    )
+
     @nn.compact
     def __call__(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
         attention = functools.partial(Attention, self.heads, self.qk_norm, dtype=self.dtype)
@@ -142,6 +155,8 @@ class FinalLayer(nn.Module):
     features: int
     adaln: bool = True
     dtype: Any = jnp.float32
+
+    ROLES = Part({"norm": NORM, "modulation": MODULATION, "linear": LINEAR})
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
@@ -219,9 +234,6 @@ class DiT(nn.Module):
         return unpatchify(x, grid, self.patch).astype(jnp.float32)  # [B, H, W, C or 2C]
 
 
-MODULE = DiT
-
-
 def make(variant: str, **options: Any) -> DiT:
     """Returns the DiT that `variant` names, e.g. "XL/2"; `options` override its fields.
 
@@ -240,3 +252,21 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
         "t": jax.ShapeDtypeStruct((1,), jnp.float32),
         "y": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
+
+
+FAMILY = Family(
+    module=DiT,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "patch": LINEAR.at("before"),
+            "time": TimeEmbedding.ROLES,
+            "label": EMBED,
+            "blocks": merged([EncoderBlock.ROLES, CrossAttentionBlock.ROLES, AdaLNBlock.ROLES]).at(Blocks()),
+            "final": FinalLayer.ROLES,
+        }
+    ),
+    make=make,
+    inputs=inputs,
+)

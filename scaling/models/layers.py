@@ -18,6 +18,7 @@ from scaling.errors import UserError
 from scaling.models.attention import dot_product_attention, keeps_products
 from scaling.models.matmuls import dot_general
 from scaling.models.placement import constrain, layer
+from scaling.models.roles import NORM, VECTOR, Part, Role
 from scaling.models.variants import side_lengths
 
 Remat = Literal["none", "full", "dots"]
@@ -218,6 +219,16 @@ class Attention(nn.Module):
     attend: Callable[..., jax.Array] = dot_product_attention
     dtype: Any = jnp.float32
 
+    _HEADS = ("heads", "head_width")
+    _PROJECTION = Part({"kernel": Role("matrix", ("in",), _HEADS), "bias": Role("vector", (), _HEADS)})
+    ROLES = Part(
+        {
+            **dict.fromkeys(("query", "key", "value"), _PROJECTION),
+            **dict.fromkeys(("norm_query", "norm_key"), NORM),
+            "out": Part({"kernel": Role("matrix", _HEADS, ("out",)), "bias": VECTOR}),
+        }
+    )
+
     @nn.compact
     def __call__(
         self, x: jax.Array, context: jax.Array | None = None, bias: jax.Array | None = None
@@ -265,6 +276,10 @@ class Mlp(nn.Module):
     use_bias: bool = True
     kernels: Kernels = FUSED_INIT
     dtype: Any = jnp.float32
+
+    _ENTER = Part({"kernel": Role("matrix", ("in",), ("hidden",)), "bias": Role("vector", (), ("hidden",))})
+    _LEAVE = Part({"kernel": Role("matrix", ("hidden",), ("out",)), "bias": VECTOR})
+    ROLES = Part({"up": _ENTER, "gate": _ENTER, "down": _LEAVE})
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -317,6 +332,8 @@ class EncoderBlock(nn.Module):
     attend: Callable[..., jax.Array] = dot_product_attention
     tokens: str = "token"
     dtype: Any = jnp.float32
+
+    ROLES = Part({"norm_attention": NORM, "attention": Attention.ROLES, "norm_mlp": NORM, "mlp": Mlp.ROLES})
 
     @nn.compact
     def __call__(

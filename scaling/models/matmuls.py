@@ -1,16 +1,12 @@
 """The matmul of activations with a kernel, with two forms of its gradient."""
 
 import math
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 from jax import lax
 
-# Whether the gradient of a kernel is contracted as x^T g. Autodiff's own form, (g^T x)^T, gives the same
-# numbers at half the rate on XLA's CPU. `parallel.tracing` sets it when it traces for a CPU; it is off by
-# default, as a custom backward pass has no forward-mode derivative.
-ROW_MAJOR: ContextVar[bool] = ContextVar("ROW_MAJOR", default=False)
+from scaling.models.execution import EXECUTION
 
 Dims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -22,7 +18,7 @@ def dot_general(x: jax.Array, kernel: jax.Array, dims: Dims, precision: Any = No
     `precision` matters on TPUs and GPUs only: CPUs have a single one.
     """
     k = len(dims[0][0])
-    if not ROW_MAJOR.get():
+    if not EXECUTION.get().row_major:
         return lax.dot_general(x, kernel, dims, precision)
     assert dims == ((tuple(range(x.ndim - k, x.ndim)), tuple(range(k))), ((), ()))
     return _matmul(x, kernel, k)

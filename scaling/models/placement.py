@@ -1,18 +1,19 @@
 """Hooks by which a mesh shards a model's activations and gathers its layers' weights.
 
 Models know no mesh: `parallel.tracing` sets one by context (`flax.linen.logical_axis_rules`, the abstract
-mesh, `WEIGHTS`).
+mesh, `Execution.gather`).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+
+from scaling.models.execution import EXECUTION
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -39,23 +40,22 @@ def spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:
     return PartitionSpec(*partitions)
 
 
-# Function by which a layer gathers its sharded weights before it uses them, `f(weights, path, depth, dtype)`.
-# `path` and `depth` are those of the stack that the weights are a slice of, `dtype` is the arithmetic's.
-WEIGHTS: ContextVar[Callable[[Any, str, int, Any], Any] | None] = ContextVar("WEIGHTS", default=None)
-
-
 def layer(
     step: Callable[..., Any], block: nn.Module, depth: int, policy: Any = None, unroll: bool = False
 ) -> Callable[..., Any]:
-    """Returns `step(block, ...)` for a loop of `depth`: with remat, and with weights prepared by `WEIGHTS`.
+    """Returns `step(block, ...)` for a loop of `depth`: with remat, and with gathered weights.
 
     `policy` says what the forward pass keeps in memory for the backward pass, None for everything, except
     that gathered weights are not kept but gathered again.
     """
-    prepare = WEIGHTS.get()
-    if prepare is not None and not block.is_initializing():
+    gather = EXECUTION.get().gather
+    if gather is not None and not block.is_initializing():
         path, dtype = "/".join(block.path), getattr(block, "dtype", jnp.float32)
-        step = nn.map_variables(step, "params", trans_in_fn=lambda tree: prepare(tree, path, depth, dtype))
+
+        def gathered(collections: dict[str, Any]) -> dict[str, Any]:
+            return {name: gather(tree, path, depth, dtype) for name, tree in collections.items()}
+
+        step = nn.map_variables(step, "params", trans_in_fn=gathered)
         policy = policy or _keep_all_but_weights
     if policy is None:
         return step

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models import variants
-from scaling.models.convolutions import BatchNorm, Stage, convolution
+from scaling.models.base import Family
+from scaling.models.convolutions import CONVOLUTION, BatchNorm, Stage, convolution
 from scaling.models.layers import Remat, uniform
 from scaling.models.placement import constrain
+from scaling.models.roles import LINEAR, NORM, Part
 
 SIZES: dict[str, dict[str, Any]] = {  # table 1 of the paper
     "18": {"depths": (2, 2, 2, 2), "bottleneck": False},
@@ -53,6 +55,8 @@ class Block(nn.Module):
     stride: int = 1
     bottleneck: bool = True
     dtype: Any = jnp.float32
+
+    ROLES = Part({"conv#": CONVOLUTION, "norm#": NORM, "shortcut": CONVOLUTION, "norm_shortcut": NORM})
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -144,9 +148,6 @@ class ResNet(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="head")(x)
 
 
-MODULE = ResNet
-
-
 def make(variant: str, **options: Any) -> ResNet:
     """Returns the ResNet that `variant` names, e.g. "50"; `options` override its fields.
 
@@ -167,3 +168,20 @@ def _size(variant: str) -> dict[str, Any]:
     if variant not in SIZES:
         raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]
+
+
+FAMILY = Family(
+    module=ResNet,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "stem": CONVOLUTION.at("before"),
+            "norm_stem": NORM.at("before"),
+            "stage#": Stage.roles(Block.ROLES),
+            "head": LINEAR.at("after"),
+        }
+    ),
+    make=make,
+    inputs=inputs,
+)

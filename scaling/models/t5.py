@@ -17,8 +17,10 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.attention import bias_of
+from scaling.models.base import Family
 from scaling.models.layers import Attention, Embed, Kernels, Mlp, Remat, stack
 from scaling.models.placement import constrain
+from scaling.models.roles import EMBED, NORM, RELATIVE_BIAS, Blocks, Part
 
 normal = nn.initializers.normal
 
@@ -77,6 +79,8 @@ class Block(nn.Module):
     mlp_width: int
     epsilon: float = 1e-6
     dtype: Any = jnp.float32
+
+    ROLES = Part({"norm_attention": NORM, "attention": Attention.ROLES, "norm_mlp": NORM, "mlp": Mlp.ROLES})
 
     @nn.compact
     def __call__(self, x: jax.Array, positions: jax.Array, padding: jax.Array) -> jax.Array:
@@ -159,9 +163,6 @@ class T5Encoder(nn.Module):
             raise UserError(f"max_distance={self.max_distance}: must be greater than {self.buckets // 4}")
 
 
-MODULE = T5Encoder
-
-
 def make(variant: str, **options: Any) -> T5Encoder:
     """Returns the encoder that `variant` names, e.g. "XXL"; `options` override its fields.
 
@@ -184,3 +185,20 @@ def _size(variant: str) -> T5Size:
     if variant not in SIZES:
         raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]
+
+
+FAMILY = Family(
+    module=T5Encoder,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "tokens": EMBED,
+            "relative_bias": RELATIVE_BIAS,
+            "blocks": Block.ROLES.at(Blocks()),
+            "norm": NORM.at("after"),
+        }
+    ),
+    make=make,
+    inputs=inputs,
+)

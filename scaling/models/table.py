@@ -10,6 +10,7 @@ import numpy as np
 
 from scaling import flops, models
 from scaling.models import published
+from scaling.models.base import HasTokens
 
 PLAIN: dict[str, Any] = {"remat": "none", "dtype": "float32"}  # options of the form that is counted
 
@@ -42,7 +43,7 @@ def cost(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
     gmacs = flops.macs(forward, one) / 1e9
     params = sum(sizes)
-    tokens = model.tokens(next(iter(one.values())).shape) if hasattr(model, "tokens") else None
+    tokens = model.tokens(next(iter(one.values())).shape) if isinstance(model, HasTokens) else None
     return {"tokens": tokens, "params": params, "gmacs": gmacs, "gflops": 2 * gmacs}
 
 
@@ -56,12 +57,8 @@ def rows(family: str | None = None) -> list[dict[str, Any]]:
     Raises:
         UserError: if the family is unknown.
     """
-    families = models.MODELS if family is None else {family: models.module(family)}
-    return [
-        _row(name, variant, options)
-        for name, module in families.items()
-        for variant, options in module.VARIANTS
-    ]
+    families = models.MODELS if family is None else {family: models.family(family)}
+    return [_row(name, *variant) for name, each in families.items() for variant in each.variants]
 
 
 def _row(family: str, variant: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from scaling.errors import UserError
 from scaling.models.attention import bias_of
 from scaling.models.layers import Embed, EncoderBlock, Kernels, Remat, layer_norm, stack
 from scaling.models.placement import constrain
+from scaling.models.roles import EMBED, NORM, POSITIONS, Blocks, Part
 
 normal = nn.initializers.normal
 
@@ -62,6 +63,10 @@ class TextTransformer(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     unroll: bool = False
+
+    ROLES = Part(
+        {"tokens": EMBED, "positions": POSITIONS, "blocks": EncoderBlock.ROLES.at(Blocks()), "norm": NORM}
+    )
 
     @nn.compact
     def __call__(self, text: jax.Array) -> jax.Array:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.layers import (
     Attention,
     Dense,
     DropPath,
+    EncoderBlock,
     Mlp,
     Remat,
     drop_rates,
@@ -28,6 +30,7 @@ from scaling.models.layers import (
     stack,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import LINEAR, NORM, POSITIONS, TOKEN, Blocks, Part
 from scaling.models.variants import TransformerSize
 from scaling.models.video import (
     from_places,
@@ -70,6 +73,15 @@ class DividedBlock(nn.Module):
     mlp_ratio: float = 4.0
     epsilon: float = 1e-6
     dtype: Any = jnp.float32
+
+    ROLES = Part(
+        {
+            **EncoderBlock.ROLES.names,
+            "norm_temporal": NORM,
+            "temporal_attention": Attention.ROLES,
+            "temporal_fc": LINEAR,
+        }
+    )
 
     @nn.compact
     def __call__(self, x: jax.Array, *, drop: jax.Array | None = None) -> jax.Array:
@@ -186,9 +198,6 @@ def from_vit(
     }
 
 
-MODULE = TimeSformer
-
-
 def make(variant: str, **options: Any) -> TimeSformer:
     """Returns the TimeSformer that `variant` names, "B/16"; `options` override its fields.
 
@@ -224,3 +233,25 @@ def resized(
         params["temporal_positions"] = resize_grid(table, (old.frames, 1, 1), (new.frames, 1, 1))
         messages.append(said_resized("temporal_positions", [old.frames], [new.frames], "frames"))
     return {**variables, "params": params}, messages
+
+
+FAMILY = Family(
+    module=TimeSformer,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "patch": LINEAR.at("before"),
+            "token": TOKEN.at("before"),
+            "positions": POSITIONS.at("before"),
+            "temporal_positions": POSITIONS,
+            "blocks": DividedBlock.ROLES.at(Blocks()),
+            "norm": NORM.at("after"),
+            "head": LINEAR.at("after"),
+        }
+    ),
+    make=make,
+    inputs=inputs,
+    resized=resized,
+    from_vit=from_vit,
+)

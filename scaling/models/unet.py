@@ -14,9 +14,11 @@ import jax.numpy as jnp
 
 from scaling.errors import UserError
 from scaling.models import variants
-from scaling.models.convolutions import group_norm, upsample
+from scaling.models.base import Family
+from scaling.models.convolutions import CONVOLUTION, group_norm, upsample
 from scaling.models.layers import REMAT, Embed, Remat
 from scaling.models.placement import constrain
+from scaling.models.roles import EMBED, NORM, Part, merged
 from scaling.models.unet_blocks import Block, Kind, TimeEmbedding, convolution, zeros
 
 
@@ -177,9 +179,6 @@ class UNet(nn.Module):
         return conv(outputs, init=zeros, name="output")(x).astype(jnp.float32)  # [B, H, W, C or 2C]
 
 
-MODULE = UNet
-
-
 def _size(variant: str) -> UNetSize:
     if variant not in SIZES:
         raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
@@ -209,3 +208,28 @@ def inputs(variant: str, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     if make(variant, **options).upsampler:
         shapes["low"] = jax.ShapeDtypeStruct((1, height // 4, width // 4, channels), jnp.float32)
     return shapes
+
+
+# ADM resamples in a residual block, LDM with a convolution.
+SAMPLE = merged([CONVOLUTION, Block.ROLES])
+FAMILY = Family(
+    module=UNet,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "input": CONVOLUTION,
+            "time": TimeEmbedding.ROLES,
+            "label": EMBED,
+            "down_#_block_#": Block.ROLES,
+            "down_#_sample": SAMPLE,
+            "middle_block_#": Block.ROLES,
+            "up_#_block_#": Block.ROLES,
+            "up_#_sample": SAMPLE,
+            "norm": NORM.at("after"),
+            "output": CONVOLUTION,
+        }
+    ),
+    make=make,
+    inputs=inputs,
+)

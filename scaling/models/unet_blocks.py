@@ -13,8 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from scaling.models import convolutions
-from scaling.models.convolutions import average_pool, group_norm, upsample
-from scaling.models.layers import Attention, Kernels, Mlp, fan_in_uniform, layer_norm, sincos_embedding
+from scaling.models.convolutions import CONVOLUTION, average_pool, group_norm, upsample
+from scaling.models.layers import (
+    Attention,
+    EncoderBlock,
+    Kernels,
+    Mlp,
+    fan_in_uniform,
+    layer_norm,
+    sincos_embedding,
+)
+from scaling.models.roles import LINEAR, NORM, Part
 
 Kind = Literal["adm", "ldm"]
 Sampling = Literal["none", "up", "down"]
@@ -30,6 +39,8 @@ class TimeEmbedding(nn.Module):
 
     width: int
     dtype: Any = jnp.float32
+
+    ROLES = Part({"up": LINEAR, "down": LINEAR})
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
@@ -52,6 +63,17 @@ class ResidualBlock(nn.Module):
     groups: int = 32
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+
+    ROLES = Part(
+        {
+            "norm_in": NORM,
+            "conv_in": CONVOLUTION,
+            "condition": LINEAR,
+            "norm_out": NORM,
+            "conv_out": CONVOLUTION,
+            "skip": CONVOLUTION,
+        }
+    )
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
@@ -89,6 +111,17 @@ class SpatialTransformer(nn.Module):
     groups: int = 32
     dtype: Any = jnp.float32
 
+    ROLES = Part(
+        {
+            "norm": NORM,
+            "proj_in": CONVOLUTION,
+            **EncoderBlock.ROLES.names,
+            "norm_cross_attention": NORM,
+            "cross_attention": Attention.ROLES,
+            "proj_out": CONVOLUTION,
+        }
+    )
+
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
         parts: dict[str, Any] = dict(kernels=KERNELS, dtype=self.dtype)
@@ -119,6 +152,15 @@ class Block(nn.Module):
     groups: int = 32
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+
+    ROLES = Part(
+        {
+            "residual": ResidualBlock.ROLES,
+            "transformer": SpatialTransformer.ROLES,
+            "norm_attention": NORM,
+            "attention": Attention.ROLES,
+        }
+    )
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array, context: jax.Array | None) -> jax.Array:

@@ -18,9 +18,11 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
-from scaling.models.convolutions import convolution, group_norm, upsample
+from scaling.models.base import Family
+from scaling.models.convolutions import CONVOLUTION, convolution, group_norm, upsample
 from scaling.models.layers import REMAT, Attention, fan_in_uniform
 from scaling.models.placement import constrain
+from scaling.models.roles import NORM, Part
 
 Remat = Literal["none", "full"]
 
@@ -60,6 +62,8 @@ class ResBlock(nn.Module):
     epsilon: float
     dtype: Any = jnp.float32
 
+    ROLES = Part({"conv_#": CONVOLUTION, "norm_#": NORM, "shortcut": CONVOLUTION})
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         norm = functools.partial(group_norm, groups=self.groups, epsilon=self.epsilon)
@@ -76,6 +80,8 @@ class AttentionBlock(nn.Module):
     groups: int
     epsilon: float
     dtype: Any = jnp.float32
+
+    ROLES = Part({"norm": NORM, "attention": Attention.ROLES})
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -95,6 +101,8 @@ class Level(nn.Module):
     dtype: Any
     remat: Remat
 
+    ROLES = Part({"block_#": ResBlock.ROLES})
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(self.depth):  # not a scan, as the first may widen
@@ -108,6 +116,8 @@ class Middle(nn.Module):
     norm: dict[str, Any]
     dtype: Any
     remat: Remat
+
+    ROLES = Part({"block_#": ResBlock.ROLES, "attend": AttentionBlock.ROLES})
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -131,6 +141,18 @@ class Half(nn.Module):
     norm: dict[str, Any]
     dtype: Any
     remat: Remat
+
+    ROLES = Part(
+        {
+            "conv_in": CONVOLUTION,
+            "level_#": Level.ROLES,
+            "down_#": CONVOLUTION,
+            "up_#": CONVOLUTION,
+            "middle": Middle.ROLES,
+            "norm_out": NORM,
+            "conv_out": CONVOLUTION,
+        }
+    )
 
 
 class Encoder(Half):
@@ -301,9 +323,6 @@ def _tile_axis(size: int, tile: int, overlap: int, factor: int) -> tuple[np.ndar
     return starts, np.stack([window / total[span] for span in spans]).astype(np.float32)
 
 
-MODULE = VAE
-
-
 def make(variant: str, **options: Any) -> VAE:
     """Returns the autoencoder that `variant` names, e.g. "SD"; `options` override its fields.
 
@@ -325,3 +344,20 @@ def _size(variant: str) -> VAESize:
     if variant not in SIZES:
         raise UserError(f"model.variant={variant!r}: must be one of {', '.join(SIZES)}")
     return SIZES[variant]
+
+
+FAMILY = Family(
+    module=VAE,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "encoder": Half.ROLES,
+            "decoder": Half.ROLES,
+            "quant": CONVOLUTION,
+            "post_quant": CONVOLUTION,
+        }
+    ),
+    make=make,
+    inputs=inputs,
+)

@@ -17,6 +17,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.attention import bias_of
+from scaling.models.base import Family
 from scaling.models.layers import (
     ACTIVATION_FUNCTIONS,
     Dense,
@@ -33,6 +34,7 @@ from scaling.models.layers import (
     stack,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import EMBED, EMBEDDING, LINEAR, NORM, POSITIONS, TOKEN, VECTOR, Blocks, Part
 from scaling.models.variants import side_lengths
 
 Task = Literal["itm", "mlm", "mpp", "vqa", "retrieval", "nlvr2"]
@@ -104,6 +106,8 @@ class TextEmbedding(nn.Module):
     length: int
     epsilon: float
 
+    ROLES = Part({"positions": POSITIONS, "segment_embedding": EMBEDDING, "norm": NORM})
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         count, width = x.shape[1:]
@@ -127,6 +131,8 @@ class ImageEmbedding(nn.Module):
     resolution: int | tuple[int, int]
     mask_token: bool = False
     dtype: Any = jnp.float32
+
+    ROLES = Part({"patch": LINEAR, "mask_token": TOKEN, "token": TOKEN, "positions": POSITIONS})
 
     @nn.compact
     def __call__(self, x: jax.Array, hidden: jax.Array | None = None) -> jax.Array:
@@ -152,6 +158,8 @@ class MaskedWords(nn.Module):
 
     epsilon: float
 
+    ROLES = Part({"dense": LINEAR, "norm": NORM, "bias": VECTOR})
+
     @nn.compact
     def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
         bias = self.param("bias", zeros, (table.shape[0],))
@@ -165,6 +173,8 @@ class MaskedPatches(nn.Module):
     channels: int
     epsilon: float
 
+    ROLES = Part({"dense": LINEAR, "norm": NORM, "decoder": LINEAR})
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         decoder = Dense(self.channels * 256, kernel_init=normal, name="decoder")
@@ -176,6 +186,8 @@ class Classifier(nn.Module):
 
     hidden: int
     num_classes: int
+
+    ROLES = Part({"up": LINEAR, "norm": NORM, "head": LINEAR})
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -292,9 +304,6 @@ class ViLT(nn.Module):
             raise UserError(f"tasks={tasks}: must have mpp where patches are hidden")
 
 
-MODULE = ViLT
-
-
 def make(variant: str, **options: Any) -> ViLT:
     """Returns the ViLT that `variant` names, e.g. "B/32"; `options` override its fields.
 
@@ -342,3 +351,31 @@ def fit_heads(params: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str,
     if types is not None and len(types) == 2 and len(params["modality_embedding"]) == 3:
         fitted["modality_embedding"] = jnp.concatenate([types, types[1:]])
     return fitted
+
+
+FAMILY = Family(
+    module=ViLT,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "word": EMBED,
+            "text": TextEmbedding.ROLES,
+            "image": ImageEmbedding.ROLES,
+            "modality_embedding": EMBEDDING,
+            "blocks": EncoderBlock.ROLES.at(Blocks()),
+            "norm": NORM.at("after"),
+            "pooler": LINEAR,
+            "itm": LINEAR,
+            "mlm": MaskedWords.ROLES,
+            "mpp": MaskedPatches.ROLES,
+            "vqa": Classifier.ROLES,
+            "retrieval": LINEAR,
+            "nlvr2": Classifier.ROLES,
+        }
+    ),
+    make=make,
+    inputs=inputs,
+    resized=resized,
+    fit_heads=fit_heads,
+)

@@ -14,6 +14,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.layers import (
     Dense,
     EncoderBlock,
@@ -31,6 +32,7 @@ from scaling.models.layers import (
     stack,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import LINEAR, NORM, POSITIONS, TOKEN, Blocks, Part
 from scaling.models.variants import TransformerSize, side_lengths
 
 IMAGE = (224, 224, 3)
@@ -139,9 +141,6 @@ def check_fit(model: nn.Module, vit: ViT, vit_params: Mapping[str, Any]) -> None
         raise UserError("vit.positions: must be a learned table to start from")
 
 
-MODULE = ViT
-
-
 def make(variant: str, **options: Any) -> ViT:
     """Returns the ViT that `variant` names, e.g. "B/16"; `options` override its fields.
 
@@ -165,3 +164,23 @@ def resized(variables: Mapping[str, Any], old: ViT, new: ViT) -> tuple[dict[str,
     table, extra = jnp.asarray(variables["params"]["positions"]), 1 if old.pool == "token" else 0
     params = {**variables["params"], "positions": resize_positions(table, before, after, extra)}
     return {**variables, "params": params}, [said_resized("positions", before, after)]
+
+
+FAMILY = Family(
+    module=ViT,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "patch": LINEAR.at("before"),
+            "token": TOKEN.at("before"),
+            "positions": POSITIONS.at("before"),
+            "blocks": EncoderBlock.ROLES.at(Blocks()),
+            "norm": NORM.at("after"),
+            "head": LINEAR.at("after"),
+        }
+    ),
+    make=make,
+    inputs=inputs,
+    resized=resized,
+)

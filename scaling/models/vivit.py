@@ -17,6 +17,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.models import variants
 from scaling.models.attention import dot_product_attention
+from scaling.models.base import Family
 from scaling.models.layers import (
     Attention,
     Dense,
@@ -31,6 +32,7 @@ from scaling.models.layers import (
     stack,
 )
 from scaling.models.placement import constrain
+from scaling.models.roles import LINEAR, NORM, POSITIONS, TOKEN, Blocks, Part
 from scaling.models.variants import TransformerSize, side_lengths
 from scaling.models.video import (
     Grid,
@@ -85,6 +87,8 @@ class FactorisedSelfAttentionBlock(nn.Module):
     activation: str = "gelu_tanh"
     epsilon: float = 1e-6
     dtype: Any = jnp.float32
+
+    ROLES = Part({**EncoderBlock.ROLES.names, "norm_temporal": NORM, "temporal_attention": Attention.ROLES})
 
     @nn.compact
     def __call__(self, x: jax.Array, *, drop: jax.Array | None = None) -> jax.Array:
@@ -303,9 +307,6 @@ def from_vit(
     return params
 
 
-MODULE = ViViT
-
-
 def make(variant: str, **options: Any) -> ViViT:
     """Returns the ViViT that `variant` names, e.g. "B/16x2"; `options` override its fields.
 
@@ -359,3 +360,28 @@ def parse(variant: str) -> tuple[TransformerSize, int, int]:
             f"model.variant={variant!r}: must be SIZE/PATCHxTUBELET with a SIZE of {', '.join(SIZES)}"
         )
     return SIZES[name], int(patch), int(tubelet)
+
+
+FAMILY = Family(
+    module=ViViT,
+    sizes=SIZES,
+    variants=VARIANTS,
+    roles=Part(
+        {
+            "patch": LINEAR.at("before"),
+            "token": TOKEN.at("before"),
+            "positions": POSITIONS.at("before"),
+            "blocks": FactorisedSelfAttentionBlock.ROLES.at(Blocks()),
+            "norm": NORM.at("after"),
+            "temporal_token": TOKEN,
+            "temporal_positions": POSITIONS,
+            "temporal_blocks": EncoderBlock.ROLES.at(Blocks()),
+            "temporal_norm": NORM,
+            "head": LINEAR.at("after"),
+        }
+    ),
+    make=make,
+    inputs=inputs,
+    resized=resized,
+    from_vit=from_vit,
+)

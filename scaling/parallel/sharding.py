@@ -1,22 +1,21 @@
-"""Where arrays live: one mesh, and rules by path that shard parameters over it.
+"""Where arrays live: one mesh, and one table by which parameters are sharded over it.
 
-A rule names, for a parameter path, the dimensions (counted from the end, so that the stacked layer dimension
-does not shift them) that each mesh axis may shard, in order of preference. The first rule whose pattern
-matches applies. An array is replicated along an axis that divides none of its dimensions.
+A parameter's role names its dimensions, and the table the dimensions that each mesh axis may shard, in order
+of preference. An array is replicated along an axis that divides none of them.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from optax.tree_utils import tree_map_params
 
+from scaling import models
 from scaling.errors import UserError
 from scaling.parallel.mesh import AXES, Mesh
 
@@ -34,29 +33,12 @@ ACTIVATION_AXES: tuple[tuple[str, Any], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class ShardingRule:
-    """The dimensions along which mesh axes may shard parameters whose path matches `pattern`."""
-
-    pattern: str
-    fsdp: tuple[int, ...] = ()
-    tensor: tuple[int, ...] = ()
-
-
-# A dense kernel is [..., in, out], an attention kernel [..., D, heads, width] or [..., heads, width, D].
-SHARDING_RULES: tuple[ShardingRule, ...] = (
-    ShardingRule(r"attention/(query|key|value)/kernel$", fsdp=(-3,), tensor=(-2,)),
-    ShardingRule(r"attention/(query|key|value)/bias$", tensor=(-2,)),
-    ShardingRule(r"attention/out/kernel$", fsdp=(-1,), tensor=(-3,)),
-    ShardingRule(r"mlp/(up|gate)/kernel$", fsdp=(-2,), tensor=(-1,)),
-    ShardingRule(r"mlp/(up|gate)/bias$", tensor=(-1,)),
-    ShardingRule(r"mlp/down/kernel$", fsdp=(-1,), tensor=(-2,)),
-    ShardingRule(r"modulation/kernel$", fsdp=(-2,), tensor=(-1,)),
-    ShardingRule(r"embedding$", fsdp=(-2, -1), tensor=(-1,)),
-    ShardingRule(r"kernel$", fsdp=(-1, -2), tensor=()),
-    ShardingRule(r"(positions|token)$", fsdp=(-1,)),
-    ShardingRule(r"(bias|scale)$"),
-)
+# Mesh axis -> the names of the parameters' dimensions that it may shard, the first that it divides. An axis
+# takes what those before it leave.
+PARAMETER_AXES: dict[str, tuple[str, ...]] = {
+    "tensor": ("heads", "hidden", "modulation", "feature"),
+    "fsdp": ("out", "in", "id", "feature", "width"),
+}
 
 
 def make_mesh(options: Mesh, devices: Iterable[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -109,33 +91,24 @@ def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int, key: str) -> NamedS
     return NamedSharding(mesh, BATCH)
 
 
-def rule_of(path: str) -> ShardingRule:
-    """Returns the first rule that matches a parameter's path.
-
-    Raises:
-        UserError: if none matches.
-    """
-    rule = next((r for r in SHARDING_RULES if re.search(r.pattern, path)), None)
-    if rule is None:
-        raise UserError(
-            f"parameter {path}: no sharding rule matches; add one to scaling.parallel.sharding.SHARDING_RULES"
-        )
-    return rule
-
-
 def spec(path: str, shape: tuple[int, ...], itemsize: int, mesh: Mapping[str, int]) -> PartitionSpec:
     """Returns how the parameter at `path` is sharded; `mesh` maps axis to size.
 
     Raises:
-        UserError: if no rule matches the path.
+        UserError: if the parameter has no role, or another number of dimensions than its role.
     """
-    rule = rule_of(path)
+    dims = models.role_of(path).dims
+    if len(dims) != len(shape):
+        raise UserError(
+            f"parameter {path}: has {len(shape)} dimensions, and its role {len(dims)} ({', '.join(dims)}); "
+            "declare a stack of layers with Blocks (scaling/models/roles.py)"
+        )
     axes: list[str | None] = [None] * len(shape)
     if math.prod(shape) * itemsize < SMALL:
         return PartitionSpec()
-    for axis, dims in (("tensor", rule.tensor), ("fsdp", rule.fsdp)):
-        free = (d for d in dims if -d <= len(shape) and axes[d] is None and shape[d] % mesh[axis] == 0)
-        dim = next(free, None)
+    for axis, names in PARAMETER_AXES.items():
+        candidates = (dims.index(name) for name in names if name in dims)
+        dim = next((d for d in candidates if axes[d] is None and shape[d] % mesh[axis] == 0), None)
         if dim is not None and mesh[axis] > 1:
             axes[dim] = axis
     return PartitionSpec(*axes)
@@ -159,9 +132,18 @@ def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
 def optimizer_shardings(tx: Any, opt_state: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
     """Returns the shardings of the optimiser's state: those of its parameters; counters are replicated."""
     everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def of_param(x: Any, sharding: Any) -> Any:
+        return x if _is_masked(x) else sharding
+
     return tree_map_params(
-        tx, lambda _, s: s, opt_state, shardings, transform_non_params=lambda _: everywhere
+        tx, of_param, opt_state, shardings, transform_non_params=lambda _: everywhere, is_leaf=_is_masked
     )
+
+
+def _is_masked(x: Any) -> bool:
+    """Returns whether x stands in an optimiser's state for a parameter that another optimiser updates."""
+    return isinstance(x, optax.MaskedNode)
 
 
 def replicated(tree: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -178,9 +160,9 @@ def sharding_notes(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
         if math.prod(leaf.shape) * leaf.dtype.itemsize < SMALL:
             small += 1
             continue
-        axes = spec(path, leaf.shape, leaf.dtype.itemsize, dict(mesh.shape))
+        dims, axes = models.role_of(path).dims, spec(path, leaf.shape, leaf.dtype.itemsize, dict(mesh.shape))
         for axis, size in sizes.items():
-            if getattr(rule_of(path), axis) and axis not in axes:
+            if set(PARAMETER_AXES[axis]) & set(dims) and axis not in axes:
                 place = f"along {axis}={size}, which divides none of its {leaf.shape}"
                 notes.append(f"{path} is replicated {place}")
     if small and sizes:

@@ -1,7 +1,6 @@
 """Tracing of functions for a mesh: logical names mean its axes, and sharded weights are gathered."""
 
 import functools
-import re
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -10,13 +9,12 @@ import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scaling.models import attention, convolutions, matmuls, placement
+from scaling.models import role_of
+from scaling.models.execution import EXECUTION, Execution
 from scaling.parallel import attention_kernels
 from scaling.parallel.sharding import ACTIVATION_AXES, path_of, spec
 
 R = TypeVar("R")
-
-STACKED = r"(^|/)((temporal_)?blocks|plain|shifted)/"  # paths of parameters [L, ...], of L layers in a loop
 
 
 def jit_replicated(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[..., R]:
@@ -32,12 +30,15 @@ def trace_on_mesh(mesh: jax.sharding.Mesh, fn: Callable[..., R]) -> Callable[...
     kernel where there is one for it.
     """
     device = mesh.devices.flat[0]
+    execution = Execution(
+        gather=functools.partial(_gather_layer, mesh) if mesh.shape["fsdp"] > 1 else None,
+        attention=attention_kernels.attention(device),
+        row_major=device.platform == "cpu",
+        unrolled=device.platform == "cpu",
+    )
 
     def with_context(*args: Any) -> R:
-        placement.WEIGHTS.set(functools.partial(_gather_layer, mesh) if mesh.shape["fsdp"] > 1 else None)
-        matmuls.ROW_MAJOR.set(device.platform == "cpu")
-        convolutions.UNROLLED.set(device.platform == "cpu")
-        attention.FUSED.set(attention_kernels.attention(device))
+        EXECUTION.set(execution)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATION_AXES):
             return fn(*args)
 
@@ -56,7 +57,7 @@ def gather_unstacked(mesh: jax.sharding.Mesh, params: Any) -> Any:
 
     def gather(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         path = path_of(keys)
-        return leaf if re.search(STACKED, path) else _gather_leaf(mesh, path, leaf, leaf.shape, leaf.dtype)
+        return leaf if role_of(path).stacked else _gather_leaf(mesh, path, leaf, leaf.shape, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(gather, params) if mesh.shape["fsdp"] > 1 else params
 
@@ -66,8 +67,7 @@ def _gather_layer(mesh: jax.sharding.Mesh, weights: Any, stack: str, depth: int,
 
     def gather(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         path = f"{stack}/{path_of(keys)}"
-        assert re.search(STACKED, path), f"{path}: must match STACKED, or all layers are gathered before"
-        used_dtype = dtype if path.endswith("kernel") else leaf.dtype
+        used_dtype = dtype if role_of(path).kind == "matrix" else leaf.dtype
         return _gather_leaf(mesh, path, leaf, (depth, *leaf.shape), used_dtype)
 
     return jax.tree_util.tree_map_with_path(gather, weights)

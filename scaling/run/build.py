@@ -131,7 +131,7 @@ def build(
     run = Run(config, mesh, info, objective)
     shapes = run.variable_shapes  # raises if model and data do not fit
     if config.optimizer.layer_decay != 1.0:
-        layer_decay.check(shapes["params"])
+        layer_decay.multiples(shapes["params"], config.optimizer.layer_decay)
     run.steps_of(config.optimizer.warmup, "optimizer.warmup")
     return run
 
@@ -152,7 +152,7 @@ def _model(config: Config, info: data.Info) -> Any:
     family, options = models.MODELS[config.model.name], dict(config.model.options)
     if not objectives.trains(config.objective.name):  # there are no data to fill its options from
         return models.make(config.model.name, config.model.variant, **options)
-    fields = {f.name for f in dataclasses.fields(family.MODULE)}
+    fields = {f.name for f in dataclasses.fields(family.module)}
     height, width = info.image_shape[-3:-1]
     from_data: dict[str, Any] = {"resolution": height if height == width else (height, width)}
     if len(info.image_shape) == 4:

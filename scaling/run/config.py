@@ -46,7 +46,7 @@ def _look_up(table: Mapping[str, Any], section: str, key: str, value: object) ->
 
 
 def _model_options(family: object) -> dict[str, Any]:
-    module = _look_up(MODELS, "model", "name", family).MODULE
+    module = _look_up(MODELS, "model", "name", family).module
     return option_types(module, skip=("parent", "name"))  # fields that flax adds
 
 

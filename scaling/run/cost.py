@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from scaling import flops, objectives
 from scaling.models import table
+from scaling.models.base import HasTokens
 from scaling.objectives.base import Extras, OnePass
 from scaling.run.build import Run
 
@@ -42,7 +43,7 @@ def run_cost(run: Run) -> dict[str, float | None]:
         "params": sum(int(x.size) for x in jax.tree.leaves(params)),
         "gmacs": forward / 1e9,
         "gflops": 2 * forward / 1e9,
-        "tokens": plain.tokens(run.image_shape) if hasattr(plain, "tokens") else None,
+        "tokens": plain.tokens(run.image_shape) if isinstance(plain, HasTokens) else None,
         "train_flops_per_step": 2 * step,
     }
 

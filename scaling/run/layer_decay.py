@@ -4,80 +4,71 @@ Blocks are stacked [L, ...], so that each row of a stacked parameter has its own
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from scaling import models
 from scaling.errors import UserError
+from scaling.models.roles import Blocks
 from scaling.parallel.sharding import path_of
 
-FIRST = r"^(patch|positions|token|norm_patch|stem|norm_stem)(/|$)"  # parameters before the blocks
-LAST = r"^(norm|head)/"  # parameters after the blocks
-MERGING = r"^merging(\d+)/"  # a merging layer counts to the block before it
-BLOCK_PATTERN = r"^(?:stage(\d+)/)?(plain|shifted|first|blocks)/"  # blocks, of a numbered stage if any
 
+def multiples(params: Any, decay: float) -> Any:
+    """Returns decay^(L + 1 - layer) for each parameter (or shape): [] float32, or [rows, 1, ...] if stacked.
 
-def multiple(keys: tuple[Any, ...], params: Any, decay: float) -> np.ndarray:
-    """Returns decay^(L + 1 - layer) for the parameter at `keys`: [] float32, or [rows, 1, ...] if stacked.
-
-    The L blocks, of all stages together, are layers 1 to L; parameters before them are layer 0, the last norm
-    and the head layer L + 1 (Bao et al. 2022, "BEiT", arXiv:2106.08254, section 3.2; Swin's as in SimMIM's
-    code).
+    The L blocks, of all stages together, are layers 1 to L; parameters before them are layer 0, those between
+    two stages are of the layer before them, the last norm and the head are layer L + 1 (Bao et al. 2022,
+    "BEiT", arXiv:2106.08254, section 3.2; Swin's as in SimMIM's code).
 
     Raises:
         UserError: for a parameter that is none of these.
     """
-    path = path_of(keys)
-    total = sum(_count_blocks(stage) for stage in _stages(params).values())
-    leaf: Any = params
-    for key in keys:
-        leaf = leaf[key.key]
-    layer = _layer(path, params, total, len(leaf) if leaf.ndim else 1)
-    power = np.float32(decay) ** (total + 1 - np.asarray(layer, np.float32))
-    return power.reshape(power.shape + (1,) * (leaf.ndim - 1 if power.ndim else 0)).astype(np.float32)
+    depths = _stage_depths(params)
+    total = sum(depths.values())
+
+    def multiple(keys: tuple[Any, ...], leaf: Any) -> np.ndarray:
+        layer = _layer(path_of(keys), leaf, depths)
+        power = np.float32(decay) ** (total + 1 - np.asarray(layer, np.float32))
+        return power.reshape(power.shape + (1,) * (leaf.ndim - 1 if power.ndim else 0)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(multiple, params)
 
 
-def check(params: Any) -> None:
-    """Checks that the layer of every parameter (or shape) is known.
-
-    Raises:
-        UserError: for a parameter whose layer is not known.
-    """
-    for keys, _ in jax.tree_util.tree_leaves_with_path(params):
-        multiple(keys, params, 1.0)
-
-
-def _layer(path: str, params: Any, total: int, rows: int) -> int | np.ndarray:
-    if re.search(FIRST, path):
-        return 0
-    if re.search(LAST, path):
-        return total + 1
-    stages = _stages(params)
-    if match := re.search(MERGING, path):
-        return sum(_count_blocks(blocks) for stage, blocks in stages.items() if stage < int(match[1]))
-    if match := re.search(BLOCK_PATTERN, path):
-        stage, kind = int(match[1] or 1), match[2]
-        before = sum(_count_blocks(blocks) for other, blocks in stages.items() if other < stage)
-        if kind == "first":
-            return before + 1
-        if kind == "blocks":  # the blocks of a ResNet's stage after its first
-            return before + 1 + ("first" in stages[stage]) + np.arange(rows)
-        return before + 1 + (kind == "shifted") + 2 * np.arange(rows)
-    raise UserError(
-        f"optimizer.layer_decay: knows the layers of resnet, vit and swin, not that of {path}; leave it at 1"
-    )
+def _layer(path: str, leaf: Any, depths: dict[int, int]) -> int | np.ndarray:
+    """Returns a parameter's layer, or the layers of its rows if it is stacked."""
+    place, total = models.role_of(path).place, sum(depths.values())
+    before = sum(depth for stage, depth in depths.items() if stage < _stage(path))
+    if isinstance(place, Blocks):
+        return before + 1 + _numbers(place, leaf)
+    layers = {"before": 0, "between": before, "after": total + 1}
+    if place is None:
+        raise UserError(
+            f"optimizer.layer_decay: knows the layers of resnet, vit and swin, not that of {path}; "
+            "leave it at 1"
+        )
+    return layers[place]
 
 
-def _stages(params: Any) -> dict[int, Mapping[str, Any]]:
-    """Returns the stacks of blocks of each stage, by its number; a model without stages has stage 1."""
-    if "blocks" in params:
-        return {1: {"blocks": params["blocks"]}}
-    matches = {re.fullmatch(r"stage(\d+)", name): blocks for name, blocks in params.items()}
-    return {int(match[1]): blocks for match, blocks in matches.items() if match}
+def _stage_depths(params: Any) -> dict[int, int]:
+    """Returns the number of blocks of each stage."""
+    depths: dict[int, int] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = path_of(keys)
+        place = models.role_of(path).place
+        if isinstance(place, Blocks):
+            last = int(np.max(_numbers(place, leaf)))
+            depths[_stage(path)] = max(depths.get(_stage(path), 0), last + 1)
+    return depths
 
 
-def _count_blocks(stage: Mapping[str, Any]) -> int:
-    """Returns the number of blocks of a stage."""
-    return sum(1 if kind == "first" else len(jax.tree.leaves(stack)[0]) for kind, stack in stage.items())
+def _stage(path: str) -> int:
+    """Returns the number of the stage that a path begins with; a model without stages has stage 1."""
+    match = re.search(r"\d+", path.partition("/")[0])
+    return int(match[0]) if match else 1
+
+
+def _numbers(place: Blocks, leaf: Any) -> int | np.ndarray:
+    """Returns the numbers, within their stage, of the blocks that a parameter belongs to."""
+    return place.first + place.step * np.arange(len(leaf)) if place.stacked else place.first

@@ -1,5 +1,6 @@
 """The update: gradient transform, schedule, per-parameter rules, and moving averages of the weights."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from scaling import models
+from scaling.errors import UserError
 from scaling.parallel.sharding import path_of
 from scaling.run import layer_decay
-from scaling.run.options import Optimizer
+from scaling.run.options import Optimizer, ParamRule
 
 OPTIMIZERS: dict[str, Callable[[Optimizer], optax.GradientTransformation]] = {
     "adamw": lambda options: optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps),
@@ -34,7 +37,8 @@ Update = Callable[[Any, Any, Any, jax.Array, Mapping[str, jax.Array]], tuple[Any
 def transform(options: Optimizer) -> optax.GradientTransformationExtraArgs:
     """Returns the transform from gradients to directions: clipping, L2 if enabled, then the optimiser's own.
 
-    The learning rate and the decoupled decay are applied later, in `make_update`.
+    Parameters whose rule names another optimiser have that one's direction and state. The learning rate and
+    the decoupled decay are applied later, in `make_update`.
     """
     clip = (
         optax.identity()
@@ -42,7 +46,17 @@ def transform(options: Optimizer) -> optax.GradientTransformationExtraArgs:
         else optax.clip_by_global_norm(options.grad_clip_norm)
     )
     l2 = [_l2(options)] if options.weight_decay_mode == "l2" else []
-    return optax.chain(clip, *l2, OPTIMIZERS[options.name](options))
+    names = {options.name, *(rule.optimizer for rule in options.param_rules if rule.optimizer)}
+    directions = {name: OPTIMIZERS[name](options) for name in sorted(names)}
+    if len(directions) == 1:
+        return optax.chain(clip, *l2, directions[options.name])
+
+    def names_of(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, _: rule_of(path_of(keys), options).optimizer or options.name, params
+        )
+
+    return optax.chain(clip, *l2, optax.partition(directions, names_of))
 
 
 def _l2(options: Optimizer) -> optax.GradientTransformationExtraArgs:
@@ -53,8 +67,9 @@ def _l2(options: Optimizer) -> optax.GradientTransformationExtraArgs:
 
     def update(grads: Any, state: Any, params: Any, *, weight_decay: jax.Array, **_: Any) -> tuple[Any, Any]:
         def add(keys: tuple[Any, ...], grad: jax.Array, param: jax.Array) -> jax.Array:
-            _, decay, frozen = rule_of(path_of(keys), options)
-            return grad if frozen else grad + (weight_decay if decay is None else decay) * param
+            rule = rule_of(path_of(keys), options)
+            decay = weight_decay if rule.weight_decay is None else rule.weight_decay
+            return grad if rule.frozen else grad + decay * param
 
         return jax.tree_util.tree_map_with_path(add, grads, params), state
 
@@ -67,7 +82,7 @@ def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequenc
     `warmup` and `milestones` are steps from the start of the run, which has `total` steps. The rate and the
     decay are in `traced_hparams` ("learning_rate", "weight_decay"), so that runs that differ only in
     them share one compiled step. AdamW's decay is decoupled (Loshchilov & Hutter 2019):
-    p <- p - rate * multiple * (direction + decay * p). Frozen parameters do not count in the norm.
+    p <- p - rate * lr_scale * (direction + decay * p). Frozen parameters do not count in the norm.
     """
     tx = transform(options)
     warmup_schedule = optax.linear_schedule(0.0, 1.0, max(warmup, 1))
@@ -80,18 +95,18 @@ def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequenc
     def update(
         grads: Any, opt_state: Any, params: Any, step: jax.Array, traced_hparams: Mapping[str, jax.Array]
     ) -> tuple[Any, Any, jax.Array]:
-        def move(keys: tuple[Any, ...], param: jax.Array, direction: jax.Array) -> jax.Array:
-            multiple, decay, frozen = rule_of(path_of(keys), options)
-            if frozen:
+        def move(keys: tuple[Any, ...], param: jax.Array, direction: jax.Array, multiple: Any) -> jax.Array:
+            rule = rule_of(path_of(keys), options)
+            if rule.frozen:
                 return param
-            layer_rate = rate * layer_decay.multiple(keys, params, options.layer_decay) if layered else rate
+            layer_rate = rate * multiple if layered else rate
             if l2:  # the direction has the decay already
-                return param - layer_rate * multiple * direction
-            weight = traced_hparams["weight_decay"] if decay is None else decay
-            return param - layer_rate * multiple * (direction + weight * param)
+                return param - layer_rate * rule.lr_scale * direction
+            decay = traced_hparams["weight_decay"] if rule.weight_decay is None else rule.weight_decay
+            return param - layer_rate * rule.lr_scale * (direction + decay * param)
 
         def zero_if_frozen(keys: tuple[Any, ...], grad: jax.Array) -> jax.Array:
-            return jnp.zeros_like(grad) if rule_of(path_of(keys), options)[2] else grad
+            return jnp.zeros_like(grad) if rule_of(path_of(keys), options).frozen else grad
 
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
             rate = traced_hparams["learning_rate"] * schedule(step)
@@ -100,18 +115,40 @@ def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequenc
             directions, opt_state = tx.update(
                 grads, opt_state, params, weight_decay=traced_hparams["weight_decay"]
             )
-            params = jax.tree_util.tree_map_with_path(move, params, directions)
+            multiples = jax.tree.map(lambda _: 1.0, params)
+            if layered:
+                multiples = layer_decay.multiples(params, options.layer_decay)
+            params = jax.tree_util.tree_map_with_path(move, params, directions, multiples)
         return params, opt_state, norm
 
     return update
 
 
-def rule_of(path: str, options: Optimizer) -> tuple[float, float | None, bool]:
-    """Returns (learning-rate multiple, weight decay or None for the global one, frozen); first match wins."""
-    for pattern, multiple, decay, frozen in options.rules:
-        if re.search(pattern, path):
-            return multiple, decay, frozen
-    return 1.0, None, False
+@functools.cache
+def rule_of(path: str, options: Optimizer) -> ParamRule:
+    """Returns the first rule that selects the parameter at `path`, or one that changes nothing."""
+    return next((rule for rule in options.param_rules if _selects(rule, path)), ParamRule(".*"))
+
+
+def _selects(rule: ParamRule, path: str) -> bool:
+    of_role = rule.role is None or models.role_of(path).kind == rule.role
+    return of_role and re.search(rule.match, path) is not None
+
+
+def check_rules(options: Optimizer, params: Any) -> None:
+    """Checks that every rule selects some parameter (or shape).
+
+    Raises:
+        UserError: for a rule that selects none.
+    """
+    paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for i, rule in enumerate(options.param_rules):
+        if not any(_selects(rule, path) for path in paths):
+            of_role = f" of role {rule.role}" if rule.role else ""
+            raise UserError(
+                f"optimizer.param_rules[{i}].match={rule.match!r}: matches no parameter{of_role} of the "
+                f"model, such as {paths[0]}; correct the rule, or leave it out"
+            )
 
 
 def ema_names(options: Optimizer) -> dict[str, float]:

@@ -7,11 +7,24 @@ from typing import Any, Literal
 
 from scaling.data import Data
 from scaling.errors import UserError
+from scaling.models.roles import Kind
 from scaling.parallel.mesh import Mesh
 from scaling.preprocessing import Preprocessing
 from scaling.sampling import Sampling
 
-ParamRule = tuple[str, float, float | None, bool]  # (pattern, learning-rate multiple, weight decay, frozen)
+OptimizerName = Literal["adamw", "sgd"]
+
+
+def _pattern(key: str, text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as e:
+        raise UserError(f"{key}={text!r}: is not a regular expression ({e})") from None
+
+
+def _require(key: str, value: object, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise UserError(f"{key}={value!r}: must be {allowed}")
 
 
 @dataclass(frozen=True)
@@ -24,13 +37,29 @@ class Named:
 
 
 @dataclass(frozen=True)
+class ParamRule:
+    """The update of some parameters, those that `match` and `role` select together, where it is another."""
+
+    match: str = ""  # regular expression that is searched in a parameter's path; "" for every path
+    role: Kind | None = None  # role of the parameters; None for every role
+    lr_scale: float = 1.0  # factor of the learning rate
+    weight_decay: float | None = None  # None for the global one
+    frozen: bool = False  # whether the parameters stay as they are
+    optimizer: OptimizerName | None = None  # None for the global one
+
+    def __post_init__(self) -> None:
+        _pattern("match", self.match)
+        selects = bool(self.match) or self.role is not None
+        _require("match", self.match, selects, "a regular expression, or '' with a role")
+        _require("lr_scale", self.lr_scale, self.lr_scale >= 0, "at least 0")
+        _require("weight_decay", self.weight_decay, (self.weight_decay or 0) >= 0, "at least 0, or None")
+
+
+@dataclass(frozen=True)
 class Optimizer:
-    """The update of the parameters.
+    """The update of the parameters; `param_rules` are tried in order, and the first match wins."""
 
-    `rules` are tried in order and the first match wins; a rule's weight decay of None is the global one.
-    """
-
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: OptimizerName = "adamw"
     learning_rate: float = 1e-4  # peak rate
     schedule: Literal["constant", "cosine", "step"] = "constant"
     warmup: str = "0 steps"  # duration of the linear rise from 0 to the peak rate
@@ -44,7 +73,9 @@ class Optimizer:
     eps: float = 1e-8  # term in AdamW's denominator
     grad_clip_norm: float | None = None  # maximum global norm of the gradient
     ema_decays: tuple[float, ...] = ()  # decays per step of the averages; the first one is evaluated
-    rules: tuple[ParamRule, ...] = ((r"(bias|scale|positions|token|embedding)$", 1.0, 0.0, False),)
+    param_rules: tuple[ParamRule, ...] = (
+        ParamRule(r"(bias|scale|positions|token|embedding)$", weight_decay=0.0),
+    )
 
     def __post_init__(self) -> None:
         _require("learning_rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
@@ -77,8 +108,6 @@ class Optimizer:
         duration(self.warmup, "warmup", 1, 1, 1)
         for milestone in self.lr_milestones:
             duration(milestone, "lr_milestones", 1, 1, 1)
-        for rule in self.rules:
-            _pattern("rules", rule[0])
 
 
 @dataclass(frozen=True)
@@ -134,18 +163,6 @@ class Config:
     sampling: Sampling
     checkpoint: Checkpoint
     raw: Mapping[str, Any] = field(repr=False)
-
-
-def _pattern(key: str, text: str) -> None:
-    try:
-        re.compile(text)
-    except re.error as e:
-        raise UserError(f"{key}={text!r}: is not a regular expression ({e})") from None
-
-
-def _require(key: str, value: object, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise UserError(f"{key}={value!r}: must be {allowed}")
 
 
 def duration(

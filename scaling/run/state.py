@@ -135,8 +135,12 @@ def make_step(run: Run) -> Step:
 
     The state is donated. The step updates the averages too. Metrics are the objective's, over the global
     batch, with `loss` and `grad_norm`.
+
+    Raises:
+        UserError: if a rule of the optimiser matches no parameter.
     """
     options, objective = run.config.optimizer, run.objective
+    optimizer.check_rules(options, run.variable_shapes["params"])
     warmup = run.steps_of(options.warmup, "optimizer.warmup")
     milestones = [run.steps_of(milestone, "optimizer.lr_milestones") for milestone in options.lr_milestones]
     update = optimizer.make_update(options, warmup, run.steps, milestones)

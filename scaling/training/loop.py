@@ -23,7 +23,7 @@ from scaling.evaluators.base import Evaluator, Measure, require_tokenizer
 from scaling.files import read_json, write_json
 from scaling.overrides import flat, tupled
 from scaling.parallel import distributed, sharding
-from scaling.run import build, state
+from scaling.run import build, optimizer, state
 from scaling.run import config as run_config
 from scaling.run.checkpoint import Checkpoints, Misfit
 from scaling.run.cost import run_cost
@@ -112,6 +112,7 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
             run = build.build(cfg)
             _require_same_tokens(folder.path, run)
             run.batch_sharding()  # raises for a batch that the mesh does not divide
+            optimizer.check_rules(cfg.optimizer, run.variable_shapes["params"])
             made = check_all(run)
             _train_needed(made)
             last = _fit(run, made, folder, stop, saved)
@@ -187,7 +188,9 @@ def write_config(
         return
     imported = imported or (read_json(folder.path / "config.json") or {}).get("imported")
     model = run.model
-    shape = {k: getattr(model, k) for k in ("depth", "width", "heads", "patch") if hasattr(model, k)}
+    fields = {field.name for field in dataclasses.fields(model)}
+    sizes = [name for name in ("depth", "width", "heads", "patch") if name in fields]
+    shape: dict[str, Any] = {name: getattr(model, name) for name in sizes}
     description = {"config": run.config.raw, "version": scaling.__version__, "commit": _commit()}
     description |= {"cost": run_cost(run), "model": shape, "data": dataclasses.asdict(run.info)}
     description |= {"imported": imported} if imported else {}

@@ -1,5 +1,6 @@
 """Starts a run from another run's weights (`train.init_from`): at step 0 only, not when it is resumed."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scaling import models
 from scaling.errors import UserError
+from scaling.models.base import Family
 from scaling.parallel import sharding
 from scaling.run import build, restore, state
 
@@ -55,29 +57,26 @@ def transfer_matching(
 
     A model of the same family takes all weights: its position tables are resized if the family supports it,
     and a head for another number of classes is re-initialised. From a ViT, `from_vit` of the model's own
-    module decides which weights are taken. The third result lists the top-level parameters that stay fresh.
+    family decides which weights are taken. The third result lists the top-level parameters that stay fresh.
 
     Raises:
         UserError: if the families or shapes differ.
     """
-    family, source_family = run.config.model.name, source.run.config.model.name
-    module = models.module(family)
+    name, source_name = run.config.model.name, source.run.config.model.name
+    family = models.family(name)
     weights = {**source.weights["collections"], "params": source.weights["params"]}
-    if family == source_family:
-        new = _resize_grids(run.model, source.run.model, module, weights)
-        if hasattr(module, "fit_heads"):
-            new["params"] = module.fit_heads(params, new["params"])
+    if name == source_name:
+        new = _resize_grids(run.model, source.run.model, family, weights)
+        new["params"] = family.fit_heads(params, new["params"])
         if "head" in params and _shapes(new["params"].get("head")) != _shapes(params["head"]):
             new["params"] = {**new["params"], "head": params["head"]}
         new_params, new_collections = new.pop("params"), {**collections, **new}
-    elif source_family == "vit" and hasattr(module, "from_vit"):
-        new_params = module.from_vit(run.model, params, source.run.model, weights["params"])
+    elif source_name == "vit" and family.from_vit:
+        new_params = family.from_vit(run.model, params, source.run.model, weights["params"])
         new_collections = collections
     else:
-        allowed = f"{family} or vit" if hasattr(module, "from_vit") else family
-        raise UserError(
-            f"is a run of {source_family}, which {family} cannot start from; give one of {allowed}"
-        )
+        allowed = f"{name} or vit" if family.from_vit else name
+        raise UserError(f"is a run of {source_name}, which {name} cannot start from; give one of {allowed}")
     if run.config.train.init_only:
         new_params = _take_matching(run.config.train.init_only, params, new_params)
     _require_same_shapes(params, new_params)
@@ -85,13 +84,11 @@ def transfer_matching(
     return new_params, new_collections, _unchanged(params, new_params)
 
 
-def _resize_grids(model: Any, source: Any, module: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
+def _resize_grids(model: Any, source: Any, family: Family[Any], weights: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the weights of a source of the same family, resized to the model's resolution and frames."""
-    grids = [name for name in ("resolution", "frames") if hasattr(model, name)]
+    grids = {"resolution", "frames"} & {field.name for field in dataclasses.fields(model)}
     differ = any(getattr(model, name) != getattr(source, name) for name in grids)
-    if differ and hasattr(module, "resized"):
-        return dict(module.resized(weights, source, model)[0])
-    return dict(weights)
+    return family.resized(weights, source, model)[0] if differ else dict(weights)
 
 
 def _take_matching(pattern: str, fresh: Any, new: Any) -> Any:

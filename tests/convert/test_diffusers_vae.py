@@ -77,7 +77,7 @@ def test_older_names_of_attention(tmp_path: Path, tensors: dict[str, np.ndarray]
             name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
         file[name] = tensor
     assert len(set(file) - set(tensors)) == 16
-    newer, said = naming.known(diffusers_vae, diffusers_vae.table(MODEL), file)
+    newer, said = naming.known(diffusers_vae.CONVERTER, diffusers_vae.table(MODEL), file)
     assert said == [f"names: those of older diffusers taken in 16 of {len(file)}"]
     assert {n: t.tobytes() for n, t in newer.items()} == {n: t.tobytes() for n, t in tensors.items()}
     (tmp_path / "older").mkdir()

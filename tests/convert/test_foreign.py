@@ -7,6 +7,7 @@ same tensors must be what the import computes, or the import refuses, or names t
 
 import copy
 import functools
+import importlib
 import inspect
 import json
 import logging
@@ -21,7 +22,7 @@ import pytest
 import torch
 import transformers
 
-from scaling.convert import FORMATS, foreign, transfer
+from scaling.convert import foreign, transfer
 from scaling.errors import UserError
 from scaling.run.options import Config
 from tests.support import parity
@@ -204,7 +205,7 @@ def test_folders_of_transformers_4_open(name: str, tmp_path: Path) -> None:
 def test_defaults_are_the_librarys_own(name: str) -> None:
     """What a table takes for a field that is absent, and that it knows every field that there is."""
     case = CASES[name]
-    module = FORMATS[case.format].families[case.family]
+    module = importlib.import_module(f"scaling.convert.{case.format}.{case.family}")
     for table, cls in _tables(name, module):
         library = _defaults(cls)
         own = {key for key in library if key not in foreign.TRANSFORMERS | foreign.DIFFUSERS}

@@ -63,7 +63,7 @@ def test_the_encoder_of_a_whole_model_is_read() -> None:
     table, whole = huggingface_t5.table(MODEL), reference(T5ForConditionalGeneration)
     saved = parity.saved(whole)
     saved["encoder.embed_tokens.weight"] = saved["shared.weight"]  # as in the published files
-    read, said = naming.known(huggingface_t5, table, saved)
+    read, said = naming.known(huggingface_t5.CONVERTER, table, saved)
     assert len(said) == 1 and said[0].startswith("not read: decoder.block.0.layer.0.SelfAttention.k.weight")
     assert rules.faults(table, read, shapes(), ()) == []
     read["encoder.embed_tokens.weight"] = read["shared.weight"] + 1

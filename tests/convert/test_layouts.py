@@ -71,4 +71,6 @@ def test_a_config_has_the_width_of_the_models_mlp(family: str, variant: str) -> 
     model, inputs = models.make(family, variant, **options), models.inputs(family, variant, **options)
     variables = jax.eval_shape(model.init, KEY, **inputs)
     assert named(variables["params"])["blocks/mlp/up/kernel"].shape == (1, 56, 61)
-    assert FORMATS["huggingface"].families[family].config(model, inputs)["intermediate_size"] == 61
+    assert (
+        FORMATS["huggingface"].families[family].config_file.config(model, inputs)["intermediate_size"] == 61
+    )

@@ -191,7 +191,7 @@ def test_todays_names_of_other_families(family: str) -> None:
         )
         module = huggingface_vivit
     memory = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
-    found, said = naming.known(module, table, memory)
+    found, said = naming.known(module.CONVERTER, table, memory)
     assert len(said) == 1 and said[0].startswith("names: those of transformers 5 taken")
     assert found.keys() >= parity.saved(reference).keys()
 

@@ -43,7 +43,7 @@ def outside(family: str, folder: Path) -> Path:
     """A folder as transformers saves it, with random weights."""
     variant, options = SMALL[family]
     model, inputs = models.make(family, variant, **options), models.inputs(family, variant, **options)
-    described = FORMATS["huggingface"].families[family].config(model, inputs)
+    described = FORMATS["huggingface"].families[family].config_file.config(model, inputs)
     cls = getattr(transformers, described["architectures"][0])
     reference = cls(cls.config_class(**described))
     parity.randomise(reference, 0.5)

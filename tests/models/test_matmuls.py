@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.models import layers, matmuls
+from scaling.models import layers
+from scaling.models.execution import EXECUTION, Execution
 from scaling.models.matmuls import dot_general
 from scaling.parallel import sharding, tracing
 from scaling.parallel.mesh import Mesh
@@ -24,9 +25,9 @@ def test_gradients_by_rows_are_autodiffs(x: tuple[int, ...], kernel: tuple[int, 
         return (weights * dot_general(a, b, dims) ** 2).sum()
 
     expected = jax.value_and_grad(loss, argnums=(0, 1))(*args)
-    with_rows = matmuls.ROW_MAJOR.set(True)
+    before = EXECUTION.set(Execution(row_major=True))
     found = jax.value_and_grad(loss, argnums=(0, 1))(*args)
-    matmuls.ROW_MAJOR.reset(with_rows)
+    EXECUTION.reset(before)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 

@@ -20,7 +20,8 @@ from scaling.convert import rules
 from scaling.convert.huggingface import resnet as huggingface_resnet
 from scaling.errors import UserError
 from scaling.models import resnet
-from scaling.models.convolutions import UNROLLED, Stage
+from scaling.models.convolutions import Stage
+from scaling.models.execution import EXECUTION, PLAIN
 from scaling.parallel import sharding, tracing
 from scaling.parallel.mesh import Mesh
 from tests.support import parity
@@ -244,7 +245,7 @@ def test_on_cpus_there_is_no_loop() -> None:
     forward = functools.partial(stage().apply, train=False)
     on_cpu = tracing.trace_on_mesh(sharding.make_mesh(Mesh(), jax.devices()[:1]), forward)
     loops = [jax.jit(f).lower(variables, x).as_text().count("while") for f in (forward, on_cpu)]
-    assert loops[0] and not loops[1] and not UNROLLED.get()
+    assert loops[0] and not loops[1] and EXECUTION.get() is PLAIN
 
 
 def test_remat_recomputes_the_blocks_and_dots_no_convolution() -> None:

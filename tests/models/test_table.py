@@ -290,6 +290,6 @@ def test_text_is_aligned_and_names_its_units(rows: Rows) -> None:
 
 
 def test_every_size_is_registered() -> None:
-    for family, module in models.MODELS.items():
-        names = {name for name, _ in module.VARIANTS}
-        assert {name.split("/")[0] for name in names} == set(module.SIZES), family
+    for name, family in models.MODELS.items():
+        variants = {variant for variant, _ in family.variants}
+        assert {variant.split("/")[0] for variant in variants} == set(family.sizes), name

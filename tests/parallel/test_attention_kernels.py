@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.models import attention
+from scaling.models.execution import EXECUTION, PLAIN, Execution
 from scaling.parallel import attention_kernels, sharding, tracing
 from scaling.parallel.mesh import Mesh
 
@@ -23,9 +24,9 @@ LONG = attention_kernels.LONG
 
 @contextmanager
 def allowed(kernel: Callable[..., jax.Array]) -> Iterator[None]:
-    before = attention.FUSED.set(kernel)
+    before = EXECUTION.set(Execution(attention=kernel))
     yield
-    attention.FUSED.reset(before)
+    EXECUTION.reset(before)
 
 
 def arrays(tokens: int, others: int, batch: int = 2, heads: int = 3) -> tuple[jax.Array, ...]:
@@ -111,7 +112,7 @@ def test_it_is_asked_for_on_gpus_and_never_with_a_bias(
     jax.eval_shape(traced, q, k, v)
     assert asked == expected
     jax.eval_shape(traced, q, k, v, jnp.zeros((1, 1, 6, 6)))
-    assert asked == expected and attention.FUSED.get() is None
+    assert asked == expected and EXECUTION.get() is PLAIN
 
 
 # Splash attention, interpreted

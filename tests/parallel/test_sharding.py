@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from scaling import data, models
+from scaling import data
 from scaling.errors import UserError
 from scaling.parallel import sharding
 from scaling.parallel.mesh import Mesh
@@ -19,33 +19,6 @@ from scaling.run.options import Optimizer
 from scaling.training import config
 
 Tiny = dict[str, str]
-
-
-def params_of(family: str, variant: str, **options: Any) -> dict[str, Any]:
-    model = models.make(family, variant, **options)
-    inputs = models.inputs(family, variant, **options)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), **inputs)
-    leaves = jax.tree_util.tree_leaves_with_path(shapes["params"])
-    return {sharding.path_of(keys): leaf for keys, leaf in leaves}
-
-
-REGISTERED = [(f, v, o) for f, m in models.MODELS.items() for v, o in m.VARIANTS]
-# Of each family the first of each kind ("ViT" and "RN"; "B", "XL"): their patches change no name.
-KINDS = {(f, re.split(r"[^A-Za-z]", v)[0], repr(o)): (f, v, o) for f, v, o in reversed(REGISTERED)}
-
-
-def test_every_parameter_has_a_rule_and_every_rule_a_parameter() -> None:
-    used = set()
-    for path in (f"{f}:{path}" for f, v, o in KINDS.values() for path in params_of(f, v, **o)):
-        rule = next((r for r in sharding.SHARDING_RULES if re.search(r.pattern, path)), None)
-        assert rule is not None, path
-        used.add(rule.pattern)
-    assert used == {r.pattern for r in sharding.SHARDING_RULES}
-
-
-def test_a_parameter_without_a_rule_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"parameter mystery/weights: no sharding rule"):
-        sharding.spec("mystery/weights", (4096, 4096), 4, {"data": 1, "fsdp": 8, "tensor": 1})
 
 
 def test_how_large_parameters_are_sharded() -> None:
@@ -61,7 +34,12 @@ def test_how_large_parameters_are_sharded() -> None:
     assert spec("blocks/attention/query/kernel", 28, 1152, 3, 384) == P(None, "fsdp", None, None)  # 3 heads
     assert spec("label/embedding", 1001, 1152) == P(None, "tensor")  # 1001 rows; the width went to tensor
     assert spec("head/kernel", 1024, 1001) == P("fsdp", None)  # falls to the next dimension
-    assert spec("blocks/mlp/up/kernel", 64, 64) == P()  # under 64 KiB
+    assert spec("blocks/mlp/up/kernel", 1, 64, 64) == P()  # under 64 KiB
+    assert spec("blocks/modulation/kernel", 28, 1152, 6912) == P(None, "fsdp", "tensor")
+    assert spec("blocks/attention/query/bias", 512, 16, 72) == P(None, "tensor", None)
+    assert spec("stage4/blocks/conv2/kernel", 2, 3, 3, 512, 512) == P(None, None, None, None, "fsdp")
+    assert spec("stage3/plain/attention/relative_bias", 9, 529, 32) == P(None, None, None)
+    assert spec("text/positions", 77, 1024) == P(None, "fsdp")
 
 
 def batch_of(run: build.Run, step: int) -> Any:
@@ -87,7 +65,7 @@ def test_what_no_axis_divides_is_listed(tiny: Tiny) -> None:
 
 
 def test_a_frozen_parameter_stays_and_the_rest_moves(tiny: Tiny) -> None:
-    rules = "optimizer.rules=(('^blocks', 1.0, None, True), ('^patch', 0.0, 0.0, False))"
+    rules = "optimizer.param_rules=[{'match': '^blocks', 'frozen': True}, {'match': '^patch', 'lr_scale': 0}]"
     run = build.build(config.load(tiny["vit"], [rules, "optimizer.weight_decay=0.1"]))
     before = jax.tree.map(np.asarray, state.init(run).params)
     after, _ = state.make_step(run)(state.init(run), batch_of(run, 0), state.traced_hparams(run))
@@ -108,7 +86,12 @@ def test_adamw_is_optax_adamw(tiny: Tiny) -> None:
     from scaling.run import optimizer
 
     options = Optimizer(
-        learning_rate=0.1, weight_decay=0.3, grad_clip_norm=0.5, schedule="cosine", warmup="2 steps", rules=()
+        learning_rate=0.1,
+        weight_decay=0.3,
+        grad_clip_norm=0.5,
+        schedule="cosine",
+        warmup="2 steps",
+        param_rules=(),
     )
     update = optimizer.make_update(options, 2, 5)
     with jax.numpy_dtype_promotion("standard"):

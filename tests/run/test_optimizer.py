@@ -1,5 +1,6 @@
 """The update's options against PyTorch's, and rates that fall with depth in every family that has layers."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import unflatten_dict
 
 from scaling import models
 from scaling.errors import UserError
 from scaling.parallel import sharding
 from scaling.run import build, layer_decay, optimizer, state
-from scaling.run.options import Optimizer
+from scaling.run.options import Optimizer, ParamRule
 from scaling.training import config, loop
+from tests.support.running import named
 
 Tiny = dict[str, str]
 GRADS = [np.array([0.5, 1.0, -2.0], np.float32) * (i + 1) for i in range(7)]
@@ -50,14 +53,14 @@ def test_sgd_with_l2_and_drops_is_pytorchs() -> None:
         schedule.step()
         expected.append(w.detach().numpy().copy())
     options = Optimizer(
-        name="sgd", learning_rate=0.1, weight_decay=0.3, weight_decay_mode="l2", grad_clip_norm=1.5, rules=(),
-        schedule="step", lr_milestones=("2 steps", "5 steps"),
+        name="sgd", learning_rate=0.1, weight_decay=0.3, weight_decay_mode="l2", grad_clip_norm=1.5,
+        param_rules=(), schedule="step", lr_milestones=("2 steps", "5 steps"),
     )  # fmt: skip
     np.testing.assert_allclose(steps(options, milestones=(2, 5)), expected, rtol=1e-5)
 
 
 def test_drops_count_from_the_start_of_the_run_warm_up_and_all() -> None:
-    plain = {"name": "sgd", "b1": 0.0, "learning_rate": 1.0, "rules": ()}
+    plain = {"name": "sgd", "b1": 0.0, "learning_rate": 1.0, "param_rules": ()}
     options = Optimizer(**plain, schedule="step", lr_milestones=("4 steps", "6 steps"))
     moved = -np.diff(
         steps(options, warmup=2, milestones=(4, 6)), axis=0, prepend=[[1.0, -2.0, 3.0]]
@@ -66,12 +69,12 @@ def test_drops_count_from_the_start_of_the_run_warm_up_and_all() -> None:
 
 
 def test_l2_leaves_out_what_the_rules_leave_out() -> None:
-    rules = (("^w", 1.0, 0.0, False),)
+    rules = (ParamRule("^w", weight_decay=0.0),)
     sgd = {"name": "sgd", "learning_rate": 0.1, "weight_decay_mode": "l2"}
     without = steps(Optimizer(**sgd))
-    np.testing.assert_array_equal(steps(Optimizer(**sgd, weight_decay=0.3, rules=rules)), without)
-    assert (steps(Optimizer(**sgd, weight_decay=0.3, rules=())) != without).all()
-    frozen = steps(Optimizer(**sgd, weight_decay=0.3, rules=(("^w", 1.0, None, True),)))
+    np.testing.assert_array_equal(steps(Optimizer(**sgd, weight_decay=0.3, param_rules=rules)), without)
+    assert (steps(Optimizer(**sgd, weight_decay=0.3, param_rules=())) != without).all()
+    frozen = steps(Optimizer(**sgd, weight_decay=0.3, param_rules=(ParamRule("^w", frozen=True),)))
     np.testing.assert_array_equal(frozen, [[1.0, -2.0, 3.0]] * 7)
 
 
@@ -86,7 +89,7 @@ def test_a_cosine_ends_at_its_floor() -> None:
         schedule.step()
         expected.append(w.detach().numpy().copy())
     options = Optimizer(
-        name="sgd", b1=0.0, learning_rate=0.1, schedule="cosine", final_lr_ratio=0.2, rules=()
+        name="sgd", b1=0.0, learning_rate=0.1, schedule="cosine", final_lr_ratio=0.2, param_rules=()
     )  # fmt: skip
     np.testing.assert_allclose(steps(options, total=6), expected, rtol=1e-5)
 
@@ -128,7 +131,8 @@ def test_every_parameter_has_the_rate_of_its_layer(family: str) -> None:
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     last = max(layer for layers in expected.values() for layer in layers)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    found = {sharding.path_of(keys): layer_decay.multiple(keys, params, 0.5) for keys, _ in leaves}
+    multiples = jax.tree_util.tree_leaves_with_path(layer_decay.multiples(params, 0.5))
+    found = {sharding.path_of(keys): multiple for keys, multiple in multiples}
     for path, layers in expected.items():
         wanted = 0.5 ** (last - np.array(layers, np.float32))
         np.testing.assert_array_equal(found[path].ravel(), wanted, err_msg=path)
@@ -141,10 +145,9 @@ def test_every_parameter_has_the_rate_of_its_layer(family: str) -> None:
 
 
 def test_a_family_without_such_layers_is_named() -> None:
-    params = {"blocks": {"kernel": jnp.zeros((2, 3))}, "timestep": {"kernel": jnp.zeros((2, 3))}}
-    keys = jax.tree_util.tree_leaves_with_path(params)[1][0]
-    with pytest.raises(UserError, match=r"^optimizer\.layer_decay: knows .* not that of timestep/kernel;"):
-        layer_decay.multiple(keys, params, 0.5)
+    params = {"patch": {"kernel": jnp.zeros((2, 3))}, "time": {"up": {"kernel": jnp.zeros((2, 3))}}}
+    with pytest.raises(UserError, match=r"^optimizer\.layer_decay: knows .* not that of time/up/kernel;"):
+        layer_decay.multiples(params, 0.5)
 
 
 FINE_TUNING = [
@@ -193,3 +196,105 @@ def test_resumed_it_goes_on_to_the_same_bits(tmp_path: Path, tiny: Tiny, read_st
     one, other = read_state(tmp_path / "whole", whole), read_state(tmp_path / "resumed", whole)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# Rules of parameters
+
+# SGD for the patches, a tenth of the rate for the head, frozen positions, and no decay of vectors.
+RULES = (
+    ParamRule("^patch/", optimizer="sgd", weight_decay=0.2),
+    ParamRule("^head/kernel$", lr_scale=0.1),
+    ParamRule("^positions$", frozen=True),
+    ParamRule(role="vector", weight_decay=0.0),
+)
+
+
+def test_each_parameter_is_updated_by_its_rule() -> None:
+    """Three steps of clipping, warm-up and decay by hand: the norm is that of all gradients together."""
+    options = Optimizer(
+        learning_rate=0.1, weight_decay=0.3, grad_clip_norm=0.5, b1=0.8, b2=0.95, warmup="2 steps",
+        param_rules=RULES,
+    )  # fmt: skip
+    paths = ("patch/kernel", "patch/bias", "head/kernel", "head/bias", "blocks/mlp/up/kernel", "positions")
+    rng = np.random.default_rng(0)
+    start = {path: rng.normal(size=(2, 3)).astype(np.float32) for path in paths}
+    update, current = (
+        optimizer.make_update(options, 2, 5),
+        unflatten_dict(jax.tree.map(jnp.asarray, start), sep="/"),
+    )
+    kept = optimizer.transform(options).init(current)
+    hparams = {"learning_rate": jnp.float32(0.1), "weight_decay": jnp.float32(0.3)}
+    expected = {path: x.astype(np.float64) for path, x in start.items()}
+    first, second = ({path: np.zeros((2, 3)) for path in paths} for _ in range(2))
+    for step in range(3):
+        grads = {path: rng.normal(size=(2, 3)).astype(np.float32) for path in paths}
+        current, kept, norm = update(
+            unflatten_dict(grads, sep="/"), kept, current, jnp.asarray(step), hparams
+        )
+        moving = [grad for path, grad in grads.items() if path != "positions"]
+        whole = np.sqrt(sum((grad.astype(np.float64) ** 2).sum() for grad in moving))
+        np.testing.assert_allclose(norm, whole, rtol=1e-6)
+        for path in paths[:-1]:
+            grad, rate = grads[path] * min(1, 0.5 / whole), 0.1 * min(step / 2, 1)
+            if path.startswith("patch/"):
+                first[path] = grad + 0.8 * first[path]
+                direction = first[path]
+            else:
+                first[path] = 0.8 * first[path] + 0.2 * grad
+                second[path] = 0.95 * second[path] + 0.05 * grad**2
+                mean, square = first[path] / (1 - 0.8 ** (step + 1)), second[path] / (1 - 0.95 ** (step + 1))
+                direction = mean / (np.sqrt(square) + 1e-8)
+            decay = {"patch/kernel": 0.2, "patch/bias": 0.2, "head/bias": 0.0}.get(path, 0.3)
+            scale = 0.1 if path == "head/kernel" else 1.0
+            expected[path] -= rate * scale * (direction + decay * expected[path])
+    for path, found in named(current).items():
+        np.testing.assert_allclose(found, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_sgd_of_some_with_l2_is_pytorchs() -> None:
+    """The decay of both, in the gradient and before the momentum."""
+    rules = (ParamRule("^slow$", optimizer="sgd", weight_decay=0.2),)
+    options = Optimizer(learning_rate=0.1, weight_decay=0.3, weight_decay_mode="l2", param_rules=rules)
+    start = {"slow": [1.0, -2.0, 3.0], "fast": [0.5, 0.1, -1.0]}
+    tensors = {name: torch.tensor(x, requires_grad=True) for name, x in start.items()}
+    sgd = torch.optim.SGD([tensors["slow"]], lr=0.1, momentum=0.9, weight_decay=0.2)
+    adam = torch.optim.Adam([tensors["fast"]], lr=0.1, weight_decay=0.3)
+    update, params = optimizer.make_update(options, 0, 7), {name: jnp.asarray(x) for name, x in start.items()}
+    kept = optimizer.transform(options).init(params)
+    hparams = {"learning_rate": jnp.float32(0.1), "weight_decay": jnp.float32(0.3)}
+    for i, grad in enumerate(GRADS):
+        params, kept, _ = update(
+            {name: jnp.asarray(grad) for name in start}, kept, params, jnp.asarray(i), hparams
+        )
+        for tensor in tensors.values():
+            tensor.grad = torch.from_numpy(grad.copy())
+        sgd.step()
+        adam.step()
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(params[name], tensor.detach().numpy(), rtol=1e-4, err_msg=name)
+
+
+def test_rules_without_another_optimizer_keep_the_state() -> None:
+    params = {"patch": {"kernel": jnp.zeros((2, 3))}}
+    plain = optimizer.transform(Optimizer()).init(params)
+    same = optimizer.transform(Optimizer(param_rules=(ParamRule("^patch", optimizer="adamw"),))).init(params)
+    assert jax.tree.structure(plain) == jax.tree.structure(same)
+
+
+def test_rules_give_the_same_on_any_mesh(tiny: Tiny) -> None:
+    rules = f"optimizer.param_rules={[dataclasses.asdict(rule) for rule in RULES]}"
+    others = ("optimizer.name=adamw", "optimizer.weight_decay_mode=decoupled", "optimizer.layer_decay=1.0")
+    before, after = moved(tiny, rules, *others, "mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2")
+    single = moved(tiny, rules, *others)[1]
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(single), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_array_equal(after["positions"], before["positions"])
+    assert (after["patch"]["kernel"] != before["patch"]["kernel"]).any()
+
+
+def test_a_rule_that_selects_nothing_is_an_error(tiny: Tiny) -> None:
+    rules = "optimizer.param_rules=[{'match': 'kernel$'}, {'match': '^block/', 'frozen': True}]"
+    run = build.build(config.load(tiny["vit"], [rules]))
+    message = r"^optimizer\.param_rules\[1\]\.match='\^block/': matches no parameter of the model, such as bl"
+    with pytest.raises(UserError, match=message):
+        state.make_step(run)

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.layers import Dense, Embed
+from scaling.models.roles import EMBED, LINEAR, Part
 
 VARIANTS: tuple[variants.Variant, ...] = (("tiny", {}),)
 
@@ -45,9 +47,6 @@ class Captioned(nn.Module):
         return Dense(x.shape[-1], name="head")(jnp.tanh(h + caption[:, None, None]))
 
 
-MODULE = Captioned
-
-
 def make(variant: str, **options: Any) -> Captioned:
     return variants.build(Captioned, {}, options)
 
@@ -59,3 +58,13 @@ def inputs(variant: str, **options: Any) -> dict[str, Any]:
         "t": jax.ShapeDtypeStruct((1,), jnp.float32),
         "condition": {"tokens": text, "mask": text.update(dtype=jnp.bool_)},
     }
+
+
+FAMILY = Family(
+    module=Captioned,
+    sizes={},
+    variants=VARIANTS,
+    roles=Part({"word": EMBED, "patch": LINEAR, "head": LINEAR}),
+    make=make,
+    inputs=inputs,
+)

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from scaling.models import variants
+from scaling.models.base import Family
 from scaling.models.layers import Dense, Embed
+from scaling.models.roles import EMBED, LINEAR, Part
 
 VARIANTS: tuple[variants.Variant, ...] = (("tiny", {}),)
 
@@ -28,9 +30,6 @@ class ClipDenoiser(nn.Module):
         return Dense(x.shape[-1], name="head")(jnp.tanh(h))
 
 
-MODULE = ClipDenoiser
-
-
 def make(variant: str, **options: Any) -> ClipDenoiser:
     return variants.build(ClipDenoiser, {}, options)
 
@@ -41,3 +40,13 @@ def inputs(variant: str, **options: Any) -> dict[str, Any]:
         "t": jax.ShapeDtypeStruct((1,), jnp.float32),
         "y": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
+
+
+FAMILY = Family(
+    module=ClipDenoiser,
+    sizes={},
+    variants=VARIANTS,
+    roles=Part({"label": EMBED, "patch": LINEAR, "head": LINEAR}),
+    make=make,
+    inputs=inputs,
+)

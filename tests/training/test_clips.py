@@ -27,7 +27,7 @@ TINY = str(SUPPORT / "tiny_clips.py")
 
 @pytest.fixture(autouse=True)
 def registered(counting: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.MODELS, "clip_denoiser", clip_denoiser)
+    monkeypatch.setitem(models.MODELS, "clip_denoiser", clip_denoiser.FAMILY)
 
 
 def frames_of(path: Path) -> tuple[int, tuple[int, int]]:

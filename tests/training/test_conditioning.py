@@ -32,7 +32,7 @@ TINY = str(Path(__file__).parents[1] / "support/tiny_captioned.py")
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "captioned", captioned)
+        patch.setitem(models.MODELS, "captioned", captioned.FAMILY)
         yield
 
 

@@ -25,7 +25,7 @@ from scaling.parallel.mesh import AXES
 from scaling.preprocessing import Preprocessing
 from scaling.run import build, state
 from scaling.run import config as run_config
-from scaling.run.options import Checkpoint, Optimizer, Train, duration
+from scaling.run.options import Checkpoint, Optimizer, ParamRule, Train, duration
 from scaling.sampling import Sampling
 from scaling.training import config
 from tests.support.latents import write_latents
@@ -62,6 +62,26 @@ TINY = str(ROOT / "tests/support/tiny_dit.py")
         (
             "optimizer.weight_decay_mode=l1",
             r"optimizer\.weight_decay_mode='l1': must be one of decoupled, l2",
+        ),
+        (
+            "optimizer.param_rules=[{'match': '('}]",
+            r"^optimizer\.param_rules\[0\]\.match='\(': is not a regular expression",
+        ),
+        (
+            "optimizer.param_rules=[{'match': '^a'}, {'frozen': True}]",
+            r"^optimizer\.param_rules\[1\]\.match='': must be a regular expression, or '' with a role",
+        ),
+        (
+            "optimizer.param_rules=[{'match': '^a', 'lr_scal': 0.1}]",
+            r"^optimizer\.param_rules\[0\]\.lr_scal: no such key; did you mean \S+\.lr_scale\?",
+        ),
+        (
+            "optimizer.param_rules=[{'match': '^a', 'optimizer': 'lion'}]",
+            r"^optimizer\.param_rules\[0\]\.optimizer='lion': must be one of adamw, sgd or None",
+        ),
+        (
+            "optimizer.param_rules=(('^a', 1.0, 0.0, False),)",
+            r"^optimizer\.param_rules\[0\]=\('\^a'.*\): must be a dict of match, role, lr_scale, ",
         ),
         ("train.duration=10 weeks", r"train\.duration='10 weeks': must be like"),
         ("train.duration=50 %", r"train\.duration='50 %': must be in steps, examples or epochs"),
@@ -202,12 +222,13 @@ def test_every_video_model_builds(model: str) -> None:
 HOLDERS: dict[Any, set[str]] = {
     data.Data: {"data", "images", "own"},
     Optimizer: {"options", "optimizer"},
+    ParamRule: {"rule"},
     Train: {"train"},
     Checkpoint: {"checkpoint"},
     Sampling: {"options", "sampling"},
     Preprocessing: {"preprocessing"},
     **{evaluator: {"evaluator"} for evaluator in EVALUATORS.values()},
-    **{family.MODULE: {"model"} for family in MODELS.values()},
+    **{family.module: {"model"} for family in MODELS.values()},
 }
 
 
@@ -236,8 +257,8 @@ def unread(classes: Iterable[Any], reads: set[tuple[Path, str, str]]) -> list[st
 
 
 def test_every_config_key_is_read_by_something() -> None:
-    sections = [*run_config.SECTIONS.values(), *OBJECTIVES.values(), *EVALUATORS.values()]
-    models = [family.MODULE for family in MODELS.values()]
+    sections = [*run_config.SECTIONS.values(), ParamRule, *OBJECTIVES.values(), *EVALUATORS.values()]
+    models = [family.module for family in MODELS.values()]
     flax_own = {f"{cls.__name__}.{name}" for cls in models for name in ("parent", "name")}
     whole = {f"Mesh.{axis}" for axis in AXES}  # read together, by dataclasses.asdict
     assert set(unread([*sections, *models], _reads())) - flax_own - whole == set()
@@ -266,6 +287,7 @@ FORMER = {
     "optimizer.floor": "optimizer.final_lr_ratio",
     "optimizer.decay": "optimizer.weight_decay_mode",
     "optimizer.ema": "optimizer.ema_decays",
+    "optimizer.rules": "optimizer.param_rules",
     "sampling.guidance": "sampling.guidance_scale",
     "data.text.too_long": "data.text.overflow",
     "objective.label_dropout": "objective.condition_dropout",
@@ -295,6 +317,23 @@ def test_an_older_runs_config_is_read_in_todays_words() -> None:
         older = run_config.merged(older, _nested(old, i))
     renamed = run_config.flat(former_names.renamed(older))
     assert renamed == {new: i for i, new in enumerate(FORMER.values())}
+
+
+def test_an_older_runs_rules_have_names() -> None:
+    """They equal what today's configs give, so that the run is resumed."""
+    rules = [["(bias|scale)$", 1.0, 0.0, False], ["^image/", 0.1, None, True]]
+    named = [
+        {"match": "(bias|scale)$", "weight_decay": 0.0},
+        {"match": "^image/", "lr_scale": 0.1, "frozen": True},
+    ]
+    assert former_names.renamed({"optimizer": {"rules": rules}}) == {"optimizer": {"param_rules": named}}
+    assert former_names.renamed({"optimizer.rules": rules}) == {"optimizer.param_rules": named}
+    default = [[r"(bias|scale|positions|token|embedding)$", 1.0, 0.0, False]]
+    older = config.load_dict(TINY)
+    today = run_config.flat(older)
+    del older["optimizer"]["param_rules"]
+    older["optimizer"]["rules"] = default
+    assert run_config.flat(run_config.stored({"config": older})) == today
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, layouts, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.rules import ConversionRule, Rules
 from scaling.errors import UserError
 from scaling.models.dit import DiT
@@ -175,3 +176,10 @@ def check_inputs(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
             f"sample_size={side}: the run's images are {image_sides[0]}x{image_sides[1]}, for which "
             f"diffusers would stretch the positions; give data of {side}x{side}"
         )
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields, sets=SETS, notes=notes, check_inputs=check_inputs),
+    check_export=check_export,
+)

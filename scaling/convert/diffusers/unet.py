@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import foreign, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.rules import ConversionRule, Rules, Shape
 from scaling.errors import UserError
 from scaling.models.unet import UNet
@@ -319,3 +320,9 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(heads, int):
         return stated | {"heads": heads}
     return stated | {"heads": 0, "head_width": widths[-1] // heads[-1]}
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+)

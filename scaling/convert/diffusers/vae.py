@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.rules import Rules
 from scaling.errors import UserError
 from scaling.models.vae import VAE
@@ -151,3 +152,10 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "latent_scale": config["scaling_factor"],
         "epsilon": EPSILON,
     }
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+    renamed=RENAMED,
+)

@@ -1,9 +1,10 @@
 """State dicts of Meta's research code."""
 
-from types import ModuleType
+from typing import Any
 
+from scaling.convert.converter import Converter
 from scaling.convert.facebookresearch import dit
 
-FAMILIES: dict[str, ModuleType] = {
-    "dit": dit,
+FAMILIES: dict[str, Converter[Any]] = {
+    "dit": dit.CONVERTER,
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import layouts, rules
+from scaling.convert.converter import Converter
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
 from scaling.models.dit import DiT
@@ -65,3 +66,11 @@ def buffers(model: DiT, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if rows != columns:
         raise UserError(f"resolution: must be square for this format; the input has {rows}x{columns} patches")
     return {"pos_embed": sincos_positions((rows, columns), model.width)[None]}
+
+
+CONVERTER = Converter(
+    table=table,
+    ignored=IGNORED,
+    source=source,
+    buffers=buffers,
+)

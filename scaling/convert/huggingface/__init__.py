@@ -1,16 +1,17 @@
 """Hugging Face transformers' model folders: config.json and model.safetensors."""
 
-from types import ModuleType
+from typing import Any
 
+from scaling.convert.converter import Converter
 from scaling.convert.huggingface import clip, resnet, swin, t5, timesformer, vilt, vit, vivit
 
-FAMILIES: dict[str, ModuleType] = {
-    "clip": clip,
-    "resnet": resnet,
-    "swin": swin,
-    "t5": t5,
-    "timesformer": timesformer,
-    "vilt": vilt,
-    "vit": vit,
-    "vivit": vivit,
+FAMILIES: dict[str, Converter[Any]] = {
+    "clip": clip.CONVERTER,
+    "resnet": resnet.CONVERTER,
+    "swin": swin.CONVERTER,
+    "t5": t5.CONVERTER,
+    "timesformer": timesformer.CONVERTER,
+    "vilt": vilt.CONVERTER,
+    "vit": vit.CONVERTER,
+    "vivit": vivit.CONVERTER,
 }

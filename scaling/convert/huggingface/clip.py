@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, layouts, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
@@ -197,3 +198,12 @@ def _tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 def preprocessing(model: CLIP) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("CLIP", OPENAI, short=1.0)
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+    ignored=IGNORED,
+    source=source,
+    preprocessing=preprocessing,
+)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import foreign, layouts, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules
 from scaling.errors import UserError
@@ -86,3 +87,13 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing(model: ResNet) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("transformers' ResNet", IMAGENET, short=0.875)
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+    ignored=IGNORED,
+    base=BASE,
+    buffers=buffers,
+    preprocessing=preprocessing,
+)

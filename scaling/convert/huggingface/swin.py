@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, layouts
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
@@ -122,3 +123,14 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing(model: Swin) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("transformers' Swin", IMAGENET, square=True)
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+    ignored=IGNORED,
+    base=BASE,
+    renamed=RENAMED,
+    source=source,
+    preprocessing=preprocessing,
+)

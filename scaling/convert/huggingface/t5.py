@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.rules import ConversionRule, Rules
 from scaling.errors import UserError
 from scaling.models.t5 import T5Encoder
@@ -95,3 +96,10 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "max_distance": config["relative_attention_max_distance"],
         "epsilon": config["layer_norm_epsilon"],
     }
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+    unused=UNUSED,
+)

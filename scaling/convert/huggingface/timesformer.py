@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, layouts, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
@@ -113,3 +114,12 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing(model: TimeSformer) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("TimeSformer", Preprocessing((0.45,), (0.225,)), short=1.0, resample="bilinear")
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+    base=BASE,
+    source=source,
+    preprocessing=preprocessing,
+)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, layouts, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import ConversionRule, Rules, Tensors
 from scaling.errors import UserError
@@ -175,3 +176,13 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing(model: ViLT) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("ViLT", SYMMETRIC)
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+    ignored=IGNORED,
+    base=BASE,
+    source=source,
+    preprocessing=preprocessing,
+)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, layouts, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Shape, Tensors
 from scaling.models.variants import side_lengths
@@ -114,3 +115,14 @@ def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> Vi
 def preprocessing(model: ViT) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("transformers' ViT", SYMMETRIC, square=True, resample="bilinear")
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+    unused=UNUSED,
+    base=BASE,
+    renamed=RENAMED,
+    source=source,
+    preprocessing=preprocessing,
+)

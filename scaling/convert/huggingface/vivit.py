@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import foreign, layouts, rules
+from scaling.convert.converter import ConfigFile, Converter
 from scaling.convert.huggingface import vit
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
@@ -128,3 +129,14 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing(model: ViViT) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("ViViT", SYMMETRIC, short=0.875, resample="bilinear")
+
+
+CONVERTER = Converter(
+    table=table,
+    config_file=ConfigFile(config=config, fields=fields),
+    unused=UNUSED,
+    base=BASE,
+    renamed=RENAMED,
+    source=source,
+    preprocessing=preprocessing,
+)

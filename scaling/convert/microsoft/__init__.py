@@ -1,9 +1,10 @@
 """Microsoft's original state dicts."""
 
-from types import ModuleType
+from typing import Any
 
+from scaling.convert.converter import Converter
 from scaling.convert.microsoft import swin
 
-FAMILIES: dict[str, ModuleType] = {
-    "swin": swin,
+FAMILIES: dict[str, Converter[Any]] = {
+    "swin": swin.CONVERTER,
 }

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import layouts
+from scaling.convert.converter import Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
-from scaling.models.swin import Swin, relative_index, shift_mask
+from scaling.models.swin import Swin
 from scaling.models.variants import side_lengths
+from scaling.models.windows import relative_index, shift_mask
 from scaling.preprocessing import IMAGENET
 
 IGNORED = (r"\.relative_position_index$", r"\.attn_mask$")  # computed from the window and the resolution
@@ -58,3 +60,12 @@ def preprocessing(model: Swin) -> Seen:
     """Returns the usual preprocessing of such weights, which at 384 pixels keeps the whole image."""
     how: dict[str, Any] = {"square": True} if max(side_lengths(model.resolution)) >= 384 else {"short": 0.875}
     return usual("Swin", IMAGENET, **how)
+
+
+CONVERTER = Converter(
+    table=table,
+    ignored=IGNORED,
+    source=source,
+    buffers=buffers,
+    preprocessing=preprocessing,
+)

@@ -1,9 +1,10 @@
 """State dicts of OpenAI's research code."""
 
-from types import ModuleType
+from typing import Any
 
+from scaling.convert.converter import Converter
 from scaling.convert.openai import clip
 
-FAMILIES: dict[str, ModuleType] = {
-    "clip": clip,
+FAMILIES: dict[str, Converter[Any]] = {
+    "clip": clip.CONVERTER,
 }

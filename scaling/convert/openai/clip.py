@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import layouts, rules
+from scaling.convert.converter import Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
@@ -97,3 +98,12 @@ def buffers(model: CLIP, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def preprocessing(model: CLIP) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("CLIP", OPENAI, short=1.0)
+
+
+CONVERTER = Converter(
+    table=table,
+    ignored=IGNORED,
+    source=source,
+    buffers=buffers,
+    preprocessing=preprocessing,
+)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import layouts
+from scaling.convert.converter import Converter
 from scaling.convert.microsoft import swin as microsoft
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
@@ -47,3 +48,12 @@ def buffers(model: Swin, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def preprocessing(model: Swin) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("timm's Swin", IMAGENET, short=0.9)
+
+
+CONVERTER = Converter(
+    table=table,
+    ignored=IGNORED,
+    source=source,
+    buffers=buffers,
+    preprocessing=preprocessing,
+)

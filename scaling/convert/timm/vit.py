@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scaling.convert import layouts, rules
+from scaling.convert.converter import Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules, Tensors
 from scaling.errors import UserError
@@ -45,3 +46,10 @@ def source(model: ViT, tensors: Tensors, config: Mapping[str, Any] | None) -> Vi
 def preprocessing(model: ViT) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("timm's ViT", SYMMETRIC, short=0.9)
+
+
+CONVERTER = Converter(
+    table=table,
+    source=source,
+    preprocessing=preprocessing,
+)

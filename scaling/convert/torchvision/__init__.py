@@ -1,9 +1,10 @@
 """torchvision's state dicts."""
 
-from types import ModuleType
+from typing import Any
 
+from scaling.convert.converter import Converter
 from scaling.convert.torchvision import resnet
 
-FAMILIES: dict[str, ModuleType] = {
-    "resnet": resnet,
+FAMILIES: dict[str, Converter[Any]] = {
+    "resnet": resnet.CONVERTER,
 }

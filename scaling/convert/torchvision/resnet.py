@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from scaling.convert import layouts, rules
+from scaling.convert.converter import Converter
 from scaling.convert.preprocessing import Seen, usual
 from scaling.convert.rules import Rules
 from scaling.models.resnet import ResNet
@@ -32,3 +33,11 @@ def buffers(model: ResNet, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def preprocessing(model: ResNet) -> Seen:
     """Returns the usual preprocessing of such weights."""
     return usual("torchvision's first weights", IMAGENET, short=0.875, resample="bilinear")
+
+
+CONVERTER = Converter(
+    table=table,
+    ignored=IGNORED,
+    buffers=buffers,
+    preprocessing=preprocessing,
+)
