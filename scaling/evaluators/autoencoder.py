@@ -1,9 +1,9 @@
 """Trained autoencoders as tools, which encode images and decode generated latents."""
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def restore_autoencoder(folder: Path | str) -> RestoredAutoencoder:
     return RestoredAutoencoder(run.model, params, weights_digest(params))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Decoder:
     """A function from a run's samples to images [B, H, W, C] in [-1, 1]; pixels stay as they are.
 
@@ -53,7 +53,7 @@ class Decoder:
 
     shape: tuple[int, ...]  # [H, W, C] of the images
     model: Any = None  # autoencoder; None for samples that are pixels
-    params: Any = None  # weights of the autoencoder, replicated
+    params: Any = field(default=None, compare=False)  # weights of the autoencoder, replicated
     scale: float = 1.0  # factor by which the latents were multiplied
 
     def __call__(self, params: Any, x: jax.Array, tile: int | None = None) -> jax.Array:
@@ -68,13 +68,21 @@ class Decoder:
         return decode(z) if tile is None else vae.tiled_decode(decode, z, tile, tile // 4)
 
 
-@lru_cache(maxsize=2)
+_DECODERS: WeakKeyDictionary[Run, Decoder] = WeakKeyDictionary()  # their weights go with the run
+
+
 def decoder(run: Run) -> Decoder:
     """Returns the decoder of a run's samples, with its weights on all of the run's devices.
 
     Raises:
         UserError: if the autoencoder is missing, or is no longer the one that encoded the data.
     """
+    if run not in _DECODERS:
+        _DECODERS[run] = _restore_decoder(run)
+    return _DECODERS[run]
+
+
+def _restore_decoder(run: Run) -> Decoder:
     latents = run.info.latents
     if latents is None:
         return Decoder(run.image_shape)

@@ -1,7 +1,7 @@
 """Generation of images with a run's weights, for evaluators and `scaling sample`."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from scaling.errors import NotFinite, UserError
 from scaling.evaluators import autoencoder
 from scaling.objectives.diffusion import Diffusion
 from scaling.parallel import sharding, tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 from scaling.sampling import Sampler, Sampling, make_sampler, to_uint8
 
 
@@ -41,14 +41,15 @@ def sampler_of(options: Sampling, objective: Diffusion, run: Run, section: str =
     return make_sampler(options, objective, run.image_shape)
 
 
-@lru_cache(maxsize=4)
-def _generator(run: Run, options: Sampling, batch_size: int) -> Callable[..., Any]:
+@shared_by_runs
+def _generator(
+    run: Run, options: Sampling, decode: autoencoder.Decoder, batch_size: int
+) -> Callable[..., Any]:
     """Returns a function (params, decoder's params, first index) -> images uint8 [batch_size, H, W, C].
 
-    It also returns how many images are not finite, []. It is compiled once per run.
+    It also returns how many images are not finite, [].
     """
     sampler = sampler_of(options, diffusion_of("sampling", run), run)
-    decode = autoencoder.decoder(run)
     batch_sharding = sharding.batch_sharding(run.mesh, batch_size, "batch_size")
     classes = run.info.num_classes
 
@@ -73,9 +74,11 @@ def generate(
     Raises:
         NotFinite: if the model generates an image that is not finite.
     """
-    generate_batch, decoder_params = _generator(run, options, batch_size), autoencoder.decoder(run).params
+    sampler_of(options, diffusion_of("sampling", run), run)  # raises for this run's own `label_dropout`
+    decoder = autoencoder.decoder(run)
+    generate_batch = _generator(run, options, dataclasses.replace(decoder, params=None), batch_size)
     for start in range(0, samples, batch_size):
-        images, bad = generate_batch(weights["params"], decoder_params, jnp.asarray(start, jnp.int32))
+        images, bad = generate_batch(weights["params"], decoder.params, jnp.asarray(start, jnp.int32))
         if int(bad):
             raise NotFinite(f"samples: {int(bad)} of {batch_size} are not finite, from number {start} on")
         yield images

@@ -4,7 +4,6 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from scaling.errors import NotFinite, UserError
 from scaling.evaluators.base import CheckInterrupt, Evaluator, data_of
 from scaling.objectives.base import Extras
 from scaling.parallel import tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +128,7 @@ class Linear(Evaluator):
             yield jax.device_get(forward(weights["params"], extras, batch))
 
 
-@lru_cache(maxsize=1)
+@shared_by_runs
 def _forward(run: Run) -> Callable[..., Any]:
     """Returns a function (params, extras, batch) -> features, labels and mask of the batch, replicated."""
     objective: Any = run.objective

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from scaling.evaluators.captions import captions_of, most_frequent, placed
 from scaling.evaluators.mean_metrics import mean_metrics
 from scaling.objectives.vision_language import VisionLanguage
 from scaling.parallel import tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ def wrong_captions(text: np.ndarray, count: int) -> np.ndarray:
     return indices
 
 
-@lru_cache(maxsize=1)
+@shared_by_runs
 def _make_count_hits(run: Run) -> Callable[..., Any]:
     """Returns a function (batch, token) -> how many hidden tokens are this one, and how many are hidden."""
     objective = vision_language("", run)

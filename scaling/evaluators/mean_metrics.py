@@ -2,18 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from scaling.errors import NotFinite
 from scaling.evaluators.base import CheckInterrupt
 from scaling.objectives.base import Extras
 from scaling.parallel import tracing
 from scaling.randomness import derive_key
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 
 def mean_metrics(
@@ -25,12 +23,13 @@ def mean_metrics(
         NotFinite: if no example counts for a metric.
     """
     extras = Extras(collections=weights["collections"])
-    measure = step(run)
+    measure, key = step(run), derive_key(jax.random.key(run.config.train.seed), "evaluate")
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
     for i, batch in enumerate(batches):
         check_interrupt()
-        batch_sums, batch_counts = jax.device_get(measure(weights["params"], extras, batch, jnp.asarray(i)))
+        rng = jax.random.fold_in(key, i)
+        batch_sums, batch_counts = jax.device_get(measure(weights["params"], extras, batch, rng))
         for metric, value in batch_sums.items():
             sums[metric] += float(value)
             counts[metric] += float(batch_counts[metric])
@@ -40,13 +39,12 @@ def mean_metrics(
     return {metric: sums[metric] / counts[metric] for metric in sums}
 
 
-@lru_cache(maxsize=1)
+@shared_by_runs
 def step(run: Run) -> Callable[..., Any]:
-    """Returns a function (params, extras, batch, batch index) -> sums and counts of the metrics."""
-    key = derive_key(jax.random.key(run.config.train.seed), "evaluate")
+    """Returns a function (params, extras, batch, key of random numbers) -> sums and counts of the metrics."""
 
-    def measure(params: Any, extras: Extras, batch: Any, index: jax.Array) -> tuple[Any, Any]:
-        result = run.objective.loss(params, extras, batch, jax.random.fold_in(key, index), train=False)
+    def measure(params: Any, extras: Extras, batch: Any, rng: jax.Array) -> tuple[Any, Any]:
+        result = run.objective.loss(params, extras, batch, rng, train=False)
         return result.sums, result.counts
 
     return jax.jit(tracing.trace_on_mesh(run.mesh, measure))

@@ -1,7 +1,6 @@
 """Scores of every image of a split with every caption, in blocks, by a model that reads both at once."""
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from scaling.evaluators.captions import captions_of
 from scaling.evaluators.matching import vision_language
 from scaling.objectives.base import Extras
 from scaling.parallel import sharding, tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 PAIRS_PER_CALL = 4096  # approximate number of pairs per pass of the model
 
@@ -53,7 +52,7 @@ def pair_scores(
     return np.concatenate(rows)
 
 
-@lru_cache(maxsize=1)
+@shared_by_runs
 def _make_score(run: Run) -> Callable[..., jax.Array]:
     """Returns a function (params, collections, image [I, ...], text [T, L], mask [T, L]) -> scores [I, T].
 

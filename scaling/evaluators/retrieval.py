@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from scaling.objectives.base import Extras
 from scaling.objectives.contrastive import Contrastive
 from scaling.objectives.vision_language import VisionLanguage
 from scaling.parallel import tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 QUERIES_PER_CALL = 1024  # number of queries compared with all candidates at a time
 
@@ -198,7 +197,7 @@ def _all_places(
     return np.concatenate(blocks)
 
 
-@lru_cache(maxsize=1)
+@shared_by_runs
 def _make_embed_images(run: Run) -> Callable[..., Any]:
     """Returns a function (params, collections, batch, mask) -> unit embeddings [B, E], mask; replicated."""
     objective = _contrastive("", run)
@@ -209,7 +208,7 @@ def _make_embed_images(run: Run) -> Callable[..., Any]:
     return tracing.jit_replicated(run.mesh, step)
 
 
-@lru_cache(maxsize=1)
+@shared_by_runs
 def _make_embed_texts(run: Run) -> Callable[..., Any]:
     """Returns a function (params, collections, texts [N, L]) -> unit embeddings [N, E]; replicated."""
     objective = _contrastive("", run)
@@ -220,7 +219,7 @@ def _make_embed_texts(run: Run) -> Callable[..., Any]:
     return tracing.jit_replicated(run.mesh, step)
 
 
-@lru_cache(maxsize=1)
+@shared_by_runs
 def _make_count_hits(run: Run) -> Callable[..., Any]:
     """Returns a function (params, collections, batch, classes [K, E]) -> top-1 hits, top-5 hits, examples."""
     objective = _contrastive("", run)
