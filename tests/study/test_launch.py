@@ -69,6 +69,19 @@ def test_killed_run_fails_and_is_resumed_by_the_same_command(
     assert [start["step"] for start in starts(root, "runs/seed=14")] == [0, 2]
 
 
+def test_an_earlier_failure_is_not_passed_off(
+    study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose folder says why it failed once ends before it writes another status."""
+    folder = tmp_path / "w/runs/seed=15"
+    folder.mkdir(parents=True)
+    earlier = {"status": "failed", "step": 1, "steps": 4, "reason": "loss is NaN", "heartbeat": 0.0}
+    (folder / "status.json").write_text(json.dumps(earlier))
+    assert launch.sweep(study([15]), tmp_path / "w") == 1
+    out = capsys.readouterr().out
+    assert "failed: seed=15: no such data (exit code 2" in out and "NaN" not in out
+
+
 def test_workers_share_the_cores(
     study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
