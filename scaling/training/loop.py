@@ -248,7 +248,7 @@ class _Loop:
         self.evaluated = {(e["step"], e["evaluator"]) for e in events}
         self.saving: int | None = None  # the step whose checkpoint is being written
         self.waited = 0.0  # seconds spent waiting for batches since the last line of metrics
-        self.in_steps = 0.0  # seconds spent in steps since then, the wait included
+        self.in_steps = 0.0  # seconds spent in steps since then: all but evaluation, saves and compilation
         self.mark = time.perf_counter()  # the moment up to which time is accounted for
         self.last: dict[str, float] = {k: v for e in events for k, v in e["values"].items()}
 
@@ -262,6 +262,7 @@ class _Loop:
             if self._due(step):
                 self._read(pending)
                 pending = None
+            self.in_steps += self._lap()
             try:
                 self._save_and_evaluate(current, step)
                 self._stop_if_signalled(step)
