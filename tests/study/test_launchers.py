@@ -55,6 +55,7 @@ class Cluster:
 
     def __init__(self, env: Mapping[str, str], jobs_at_a_time: int) -> None:
         self.tasks: list[Task] = []
+        self.signals: list[int] = []
         self.at_a_time, self.queued, self.closed = 0, False, False
 
     def submit(self, job: Job) -> int:
@@ -68,6 +69,7 @@ class Cluster:
         return self.tasks[handle].is_alive()
 
     def stop(self, handle: int, signum: int) -> None:
+        self.signals.append(signum)
         self.tasks[handle].stopped.set()
 
     def reason(self, handle: int) -> str:
@@ -112,14 +114,15 @@ def test_signals_reach_jobs_that_run_and_jobs_that_wait(
     def stop_the_second() -> None:  # the first run is done, the second waits, the third was never submitted
         while len(cluster[0].tasks if cluster else []) < 2:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
 
     thread = threading.Thread(target=stop_the_second)
     thread.start()
-    assert launch.sweep(study([0, 1, 2]), root, launcher="cluster") == 128 + signal.SIGTERM
+    assert launch.sweep(study([0, 1, 2]), root, launcher="cluster") == 128 + signal.SIGHUP
     thread.join()
     out = capsys.readouterr().out
-    assert "stopped by SIGTERM; resume with: scaling sweep" in out and "failed" not in out
+    assert "stopped by SIGHUP; resume with: scaling sweep" in out and "failed" not in out
+    assert cluster[0].signals == [signal.SIGTERM]  # which runs listen to
     assert [path.name for path in (root / "runs").iterdir()] == ["seed=0"]
     assert status(root / "runs/seed=0")["status"] == "done" and len(cluster[0].tasks) == 2
 
