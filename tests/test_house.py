@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Imports go down this list. Rooms on one line do not import each other.
 ROOMS = (
-    ("__main__",),
+    ("__main__", "worker"),
     ("cli",),
     ("plan",),
     ("study",),

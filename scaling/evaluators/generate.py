@@ -14,7 +14,7 @@ from scaling.models.conditioning import ClassLabel, Condition
 from scaling.objectives.base import Helper
 from scaling.objectives.diffusion import Diffusion
 from scaling.parallel import sharding, tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 from scaling.sampling import Sampler, Sampling, make_sampler, to_uint8
 
 
@@ -76,6 +76,7 @@ def make_generator(run: Run, options: Sampling, batch_size: int, helpers: Mappin
         NotFinite: from the returned function, if an image is not finite.
         UserError: for options that do not fit the run, or batches that the mesh does not divide.
     """
+    sampler_of(options, diffusion_of("sampling", run), run)  # raises for this run's own `condition_dropout`
     generate_batch = _make_generate_batch(run, options, batch_size)
 
     def _generate(weights: Mapping[str, Any], samples: int) -> Iterator[Generated]:
@@ -91,6 +92,7 @@ def make_generator(run: Run, options: Sampling, batch_size: int, helpers: Mappin
     return _generate
 
 
+@shared_by_runs
 def _make_generate_batch(run: Run, options: Sampling, batch_size: int) -> Callable[..., Any]:
     """Returns a compiled function (params, helpers, first index, batch) -> (Generated, count).
 

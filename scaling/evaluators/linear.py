@@ -14,7 +14,7 @@ from scaling.errors import NotFinite, UserError
 from scaling.evaluators.base import CheckInterrupt, Context, Evaluator, Measure, Weights, data_of
 from scaling.objectives.base import Extras, HasFeatures
 from scaling.parallel import tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]  # inputs [B, D], labels [B], mask [B]
 
@@ -124,6 +124,7 @@ class Linear(Evaluator):
         return features
 
 
+@shared_by_runs
 def _forward(run: Run) -> Callable[..., Any]:
     """Returns a function (params, extras, batch) -> features, labels and mask of the batch, replicated."""
     objective: Any = run.objective

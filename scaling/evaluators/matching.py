@@ -15,7 +15,7 @@ from scaling.evaluators.captions import captions_of, most_frequent, placed
 from scaling.evaluators.mean_metrics import mean_metrics
 from scaling.objectives.vision_language import VisionLanguage
 from scaling.parallel import tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,7 @@ def wrong_captions(text: np.ndarray, count: int) -> np.ndarray:
     return indices
 
 
+@shared_by_runs
 def _make_count_hits(run: Run) -> Callable[..., Any]:
     """Returns a function (batch, token) -> how many hidden tokens are this one, and how many are hidden."""
     objective = vision_language("", run)

@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from scaling.errors import NotFinite
 from scaling.evaluators.base import Context, Weights
 from scaling.objectives.base import Extras
 from scaling.parallel import tracing
 from scaling.randomness import derive_key
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 
 def mean_metrics(context: Context) -> Callable[[Weights, Iterable[Any]], dict[str, float]]:
@@ -22,14 +21,15 @@ def mean_metrics(context: Context) -> Callable[[Weights, Iterable[Any]], dict[st
         NotFinite: from the returned function, if no example counts for a metric.
     """
     measure = step(context.run)
+    key = derive_key(jax.random.key(context.run.config.train.seed), "evaluate")
 
     def _mean(weights: Weights, batches: Iterable[Any]) -> dict[str, float]:
         extras = context.extras(weights)
         sums: dict[str, float] = defaultdict(float)
         counts: dict[str, float] = defaultdict(float)
         for i, batch in enumerate(batches):
-            index = jnp.asarray(i)
-            batch_sums, batch_counts = jax.device_get(measure(weights["params"], extras, batch, index))
+            rng = jax.random.fold_in(key, i)
+            batch_sums, batch_counts = jax.device_get(measure(weights["params"], extras, batch, rng))
             for metric, value in batch_sums.items():
                 sums[metric] += float(value)
                 counts[metric] += float(batch_counts[metric])
@@ -41,12 +41,12 @@ def mean_metrics(context: Context) -> Callable[[Weights, Iterable[Any]], dict[st
     return _mean
 
 
+@shared_by_runs
 def step(run: Run) -> Callable[..., Any]:
-    """Returns a function (params, extras, batch, batch index) -> sums and counts of the metrics."""
-    key = derive_key(jax.random.key(run.config.train.seed), "evaluate")
+    """Returns a function (params, extras, batch, key of random numbers) -> sums and counts of the metrics."""
 
-    def measure(params: Any, extras: Extras, batch: Any, index: jax.Array) -> tuple[Any, Any]:
-        result = run.objective.loss(params, extras, batch, jax.random.fold_in(key, index), train=False)
+    def measure(params: Any, extras: Extras, batch: Any, rng: jax.Array) -> tuple[Any, Any]:
+        result = run.objective.loss(params, extras, batch, rng, train=False)
         return result.sums, result.counts
 
     return jax.jit(tracing.trace_on_mesh(run.mesh, measure))

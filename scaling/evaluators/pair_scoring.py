@@ -13,7 +13,7 @@ from scaling.evaluators.captions import captions_of
 from scaling.evaluators.matching import vision_language
 from scaling.objectives.base import Extras
 from scaling.parallel import sharding, tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 PAIRS_PER_CALL = 4096  # approximate number of pairs per pass of the model
 
@@ -54,6 +54,7 @@ def make_pair_scores(
     return scores
 
 
+@shared_by_runs
 def _make_score(run: Run) -> Callable[..., jax.Array]:
     """Returns a function (params, collections, image [I, ...], text [T, L], mask [T, L]) -> scores [I, T].
 

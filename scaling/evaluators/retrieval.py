@@ -21,7 +21,7 @@ from scaling.objectives.base import Extras
 from scaling.objectives.contrastive import Contrastive
 from scaling.objectives.vision_language import VisionLanguage
 from scaling.parallel import tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 QUERIES_PER_CALL = 1024  # number of queries compared with all candidates at a time
 
@@ -204,6 +204,7 @@ def _all_places(
     return np.concatenate(blocks)
 
 
+@shared_by_runs
 def _make_embed_images(run: Run) -> Callable[..., Any]:
     """Returns a function (params, collections, batch, mask) -> unit embeddings [B, E], mask; replicated."""
     objective = _contrastive("", run)
@@ -214,6 +215,7 @@ def _make_embed_images(run: Run) -> Callable[..., Any]:
     return tracing.jit_replicated(run.mesh, step)
 
 
+@shared_by_runs
 def _make_embed_texts(run: Run) -> Callable[..., Any]:
     """Returns a function (params, collections, texts [N, L]) -> unit embeddings [N, E]; replicated."""
     objective = _contrastive("", run)
@@ -224,6 +226,7 @@ def _make_embed_texts(run: Run) -> Callable[..., Any]:
     return tracing.jit_replicated(run.mesh, step)
 
 
+@shared_by_runs
 def _make_count_hits(run: Run) -> Callable[..., Any]:
     """Returns a function (params, collections, batch, classes [K, E]) -> top-1 hits, top-5 hits, examples."""
     objective = _contrastive("", run)

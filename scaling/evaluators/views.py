@@ -15,7 +15,7 @@ from scaling.metrics.accuracy import topk_hits
 from scaling.objectives.base import Extras
 from scaling.objectives.classification import Classification
 from scaling.parallel import tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,7 @@ def _mean(hits: jax.Array) -> float:
     return float(np.asarray(hits, np.float64).mean())
 
 
+@shared_by_runs
 def _make_logits(run: Run) -> Callable[..., Any]:
     """Returns a function (params, extras, batch) -> logits [B, K], labels [B] and mask [B]; replicated."""
 

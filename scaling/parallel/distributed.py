@@ -14,7 +14,7 @@ LOST_NOTE = (
 
 
 def join() -> None:
-    """Joins the other processes of this run, if there are any.
+    """Joins the other processes of this run, if there are any and it has not joined them before.
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them, or jax finds them: the tasks of a
     SLURM step, the hosts of a TPU slice.
@@ -37,6 +37,8 @@ def join() -> None:
         return
     import jax
 
+    if jax.distributed.is_initialized():
+        return
     jax.distributed.initialize(num_processes=count, process_id=place, heartbeat_timeout_seconds=LOST_SECONDS)
 
 

@@ -156,9 +156,9 @@ def _training_step(run: build.Run, size: int) -> tuple[Any, tuple[Any, ...]]:
 def _evaluation_step(run: build.Run, size: int) -> tuple[Any, tuple[Any, ...]]:
     like, batch = state.abstract(run), _batch_shapes(run, size, "batch_size")
     mask = jax.ShapeDtypeStruct((size,), np.float32, sharding=batch["image"].sharding)
-    index = _replicated(run, jax.ShapeDtypeStruct((), np.int32))
+    rng = _replicated(run, jax.eval_shape(lambda: jax.random.key(0)))
     extras = Extras(like.collections, helpers=run.helper_shapes)
-    return mean_metrics.step(run), (like.params, extras, batch | {"mask": mask}, index)
+    return mean_metrics.step(run), (like.params, extras, batch | {"mask": mask}, rng)
 
 
 def _sampler(run: build.Run, size: int) -> tuple[Any, tuple[Any, ...]]:

@@ -13,13 +13,12 @@ from scaling.parallel.mesh import AXES
 from scaling.plan import hardware
 from scaling.plan.compiler import Compiler, Request
 from scaling.plan.step_time import Plan, plan
+from scaling.run.build import TRACED
 from scaling.run.options import Config
 from scaling.study import sweep
 from scaling.training import config
 
 REMAT = ("none", "dots", "full")  # each policy recomputes more than the one before, and needs less memory
-# Runs that differ only in these do the same work.
-SAME = ("train.seed", "optimizer.learning_rate", "optimizer.weight_decay", "objective.condition_dropout")
 
 
 def mesh_of(text: str) -> dict[str, int]:
@@ -190,7 +189,8 @@ def study(compiler: Compiler, folder: Path, request: Request) -> list[tuple[str,
     plans: dict[str, Plan] = {}
     names, rows = sweep.run_names(loaded.sweep), []
     for name, run, each in tqdm(list(zip(names, loaded.sweep, requests, strict=True)), desc="runs"):
-        work = repr(sorted((key, value) for key, value in run.items() if key not in SAME))
+        # Runs that differ only in traced values do the same work.
+        work = repr(sorted((key, value) for key, value in run.items() if key not in TRACED))
         if work not in plans:
             plans[work] = one(compiler, each)
         rows.append((name, plans[work]))

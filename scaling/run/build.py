@@ -1,11 +1,12 @@
 """Builds a run from a checked config: everything it is made of, before any array exists."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+import json
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,28 @@ from scaling.data.sources.latents import in_current_keys
 from scaling.errors import UserError
 from scaling.files import read_json
 from scaling.objectives.base import Helper, Objective
+from scaling.objectives.diffusion import Diffusion
+from scaling.overrides import flat
 from scaling.parallel import sharding
 from scaling.run import config as run_config
 from scaling.run import layer_decay
 from scaling.run.options import Config, duration
 from scaling.validation import parse_dataclass
 
+R = TypeVar("R")
 
-@dataclass(frozen=True, eq=False)  # equal only to itself: compiled functions are cached by run
+# Keys whose values are arguments of compiled functions (`state.hparam_values`), never part of their code,
+# and the values that they have in the run that those functions are made of.
+TRACED: dict[str, Any] = {
+    "train.seed": 0,
+    "optimizer.learning_rate": 1.0,
+    "optimizer.weight_decay": 0.0,
+    "objective.condition_dropout": 1.0,
+}
+KEPT = 16  # number of runs, with other code each, whose compiled functions a process keeps
+
+
+@dataclass(frozen=True, eq=False)  # equal only to itself
 class Run:
     """A run, ready to be initialised: what to train, on which data and devices, and for how long."""
 
@@ -31,6 +46,7 @@ class Run:
     mesh: jax.sharding.Mesh
     info: data.Info
     objective: Objective
+    _functions: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)  # `shared_by_runs`
 
     @property
     def model(self) -> Any:
@@ -88,9 +104,26 @@ class Run:
         return sharding.batch_sharding(self.mesh, self.config.data.batch_size, "data.batch_size")
 
     @cached_property
+    def shared(self) -> "Run":
+        """The run whose compiled functions this one uses: one for all that differ in `TRACED` keys alone."""
+        known = flat(self.config.raw)
+        config = run_config.changed(self.config, {k: v for k, v in TRACED.items() if k in known})
+        objective: Any = self.objective
+        if isinstance(objective, Diffusion):
+            rate = TRACED["objective.condition_dropout"]
+            objective = dataclasses.replace(objective, condition_dropout=rate)
+        key = (json.dumps(config.raw, sort_keys=True), self.mesh, repr(self.info), objective)
+        run = _SHARED.pop(key, None) or Run(config, self.mesh, self.info, objective)
+        vars(run)["shared"] = run
+        _SHARED[key] = run  # the newest is the last
+        if len(_SHARED) > KEPT:
+            del _SHARED[next(iter(_SHARED))]
+        return run
+
+    @property
     def variable_shapes(self) -> dict[str, Any]:
-        """The shapes of {"params": ..., other collections}, for which the model is traced once."""
-        return unfreeze(jax.eval_shape(lambda: init_variables(self, jax.random.key(0))))
+        """The shapes of {"params": ..., other collections}."""
+        return _variable_shapes(self)
 
     @cached_property
     def helper_shapes(self) -> dict[str, Helper]:
@@ -100,6 +133,33 @@ class Run:
     @property
     def image_shape(self) -> tuple[int, ...]:
         return self.info.image_shape
+
+
+_SHARED: dict[Hashable, Run] = {}
+
+
+def shared_by_runs(make: Callable[..., R]) -> Callable[..., R]:
+    """Returns `make(run, ...)`, called once for all runs that differ in `TRACED` keys alone.
+
+    It is called with `run.shared`, so that nothing it returns can depend on the values of those keys.
+    """
+
+    @wraps(make)
+    def made(run: Run, *options: Hashable) -> R:
+        functions = run.shared._functions
+        if (make, options) not in functions:
+            functions[make, options] = make(run.shared, *options)
+        result: R = functions[make, options]
+        return result
+
+    return made
+
+
+@shared_by_runs
+def _variable_shapes(run: Run) -> dict[str, Any]:
+    """Returns the shapes of the variables, for which the model is traced once."""
+    shapes: dict[str, Any] = unfreeze(jax.eval_shape(lambda: init_variables(run, jax.random.key(0))))
+    return shapes
 
 
 def build(

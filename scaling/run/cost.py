@@ -10,9 +10,10 @@ from scaling import flops, objectives
 from scaling.models import table
 from scaling.models.base import HasTokens
 from scaling.objectives.base import Extras, OnePass
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 
 
+@shared_by_runs
 def run_cost(run: Run) -> dict[str, float | None]:
     """Counts what one example and one step cost, on the plain form of the model (no remat, float32).
 

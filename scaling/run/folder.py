@@ -3,8 +3,10 @@
 It holds `config.json`, `metrics.jsonl`, `status.json`, `checkpoints/` and `samples/`, `broken/` once a
 checkpoint was damaged, and `evaluations.jsonl` if the run was measured beside its training. Each line of
 metrics is an event; a training event has `input_wait`, the seconds that the loop waited for batches since the
-one before. The status names the newest step that was `saved`, even if its checkpoint is lost. A lock, which
-is released when its process dies, admits one writer at a time. Of several processes only the first writes.
+one before, and `in_steps`, the seconds that it spent in training steps: with that wait, and without
+evaluations, saves, and the first step, which compiles. The status names the newest step that was `saved`,
+even if its checkpoint is lost. A lock, which is released when its process dies, admits one writer at a time.
+Of several processes only the first writes.
 """
 
 import contextlib

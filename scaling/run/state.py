@@ -1,7 +1,7 @@
 """The training state, sharded from the start, and the one jitted step that updates it."""
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -14,7 +14,7 @@ from scaling.objectives.base import NO_HELPERS, Bounded, Extras, Helpers
 from scaling.parallel import sharding, tracing
 from scaling.randomness import derive_key
 from scaling.run import optimizer
-from scaling.run.build import Run, init_variables
+from scaling.run.build import Run, init_variables, shared_by_runs
 from scaling.run.checkpoint_reading import LEFT_OUT
 from scaling.run.options import Optimizer
 
@@ -36,15 +36,12 @@ class State:
 
 
 def traced_hparams(run: Run) -> dict[str, jax.Array]:
-    """Returns the numbers that sweeps vary, as arguments of the step, replicated on the run's mesh.
-
-    Runs that differ only in them share one compiled step.
-    """
+    """Returns the numbers that sweeps vary, as arguments of the step, replicated on the run's mesh."""
     return jax.device_put(hparam_values(run), NamedSharding(run.mesh, PartitionSpec()))
 
 
 def hparam_values(run: Run) -> dict[str, jax.Array]:
-    """Returns the same numbers as `traced_hparams`, on no mesh."""
+    """Returns the same numbers as `traced_hparams`, the values of `build.TRACED` keys, on no mesh."""
     config = run.config
     values: dict[str, jax.Array] = {
         "seed": jnp.asarray(config.train.seed, jnp.int32),
@@ -95,7 +92,7 @@ def _replace_leaves(old: Any, new: Any) -> Any:
     return jax.device_put(jnp.array(new, old.dtype), old.sharding)
 
 
-@lru_cache(maxsize=2)
+@shared_by_runs
 def abstract(run: Run) -> State:
     """Returns the state's shapes, each with its sharding; initialising and restoring fill them in."""
     shapes = jax.eval_shape(partial(_first_state, run.config.optimizer), run.variable_shapes)
@@ -119,6 +116,7 @@ def shardings(run: Run, shapes: State) -> State:
     )
 
 
+@shared_by_runs
 def initialiser(run: Run) -> Any:
     """Returns the jitted function `seed -> State`, in which each device makes only its own shards."""
     out_shardings = jax.tree.map(lambda s: s.sharding, abstract(run))
@@ -130,11 +128,12 @@ def init(run: Run) -> State:
     return initialiser(run)(traced_hparams(run)["seed"])
 
 
+@shared_by_runs
 def make_step(run: Run) -> Step:
     """Returns `step(state, batch, traced_hparams, helpers) -> (state, metrics)`, jitted.
 
-    The state is donated. The step updates the averages too. Metrics are the objective's, over the global
-    batch, with `loss` and `grad_norm`.
+    Runs that differ only in `traced_hparams` share it. The state is donated. The step updates the averages
+    too. Metrics are the objective's, over the global batch, with `loss` and `grad_norm`.
 
     Raises:
         UserError: if a rule of the optimiser matches no parameter.

@@ -1,1 +1,1 @@
-"""Many runs: sweep, launch, results, laws, charts, report. Reads and writes files only."""
+"""Many runs: sweep, launchers, results, laws, charts, report. Reads and writes files only."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import shlex
@@ -14,16 +15,21 @@ from scaling.errors import UserError
 from scaling.files import read_json, write_json
 from scaling.former_names import renamed
 from scaling.overrides import FLAG, flat, override_flags, parse_overrides
-from scaling.study import workers as pool
+from scaling.study import pool
+from scaling.study.jobs import Job
+from scaling.study.launchers import LAUNCHERS
 from scaling.study.sweep import Overrides, Study, load
-from scaling.study.workers import Job
 
 # Sections that say where a run is computed, not what: they may change between two starts of a study.
 MACHINE_SECTIONS = ("mesh",)
 
 
 def sweep(
-    study_path: Path | str, workdir: Path | str, workers: int = 1, extra_overrides: Sequence[str] = ()
+    study_path: Path | str,
+    workdir: Path | str,
+    workers: int = 1,
+    extra_overrides: Sequence[str] = (),
+    launcher: str = "local",
 ) -> int:
     """Runs a study to its end, then writes its report. The same command resumes it.
 
@@ -33,8 +39,9 @@ def sweep(
     Args:
         study_path: a folder with a `study.py`, or a Python file with `STUDY`.
         workdir: the study folder.
-        workers: number of runs at a time; the machine's cores are split between them.
+        workers: number of runs at a time; on this machine, its cores are split between them.
         extra_overrides: `["train.duration=100 steps", ...]` for every run (`--config.` in front is fine).
+        launcher: where the runs are computed, one of `LAUNCHERS`.
 
     Returns:
         The exit code: 0 if every run is done, 1 if any failed, 128 + the signal's number if one stopped it.
@@ -44,6 +51,8 @@ def sweep(
     """
     if workers < 1:
         raise UserError(f"workers={workers}: must be at least 1")
+    if launcher not in LAUNCHERS:
+        raise UserError(f"launcher={launcher!r}: must be one of {', '.join(LAUNCHERS)}")
     study, root = load(study_path), Path(workdir).absolute()
     extra = parse_overrides(extra_overrides)
     bases = {source: load_config(source, extra) for source in map(study.config_of, study.sweep)}
@@ -55,10 +64,12 @@ def sweep(
     with _locked(root):
         _refuse_other_configs(jobs, runs, extra)
         _claim(study, runs, str(study_path), root, extra, bases)
-        env = _environment(root)
-        stopped, failed = pool.run(features, workers, env, "feature classifiers") if features else (None, {})
+        start = functools.partial(LAUNCHERS[launcher], _environment(root))
+        stopped, failed = (
+            pool.run(features, workers, start, "feature classifiers") if features else (None, {})
+        )
         if stopped is None and not failed:
-            stopped, failed = pool.run(jobs, workers, env, study.name)
+            stopped, failed = pool.run(jobs, workers, start, study.name)
         elif failed:
             print(f"{study.name}: no run was started, since every run is measured by a feature classifier")
         if stopped is None:

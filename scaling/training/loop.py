@@ -274,6 +274,8 @@ class _Loop:
         self.evaluated = {(e["step"], e["evaluator"]) for e in events}
         self.saving: int | None = None  # the step whose checkpoint is being written
         self.waited = 0.0  # seconds spent waiting for batches since the last line of metrics
+        self.in_steps = 0.0  # seconds spent in steps since then: all but evaluation, saves and compilation
+        self.mark = time.perf_counter()  # the moment up to which time is accounted for
         self.last: dict[str, float] = {k: v for e in events for k, v in e["values"].items()}
 
     def train(self, current: state.State, start: int) -> None:
@@ -287,15 +289,19 @@ class _Loop:
             if self._due(step):
                 self._read(pending)
                 pending = None
+            self.in_steps += self._lap()
             try:
                 self._save_and_evaluate(current, step)
                 self._stop_if_signalled(step)
+                self._lap()
             except Interrupted:
                 self._read(pending)
                 self._save(current, step)
                 raise
             if step < total:
                 current, metrics = step_fn(current, self._next(batches), traced_hparams, helpers)
+                if step == start:
+                    self._lap()  # the first call compiles
                 self._read(pending)  # metrics of the step before, while the device is busy with this one
                 pending = (step + 1, metrics)
                 self._note_saved()
@@ -312,10 +318,11 @@ class _Loop:
         Raises:
             UserError: if the loss or the gradient is not finite.
         """
+        step, metrics = pending or (0, {})
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        self.in_steps += self._lap()
         if pending is None:
             return
-        step, metrics = pending
-        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         if not all(math.isfinite(values[k]) for k in ("loss", "grad_norm")):
             steps = self.checkpoints.steps()
             newest = f"step {steps[-1]} is kept" if steps else "no checkpoint was due before it"
@@ -326,8 +333,14 @@ class _Loop:
         self.folder.step = step
         self.progress.update(step, values["loss"])
         if step % self.run.config.train.log_every == 0 or step == self.run.steps:
-            self._event("train", step, values, input_wait=round(self.waited, 4))
-            self.waited = 0.0
+            times = {"input_wait": round(self.waited, 4), "in_steps": round(self.in_steps, 4)}
+            self._event("train", step, values, **times)
+            self.waited = self.in_steps = 0.0
+
+    def _lap(self) -> float:
+        """Returns the seconds since it was called last."""
+        before, self.mark = self.mark, time.perf_counter()
+        return self.mark - before
 
     def _event(self, event: str, step: int, values: dict[str, float], **more: Any) -> None:
         self.folder.event(event, step, step * self.run.config.data.batch_size, values, **more)

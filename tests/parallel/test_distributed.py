@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from scaling.errors import UserError
-from scaling.parallel.distributed import join
+from scaling.parallel.distributed import NAMES, join
 from scaling.run import build
 from scaling.run.folder import read_events
 from scaling.training import config, encode, import_weights
@@ -168,6 +169,17 @@ def test_processes_that_are_named_badly(
             monkeypatch.setenv(name, given[short])
     with pytest.raises(UserError, match=said):
         join()
+
+
+def test_a_process_that_trains_several_runs_joins_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[dict[str, Any]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **named: joined.append(named))
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: bool(joined))
+    for name, value in zip(NAMES, ("localhost:1234", "1", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    join()
+    join()
+    assert len(joined) == 1
 
 
 @pytest.mark.slow

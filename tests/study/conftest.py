@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scaling.study import launch
+from scaling.study.launchers import local
+from tests.support.sweeps import WORKER, load_dict
+
 SIZES = {"A": (2, 16, 1), "F": (2, 32, 2), "P": (4, 32, 2), "N": (4, 64, 4)}
 PATCHES = (14, 7, 4)
 STEPS = (200, 400, 600, 800)
@@ -117,3 +121,23 @@ def make_study() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., None]:
     return write_run
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a study over `train.seed`; the trainer is the fake one, and reports are left out."""
+    monkeypatch.setattr(local, "WORKER", WORKER)
+    monkeypatch.setattr(launch, "write_report", lambda root: None)
+    monkeypatch.setattr(launch, "load_config", load_dict)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+
+    def write(seeds: list[int], metric: str = "fd", sweep: str = "") -> Path:
+        file = tmp_path / "study.py"
+        sweep = sweep or f"product({{'train.seed': {seeds}}})"
+        file.write_text(
+            "from scaling.study.sweep import Study, product\n"
+            f"STUDY = Study(name='s', config='c.py', sweep={sweep}, metric={metric!r})\n"
+        )
+        return file
+
+    return write

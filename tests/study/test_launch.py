@@ -14,55 +14,10 @@ from typing import Any
 import pytest
 
 from scaling.errors import UserError
-from scaling.study import launch, workers
+from scaling.study import launch
+from tests.support.sweeps import BASE, CLASSIFIED, load_dict, starts
 
-TRAINER = (sys.executable, str(Path(__file__).parents[1] / "support/fake_trainer.py"))
 WRITE_REPORT = launch.write_report
-BASE: dict[str, Any] = {
-    "model": {"variant": "F/7"},
-    "train": {"seed": 0, "duration": "4 steps"},
-    "mesh": {"data": -1},
-    "evaluators": {},
-}
-CLASSIFIED = {**BASE, "evaluators": {"fd": {"classifier": "runs/c", "classifier_config": "configs/c.py"}}}
-
-
-def load_dict(source: str, overrides: Mapping[str, Any], base: Mapping[str, Any] = BASE) -> dict[str, Any]:
-    """What reading a config promises: the whole config, or a UserError that names the key."""
-    config = json.loads(json.dumps(base))
-    for key, value in overrides.items():
-        *sections, name = key.split(".")
-        place = config
-        for section in sections:
-            place = place.get(section, {})
-        if name not in place:
-            raise UserError(f"{key}: no such key")
-        place[name] = value
-    return config
-
-
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes a study over `train.seed`; the trainer is the fake one, and reports are left out."""
-    monkeypatch.setattr(workers, "TRAIN", TRAINER)
-    monkeypatch.setattr(launch, "write_report", lambda root: None)
-    monkeypatch.setattr(launch, "load_config", load_dict)
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-
-    def write(seeds: list[int], metric: str = "fd", sweep: str = "") -> Path:
-        file = tmp_path / "study.py"
-        sweep = sweep or f"product({{'train.seed': {seeds}}})"
-        file.write_text(
-            "from scaling.study.sweep import Study, product\n"
-            f"STUDY = Study(name='s', config='c.py', sweep={sweep}, metric={metric!r})\n"
-        )
-        return file
-
-    return write
-
-
-def starts(root: Path, run: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / run / "starts.jsonl").read_text().splitlines()]
 
 
 def test_done_runs_are_kept_when_the_sweep_grows(study: Callable[..., Path], tmp_path: Path) -> None:
@@ -112,6 +67,19 @@ def test_killed_run_fails_and_is_resumed_by_the_same_command(
     assert "ended by SIGKILL" in capsys.readouterr().out
     assert launch.sweep(study([14]), root) == 0
     assert [start["step"] for start in starts(root, "runs/seed=14")] == [0, 2]
+
+
+def test_an_earlier_failure_is_not_passed_off(
+    study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose folder says why it failed once ends before it writes another status."""
+    folder = tmp_path / "w/runs/seed=15"
+    folder.mkdir(parents=True)
+    earlier = {"status": "failed", "step": 1, "steps": 4, "reason": "loss is NaN", "heartbeat": 0.0}
+    (folder / "status.json").write_text(json.dumps(earlier))
+    assert launch.sweep(study([15]), tmp_path / "w") == 1
+    out = capsys.readouterr().out
+    assert "failed: seed=15: no such data (exit code 2" in out and "NaN" not in out
 
 
 def test_workers_share_the_cores(
@@ -290,16 +258,16 @@ def test_unwritable_folder(study: Callable[..., Path], tmp_path: Path) -> None:
 
 DRIVER = """
 import sys
-sys.path.insert(0, {tests!r})
-from test_launch import TRAINER, load_dict
-from scaling.study import launch, workers
-workers.TRAIN, launch.load_config, launch.write_report = TRAINER, load_dict, print
+from tests.support.sweeps import WORKER, load_dict
+from scaling.study import launch
+from scaling.study.launchers import local
+local.WORKER, launch.load_config, launch.write_report = WORKER, load_dict, print
 sys.exit(launch.sweep({study!r}, {root!r}, workers={workers}))
 """
 
 
 def start(study: Path, root: Path, seconds: str, workers: int = 1) -> subprocess.Popen[str]:
-    code = DRIVER.format(tests=str(Path(__file__).parent), study=str(study), root=str(root), workers=workers)
+    code = DRIVER.format(study=str(study), root=str(root), workers=workers)
     return subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "FAKE_SECONDS": seconds, "FAKE_STEPS": "6"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

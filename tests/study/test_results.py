@@ -197,7 +197,7 @@ def test_the_room_imports_no_jax(make_study: Callable[..., Path], tmp_path: Path
         "import sys, pkgutil, importlib, scaling.study\n"
         "heavy = {'jax', 'flax', 'optax', 'orbax', 'tensorflow', 'matplotlib'}\n"
         "names = [m.name for m in pkgutil.iter_modules(scaling.study.__path__)]\n"
-        "assert {'charts', 'launch', 'report', 'results', 'sweep', 'workers'} <= set(names)\n"
+        "assert {'charts', 'launch', 'launchers', 'pool', 'report', 'results', 'sweep'} <= set(names)\n"
         "for name in names:\n"
         "    importlib.import_module('scaling.study.' + name)\n"
         "    assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))\n"

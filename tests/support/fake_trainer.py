@@ -1,4 +1,4 @@
-"""Stands in for `python -m scaling train`: the same arguments, run folder and manners, no training.
+"""Stands in for `python -m scaling.worker`: the same jobs, run folder and manners, no training.
 
 `train.seed` 13 ends in a NaN loss, 14 dies by SIGKILL at its first start, 15 ends before it has a status.
 """
@@ -11,14 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+from scaling.worker import serve
+
 STEPS = int(os.environ.get("FAKE_STEPS", "4"))
 SECONDS = float(os.environ.get("FAKE_SECONDS", "0.01"))  # a step
 
 
-def main() -> int:
-    config = next(a.partition("=")[2] for a in sys.argv if a.startswith("--config="))
-    pairs = dict(a.removeprefix("--config.").split("=", 1) for a in sys.argv if a.startswith("--config."))
-    folder = Path(sys.argv[sys.argv.index("--workdir") + 1])
+def train(arguments: list[str]) -> int:
+    config = next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
+    pairs = dict(a.removeprefix("--config.").split("=", 1) for a in arguments if a.startswith("--config."))
+    folder = Path(arguments[arguments.index("--workdir") + 1])
     folder.mkdir(parents=True, exist_ok=True)
     seed = int(pairs.get("train.seed", "0"))
     if seed == 15:
@@ -28,7 +30,7 @@ def main() -> int:
     step = json.loads(status.read_text())["step"] if status.exists() else 0
     with (folder / "starts.jsonl").open("a") as file:
         start = {"step": step, "cores": sorted(os.sched_getaffinity(0)), "pairs": pairs, "config": config}
-        start["cache"] = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        start["pid"], start["cache"] = os.getpid(), os.environ.get("JAX_COMPILATION_CACHE_DIR")
         file.write(json.dumps({**start, "time": time.time()}) + "\n")
     first = len((folder / "starts.jsonl").read_text().splitlines()) == 1
 
@@ -64,17 +66,14 @@ def main() -> int:
             return 1
         if seed == 14 and step == 2 and first:
             os.kill(os.getpid(), signal.SIGKILL)
-        line = {
-            "event": "evaluate",
-            "step": step,
-            "examples": step,
-            "wall": step,
-            "values": {"fd": 10.0 / step},
-        }
+        line = {"step": step, "examples": step, "wall": step}
+        trained = {**line, "event": "train", "values": {}, "in_steps": SECONDS}
+        measured = {**line, "event": "evaluate", "values": {"fd": 10.0 / step}}
         with (folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(f"{json.dumps(trained)}\n{json.dumps(measured)}\n")
     write("done")
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(serve(train))

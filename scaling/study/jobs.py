@@ -1,0 +1,69 @@
+"""A job: one run to be trained, and what its folder says about it."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling.errors import UserError
+from scaling.files import read_json
+
+BEAT_SECONDS = 60.0  # age below which a heartbeat is that of a living process
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be trained: its folder and its command."""
+
+    name: str
+    folder: Path
+    config: str
+    flags: Sequence[str]
+
+    @property
+    def log(self) -> Path:
+        """The file that the command's output is appended to."""
+        return self.folder / "log.txt"
+
+    def arguments(self) -> list[str]:
+        """Returns the arguments of `scaling` that train the run, or resume it."""
+        return ["train", f"--config={self.config}", *self.flags, "--workdir", str(self.folder)]
+
+    def command(self) -> list[str]:
+        """Returns the command that trains the run in a process of its own."""
+        return [sys.executable, "-m", "scaling", *self.arguments()]
+
+    def status(self) -> dict[str, Any]:
+        """Returns the run folder's `status.json`, or {} if it has none that can be read."""
+        try:
+            return read_json(self.folder / "status.json") or {}
+        except UserError:
+            return {}  # as if the run had never started; the trainer says what is wrong
+
+    def done(self) -> bool:
+        """Returns whether the run is done."""
+        return self.status().get("status") == "done"
+
+    def fraction(self) -> float:
+        """Returns how much of the run is trained, from 0 to 1."""
+        status = self.status()
+        return status["step"] / status["steps"] if status.get("steps") else 0.0
+
+    def trained_by(self) -> int | None:
+        """Returns the process that is training the run now (0 if it is on another host), or None."""
+        status = self.status()
+        if status.get("status") != "running" or time.time() - status["heartbeat"] > BEAT_SECONDS:
+            return None
+        if status["host"] != socket.gethostname():
+            return 0
+        try:
+            os.kill(status["pid"], 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return int(status["pid"])
