@@ -21,10 +21,11 @@ from PIL import Image
 
 from scaling import data, evaluators
 from scaling.cli import main
-from scaling.evaluators.base import Evaluator, data_of
+from scaling.evaluators.base import Context, Evaluator, data_of
 from scaling.overrides import flat
 from scaling.run import build, restore, state
 from scaling.run import config as run_config
+from scaling.run.helpers import RunHelpers
 from scaling.run.options import Config
 from scaling.training import config, loop, warm_start
 from scaling.training.import_weights import create_run_from_weights
@@ -204,7 +205,8 @@ def read_what_is_evaluated(name: str, evaluator: Any, run: build.Run) -> None:
     if hasattr(evaluator, "split"):
         Evaluator.check(evaluator, name, run)
         images = data_of(run, getattr(evaluator, "data", {}), name)
-        batch = next(iter(evaluator.batches(name, run, evaluator.split, images)))
+        context = Context(name, run, Path(), RunHelpers(run))
+        batch = next(iter(evaluator.batches(context, evaluator.split, images)))
         assert batch["image"].shape == (2, *run.image_shape)
 
 

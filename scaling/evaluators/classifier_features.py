@@ -1,5 +1,6 @@
 """The features of a classifier that the package trained, as a feature network."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from scaling.errors import UserError
 from scaling.evaluators.features import Features
 from scaling.objectives.base import Extras, HasFeatures, HasLogits
 from scaling.parallel import tracing
-from scaling.run.build import Run
+from scaling.run.build import Run, shared_by_runs
 from scaling.run.restore import restore_run, weights_digest
 
 
@@ -31,12 +32,18 @@ class ClassifierFeatures:
         self.images: data.Data | None = run.config.data
         self._weights = {k: restored.weights[k] for k in ("params", "collections")}
         self.identity = f"{weights_digest(self._weights)} {run.config.preprocessing}"
-        self._apply = tracing.jit_replicated(run.mesh, lambda weights, x: _forward(run, weights, x))
+        self._apply = _make_forward(run)
 
     def __call__(self, images: jax.Array) -> Features:
         """Returns the features and logits of images uint8 [N, H, W, C], the same on every process."""
         pooled, logits = self._apply(self._weights, images)
         return Features(np.asarray(pooled, np.float64), None if logits is None else np.asarray(logits))
+
+
+@shared_by_runs
+def _make_forward(run: Run) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]:
+    """Returns a function (weights, images) -> features [N, D], logits [N, K] or None; replicated."""
+    return tracing.jit_replicated(run.mesh, lambda weights, x: _forward(run, weights, x))
 
 
 def feature_width(run: Run, folder: Path | str) -> int:

@@ -61,6 +61,8 @@ def sweep(
     jobs, features = _jobs(study, runs, root, extra, classifiers), _feature_jobs(classifiers)
     for name, overrides in runs.items():
         _validate(study, name, {**extra, **overrides})
+    if features:
+        _validate_evaluators(study, jobs)
     with _locked(root):
         _refuse_other_configs(jobs, runs, extra)
         _claim(study, runs, str(study_path), root, extra, bases)
@@ -95,6 +97,26 @@ def _validate(study: Study, name: str, overrides: Mapping[str, Any]) -> None:
         load_config(study.config_of(overrides), overrides)
     except UserError as e:
         raise UserError(f"study {study.name}, run {name}: {e}") from e
+
+
+def _validate_evaluators(study: Study, jobs: Sequence[Job]) -> None:
+    """Checks the evaluators on the first run of each config, before any feature classifier is trained."""
+    for job in {job.config: job for job in reversed(jobs)}.values():
+        try:
+            check_evaluators(job.config, job.flags)
+        except UserError as e:
+            raise UserError(f"study {study.name}, run {job.name}: {e}") from e
+
+
+def check_evaluators(source: str, flags: Sequence[str]) -> None:
+    """Has a run's evaluators check it, on this process's CPU: the accelerators are for the runs."""
+    import jax
+
+    from scaling.training.config import load as load_run
+    from scaling.training.evaluate import check_all, on_one_device
+
+    jax.config.update("jax_platforms", "cpu")
+    check_all(on_one_device(load_run(source, flags)))
 
 
 Bases = Mapping[str, Mapping[str, Any]]  # source of a base config -> the whole config

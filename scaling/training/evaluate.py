@@ -25,11 +25,18 @@ from scaling.evaluators.image_grid import write_grid
 from scaling.files import write_atomic
 from scaling.models.conditioning import named_arrays
 from scaling.parallel import sharding
+from scaling.parallel.mesh import Mesh
 from scaling.run import build, restore
 from scaling.run.helpers import RunHelpers
+from scaling.run.options import Config
 from scaling.sampling import Sampling
 from scaling.training import config
 from scaling.validation import parse_dataclass
+
+
+def on_one_device(cfg: Config) -> build.Run:
+    """Builds a run on one device, to be checked and not trained."""
+    return build.build(dataclasses.replace(cfg, mesh=Mesh()), jax.devices()[:1])
 
 
 def check_all(run: build.Run) -> dict[str, Evaluator]:

@@ -318,3 +318,19 @@ def test_after_a_killed_sweep_its_runs_are_waited_for_and_kept(
     assert launch.sweep(file, root) == 0
     assert "an earlier sweep's process" in capsys.readouterr().out
     assert len(starts(root, "runs/seed=0")) == 1
+
+
+def test_an_evaluator_that_refuses_says_so_once_and_before_its_classifier_is_trained(
+    tmp_path: Path, tiny: dict[str, str]
+) -> None:
+    fd = f'dict(name="frechet", classifier="c", classifier_config={tiny["vit"]!r}, samples=10)'
+    config = Path(tiny["dit"]).read_text().replace("checkpoint=", f"evaluators=dict(fd={fd}),\n checkpoint=")
+    (tmp_path / "config.py").write_text(config)
+    (tmp_path / "study.py").write_text(
+        "from scaling.study.sweep import Study, product\n"
+        f"STUDY = Study(name='s', config={str(tmp_path / 'config.py')!r}, "
+        "sweep=product({'train.seed': [0, 1, 2]}), metric='fd_digits')\n"
+    )
+    with pytest.raises(UserError, match=r"^study s, run seed=0: evaluators\.fd\.samples=10: .* at least 160"):
+        launch.sweep(tmp_path, tmp_path / "w")
+    assert not (tmp_path / "w").exists()

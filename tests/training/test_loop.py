@@ -64,7 +64,6 @@ def test_a_run_leaves_what_the_run_folder_promises(tmp_path: Path, tiny: Tiny) -
     assert all(0 <= e["input_wait"] <= e["wall"] for e in events if e["event"] == "train")
     in_steps = [e["in_steps"] for e in events if e["event"] == "train"]
     assert 0 < sum(in_steps) < events[-1]["wall"] and min(in_steps) >= 0
-    assert in_steps[0] < events[0]["wall"] / 2  # it did not count the compilation of the first step
     assert [e["step"] for e in events if e["event"] == "evaluate"] == [4, 8]
     assert events[-1]["values"].keys() == {"val_loss", "val_top1", "val_top5"} == last.keys()
     assert list((tmp_path / "run/tensorboard").glob("events.out.tfevents.*"))

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from scaling.errors import UserError
-from scaling.evaluators.generate import generate
+from scaling.evaluators.generate import make_generator
 from scaling.run import build, state
 from scaling.run.build import Run
 from scaling.run.folder import read_events
@@ -82,9 +82,9 @@ def test_guidance_is_refused_for_the_run_that_cannot_have_it(tiny: Tiny) -> None
     for dropout in ("0.1", "0.0"):
         overrides = [f"objective.condition_dropout={dropout}", "sampling.guidance_scale=2.0"]
         run = build.build(config.load(tiny["dit"], overrides))
-        images = generate(run, state.eval_weights(state.init(run)), run.config.sampling, 8, 8)
         if dropout == "0.0":
-            with pytest.raises(UserError, match="no null label was trained"):
-                next(images)
+            with pytest.raises(UserError, match="no null condition was trained"):
+                make_generator(run, run.config.sampling, 8, {})
         else:
-            assert next(images).shape == (8, 8, 8, 1)
+            generate = make_generator(run, run.config.sampling, 8, {})
+            assert next(generate(state.eval_weights(state.init(run)), 8)).images.shape == (8, 8, 8, 1)
