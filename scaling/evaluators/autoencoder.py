@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from scaling import data
 from scaling.errors import UserError
 from scaling.models import vae
+from scaling.models.base import HasMoments
 from scaling.objectives.base import Helpers
 from scaling.run.build import AUTOENCODER, Run, helper_shapes
 from scaling.run.restore import on_host, restore_run, weights_digest
@@ -39,7 +40,7 @@ def restore_autoencoder(folder: Path | str) -> RestoredAutoencoder:
     """
     restored = restore_run(folder)
     run = restored.run
-    if not hasattr(run.model, "moments"):
+    if not isinstance(run.model, HasMoments):
         family = run.config.model.name
         raise UserError(
             f"run={folder}: is a run of {family}, which has no latent; give one of the family vae"

@@ -58,3 +58,21 @@ class HasTokens(Protocol):
     def tokens(self, shape: Sequence[int]) -> int | None:
         """Returns the number of tokens of an input of this shape."""
         ...
+
+
+@runtime_checkable
+class HasMoments(Protocol):
+    """An autoencoder, whose posterior over latents has a mean and a log-variance."""
+
+    def moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns mean and log-variance of the posterior of x [B, H, W, C]: twice [B, h, w, Z]."""
+        ...
+
+
+@runtime_checkable
+class HasImageFeatures(Protocol):
+    """A model with a tower for images and one for texts."""
+
+    def image_features(self, x: jax.Array) -> jax.Array:
+        """Returns the embeddings of images [B, H, W, C]: [B, E]."""
+        ...

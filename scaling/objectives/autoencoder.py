@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.errors import UserError
+from scaling.models.base import HasMoments
 from scaling.models.vae import sample
 from scaling.objectives.base import NO_HELPERS, Batch, Extras, Helpers, Loss, Params, scaled, summarise
 from scaling.randomness import derive_key
@@ -36,7 +37,7 @@ class Autoencoder:
             raise UserError(f"reconstruction={self.reconstruction!r}: must be one of {allowed}")
         if not self.kl_weight >= 0.0:
             raise UserError(f"kl_weight={self.kl_weight}: must be at least 0")
-        if not hasattr(self.model, "moments"):
+        if not isinstance(self.model, HasMoments):
             name = type(self.model).__name__
             raise UserError(f"model={name}: has no latent; the objective autoencoder is for the family vae")
 

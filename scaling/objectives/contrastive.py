@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.errors import UserError
+from scaling.models.base import HasImageFeatures
 from scaling.models.clip import Embeddings, bounded
 from scaling.models.placement import constrain
 from scaling.objectives.base import NO_HELPERS, Batch, Extras, Helpers, Loss, Params, summarise
@@ -47,7 +48,7 @@ class Contrastive:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key}={value}: must be at least 1, or None for all at once")
-        if not hasattr(self.model, "image_features"):
+        if not isinstance(self.model, HasImageFeatures):
             name = type(self.model).__name__
             raise UserError(
                 f"model={name}: has no two towers; the objective contrastive is for the family clip"
