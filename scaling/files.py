@@ -1,9 +1,10 @@
-"""Files that are complete or absent: atomic writes, and JSON."""
+"""Files that are complete or absent: atomic writes, JSON, and locks."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scaling.errors import UserError
 
@@ -23,6 +24,21 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         raise UserError(
             f"{path}: cannot be written ({e.strerror}); free space or choose another folder"
         ) from e
+
+
+def open_locked(path: Path) -> IO[str]:
+    """Opens a file under a lock that one process holds at a time, until it closes the file or ends.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise BlockingIOError from None
+    return file
 
 
 def write_json(path: Path, value: Any) -> None:

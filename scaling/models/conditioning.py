@@ -63,14 +63,6 @@ def conditioning_of(model: Any) -> Conditioning:
     return model.conditioning if isinstance(model, Conditioned) else ClassLabel(int(model.num_classes))
 
 
-def named_arrays(condition: Condition) -> dict[str, Any]:
-    """Returns the arrays of a condition by their paths; a single array is called "labels"."""
-    if not isinstance(condition, Mapping):
-        return {"labels": condition}
-    leaves = jax.tree_util.tree_leaves_with_path(condition)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def dropped(condition: Condition, null: Condition, drop: jax.Array) -> Condition:
     """Returns the condition with that of examples for which `drop` [B] is true replaced by `null`."""
 

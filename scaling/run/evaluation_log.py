@@ -1,15 +1,13 @@
 """The log of a process that evaluates a run beside its training: `evaluations.jsonl`, with its own lock."""
 
-import fcntl
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from scaling.errors import UserError
-from scaling.files import write_atomic
-from scaling.run.folder import EVALUATIONS, read_events
+from scaling.files import open_locked
+from scaling.run.folder import EVALUATIONS, append_event, open_events, read_events
 
 
 class EvaluationLog:
@@ -22,18 +20,14 @@ class EvaluationLog:
 
     def __enter__(self) -> Self:
         try:
-            self._lock = self.path.with_suffix(".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = open_locked(self.path.with_suffix(".lock"))
         except BlockingIOError:
-            self.__exit__(None, None, None)
             raise UserError(
-                f"run={self.path.parent}: another process is evaluating it; wait or stop it"
+                f"run={self.path.parent}: another process is evaluating it; wait for it or stop it"
             ) from None
         except OSError as e:
             raise UserError(f"{self.path}: cannot be written ({e.strerror}); give access to it") from e
-        events = self.events()  # without a torn last line
-        write_atomic(self.path, "".join(json.dumps(event) + "\n" for event in events))
-        self._file = self.path.open("a")
+        self._file = open_events(self.path, self.events())  # without a torn last line
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -46,15 +40,7 @@ class EvaluationLog:
         return read_events(self.path.parent, EVALUATIONS)
 
     def append(self, step: int, evaluator: str, values: Mapping[str, float]) -> None:
-        """Appends the values of an evaluator at a step.
-
-        Raises:
-            UserError: if they cannot be written.
-        """
+        """Appends the values of an evaluator at a step."""
         assert self._file is not None
         line = {"event": "evaluate", "step": step, "evaluator": evaluator, "values": dict(values)}
-        try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        except OSError as e:
-            raise UserError(f"{self.path}: cannot be written ({e.strerror}); free space, then resume") from e
+        append_event(self._file, line)

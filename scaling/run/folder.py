@@ -10,21 +10,21 @@ Of several processes only the first writes.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from scaling.errors import UserError
-from scaling.files import read_json, write_atomic, write_json
+from scaling.files import open_locked, read_json, write_atomic, write_json
 
 HEARTBEAT_SECONDS = 10.0  # between two writes of `status.json`
+METRICS = "metrics.jsonl"  # file of what training has logged and measured
 EVALUATIONS = "evaluations.jsonl"  # file of what other processes than training's have measured
 
 
@@ -47,18 +47,15 @@ class RunFolder:
             return self
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("w")
+            self._lock = open_locked(self.path / "lock")
+        except BlockingIOError:
+            raise UserError(
+                f"workdir={self.path}: another process is writing this run; wait for it or stop it"
+            ) from None
         except OSError as e:
             raise UserError(
                 f"workdir={self.path}: cannot be written ({e.strerror}); choose another folder"
             ) from e
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise UserError(
-                f"workdir={self.path}: another process is writing this run; wait for it or stop it"
-            ) from None
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -154,9 +151,7 @@ class RunFolder:
         if not self.writer:
             return
         events = [e for e in read_events(self.path) if e["step"] <= step]
-        text = "".join(json.dumps(e) + "\n" for e in events)
-        write_atomic(self.path / "metrics.jsonl", text)
-        self._metrics = (self.path / "metrics.jsonl").open("a")
+        self._metrics = open_events(self.path / METRICS, events)
         self.started = time.monotonic() - max((e["wall"] for e in events), default=0.0)
 
     def event(self, event: str, step: int, examples: int, values: Mapping[str, float], **more: Any) -> None:
@@ -175,13 +170,7 @@ class RunFolder:
             "wall": wall,
             "values": dict(values),
         } | more
-        try:
-            self._metrics.write(json.dumps(line) + "\n")
-            self._metrics.flush()
-        except OSError as e:
-            raise UserError(
-                f"{self.path}/metrics.jsonl: cannot be written ({e.strerror}); free space, then resume"
-            ) from e
+        append_event(self._metrics, line)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -210,7 +199,26 @@ def read_evaluations(path: Path | str) -> dict[int, dict[str, float]]:
     return dict(sorted(steps.items()))
 
 
-def read_events(path: Path | str, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+def open_events(path: Path, events: Iterable[Mapping[str, Any]]) -> IO[str]:
+    """Opens a file of events to append to, which holds these and no more."""
+    write_atomic(path, "".join(json.dumps(event) + "\n" for event in events))
+    return path.open("a")
+
+
+def append_event(file: IO[str], event: Mapping[str, Any]) -> None:
+    """Appends a line and hands it to the operating system.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        file.write(json.dumps(event) + "\n")
+        file.flush()
+    except OSError as e:
+        raise UserError(f"{file.name}: cannot be written ({e.strerror}); free space, then resume") from e
+
+
+def read_events(path: Path | str, name: str = METRICS) -> list[dict[str, Any]]:
     """Returns the events of a run's file, in order, up to the first torn line."""
     events = []
     file = Path(path) / name

@@ -1,7 +1,6 @@
 """Locks of readers on checkpoints, which a run that goes on does not delete meanwhile."""
 
 import contextlib
-import fcntl
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from scaling.files import open_locked
 from scaling.run.checkpoint_reading import gather_texts
 
 
@@ -22,12 +22,11 @@ def held(checkpoint: Path) -> Iterator[None]:
     path = folder / f"{checkpoint.name}.{os.getpid()}.{threading.get_ident()}"
     try:
         folder.mkdir(exist_ok=True)
-        file = path.open("w")
+        file = open_locked(path)
     except OSError:
         yield
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:
@@ -50,8 +49,7 @@ def _folder(checkpoints: Path) -> Path:
 def _left_behind(path: Path) -> bool:
     """Returns whether the process that locked the file has ended; its file is then removed."""
     try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open_locked(path):
             path.unlink(missing_ok=True)
     except BlockingIOError:
         return False

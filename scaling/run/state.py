@@ -177,10 +177,8 @@ def make_step(run: Run) -> Step:
 
 def only_eval_weights(shapes: State) -> State:
     """Returns `shapes` with LEFT_OUT for all that `eval_weights` does not return."""
-    out = jax.tree.map(lambda _: LEFT_OUT, shapes)
-    for name, average in shapes.ema.items():
-        return out.replace(ema={**out.ema, name: average})
-    return out.replace(params=shapes.params, collections=shapes.collections)
+    wanted = {id(leaf) for leaf in jax.tree.leaves(eval_weights(shapes))}
+    return jax.tree.map(lambda leaf: leaf if id(leaf) in wanted else LEFT_OUT, shapes)
 
 
 def eval_weights(state: State) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`scaling sweep STUDY --workdir W`: starts a study's runs, and keeps those that are done."""
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
-from scaling.files import read_json, write_json
+from scaling.files import open_locked, read_json, write_json
 from scaling.former_names import renamed
 from scaling.overrides import FLAG, flat, override_flags, parse_overrides
 from scaling.study import pool
@@ -206,17 +205,15 @@ def _locked(root: Path) -> Iterator[None]:
     """Holds the folder's lock, which allows one sweep at a time and ends with its process."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / "lock").open("a+")
+        lock = open_locked(root / "lock")
+    except BlockingIOError:
+        holder = (root / "lock").read_text().strip()
+        raise UserError(
+            f"workdir={root}: another sweep (process {holder}) writes here; wait or stop it"
+        ) from None
     except OSError as e:
         raise UserError(f"workdir={root}: cannot be written ({e.strerror}); choose another folder") from e
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise UserError(
-                f"workdir={root}: another sweep (process {lock.read().strip()}) writes here; wait or stop it"
-            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

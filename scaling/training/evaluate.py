@@ -23,7 +23,7 @@ from scaling.evaluators.base import (
 from scaling.evaluators.generate import make_generator
 from scaling.evaluators.image_grid import write_grid
 from scaling.files import write_atomic
-from scaling.models.conditioning import named_arrays
+from scaling.models.conditioning import Condition
 from scaling.parallel import sharding
 from scaling.parallel.mesh import Mesh
 from scaling.run import build, restore
@@ -89,6 +89,12 @@ def evaluate(folder: Path, checkpoint: int | None = None) -> dict[str, float]:
     for measure in measures.values():
         values |= measure(restored.weights, restored.step)
     return values
+
+
+def named_arrays(condition: Condition) -> dict[str, Any]:
+    """Returns the arrays of a condition by their paths; a single array is called "labels"."""
+    leaves = jax.tree_util.tree_leaves_with_path(condition)
+    return {sharding.path_of(keys) or "labels": leaf for keys, leaf in leaves}
 
 
 def sample(

@@ -9,7 +9,8 @@ import pytest
 
 from scaling.errors import UserError
 from scaling.models import dit
-from scaling.models.conditioning import ClassLabel, conditioning_of, dropped, interleaved, named_arrays
+from scaling.models.conditioning import ClassLabel, conditioning_of, dropped, interleaved
+from scaling.training.evaluate import named_arrays
 
 PAIR: Any = {
     "tokens": jnp.arange(12, dtype=jnp.int32).reshape(3, 4),
