@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INPUTS := pyproject.toml constraints.txt
 RUNS ?= runs/demo
 
-.PHONY: demo test test-slow lint constraints clean
+.PHONY: demo test test-slow test-faults lint constraints clean
 
 demo: .venv/installed
 	$(BIN)/scaling sweep experiments/mnist_dit --workdir $(RUNS) --workers 2
@@ -17,6 +17,9 @@ test: .venv/installed-test lint
 test-slow: .venv/installed-test
 	$(PIP) -e '.[tpu]'
 	$(BIN)/python -m pytest -q -m slow
+
+test-faults: .venv/installed-test
+	$(BIN)/python -m tests.faults $(PART)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check --quiet .

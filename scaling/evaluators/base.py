@@ -1,6 +1,7 @@
 """The base class of evaluators, and the checks that they share."""
 
 import abc
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -74,11 +75,19 @@ class Evaluator(abc.ABC):
         """
         self.batch_sharding(name, run)
         require_tokenizer(run)
-        section = getattr(self, "data", {})  # some evaluators have images of their own
-        images = data_of(run, section, f"evaluators.{name}.data")
-        for key in ("fit_split", "split"):
-            if hasattr(self, key) and images.name != "latents":  # latents have one shape in every split
-                require_images(images, getattr(self, key), run.image_shape, f"evaluators.{name}.{key}")
+        images = self.images(name, run)
+        if images.name != "latents":  # latents have one shape in every split
+            for key, split in self.splits().items():
+                require_images(images, split, run.image_shape, f"evaluators.{name}.{key}")
+
+    def images(self, name: str, run: Run) -> Data:
+        """Returns the data that it reads: the run's own, unless it has an option for others."""
+        return run.config.data
+
+    def splits(self) -> dict[str, str]:
+        """Returns the splits that it reads, by the options that name them."""
+        options = (option.name for option in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in options if name in ("fit_split", "split")}
 
     def batch_sharding(self, name: str, run: Run) -> NamedSharding:
         return sharding.batch_sharding(run.mesh, self.batch_size, f"evaluators.{name}.batch_size")

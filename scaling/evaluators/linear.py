@@ -49,8 +49,8 @@ class Linear(Evaluator):
         Raises:
             UserError: if this evaluator cannot measure the run.
         """
-        images = self._images(name, run)
-        for split in (self.fit_split, self.split):
+        images = self.images(name, run)
+        for split in self.splits().values():
             open_source(images, split)  # raises if the split does not exist
         if not info(images).num_classes:
             raise UserError(f"evaluators.{name}.data: {images.name} has no labels; name images that have")
@@ -67,7 +67,7 @@ class Linear(Evaluator):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        images = self._images(context.name, context.run)
+        images = self.images(context.name, context.run)
         read = self._pixels if self.inputs == "pixels" else self._make_features(context)
 
         def measure(weights: Weights, step: int) -> dict[str, float]:
@@ -84,7 +84,12 @@ class Linear(Evaluator):
 
         return measure
 
-    def _images(self, name: str, run: Run) -> Data:
+    def images(self, name: str, run: Run) -> Data:
+        """Returns the labelled images that `data` names, or the run's own.
+
+        Raises:
+            UserError: for a wrong option, or images of another shape.
+        """
         return data_of(run, self.data, f"evaluators.{name}.data")
 
     def _examples(self, batches: Batches, check_interrupt: CheckInterrupt) -> tuple[np.ndarray, np.ndarray]:

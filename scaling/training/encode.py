@@ -90,7 +90,7 @@ def share(encoding: Encoding, index: int, count: int) -> list[Shard]:
 def _splits(cfg: Config) -> list[str]:
     """Returns the splits that the config trains and evaluates on."""
     instances = evaluators.make(cfg.evaluators).values()
-    evaluated = (evaluator.split for evaluator in instances if hasattr(evaluator, "split"))
+    evaluated = (split for evaluator in instances for split in evaluator.splits().values())
     return list(dict.fromkeys([cfg.data.train_split, *evaluated]))
 
 
