@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from scaling.errors import UserError
 from scaling.run import reading_locks
+from scaling.run.checkpoint_digests import CheckedHandler
 from scaling.run.checkpoint_reading import (
     DAMAGED,
     DOUBTED,
@@ -71,8 +72,11 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             lightweight_initialize=True,  # damage is detected when a step is restored
         )
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        handlers.add("state", ocp.args.PyTreeSave, CheckedHandler())
+        handlers.add("meta", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
         try:
-            self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
+            self.manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=handlers)
         except OSError as e:
             raise UserError(
                 f"{self.folder}: cannot be opened ({e.strerror}); give access to it, then try again"
@@ -104,7 +108,7 @@ class Checkpoints:
         needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(self.folder).free
         if free < needed:
             raise self._write_error(f"{needed / 2**20:,.0f} MiB needed, {free / 2**20:,.0f} MiB free")
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(dict(meta)))
         try:
             self.manager.save(step, args=args)
         except (OSError, ValueError) as e:

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from scaling.parallel.sharding import path_of
+from scaling.run.checkpoint_digests import damaged_description
 
 # Outcomes of an attempt to read a step; where processes differ, the highest one counts for all.
 FINE, DOUBTED, DAMAGED, UNREADABLE, MISFIT = range(5)
@@ -40,6 +41,11 @@ def try_restore(path: Path, like: Any) -> tuple[Outcome, Any, Exception | None]:
     Shapes are compared before arrays are read. Each process reads its own shards, and waits for no other.
     """
     handler = ocp.PyTreeCheckpointHandler()
+    try:
+        if reason := damaged_description(path):
+            return Outcome(DAMAGED, reason), None, None
+    except OSError as e:
+        return Outcome(_outcome_kind(e), _reason(e)), None, e
     try:
         stored = handler.metadata(path).tree
     except Exception:  # restoring needs no metadata, or fails too
