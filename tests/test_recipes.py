@@ -242,7 +242,7 @@ def test_vilts_retrieval_goes_on_from_its_pre_training(layout: Path, monkeypatch
     given.pop("data.batch_size"), given.update({"model.tasks": ("retrieval",)})
     cfg = small("vilt", layout, **{k: _number(v) for k, v in given.items()})
     run = build.build(cfg, jax.devices()[:1])
-    begun, said = warm_start.initial_state(run)
+    begun, _, said = warm_start.initial_state(run)
     weights = restore.restore_run(layout / "runs/vilt_b32").weights["params"]
     np.testing.assert_array_equal(begun.params["retrieval"]["kernel"], weights["itm"]["kernel"][:, 1:])
     np.testing.assert_array_equal(begun.params["retrieval"]["bias"], weights["itm"]["bias"][1:])
@@ -260,7 +260,7 @@ def test_vivits_recipe_starts_from_a_vit(layout: Path, monkeypatch: pytest.Monke
     params = jax.tree.map(lambda s: np.ones(s.shape, np.float32), state.abstract(vit).params)
     create_run_from_weights(vit, {"params": params}, layout / "runs/vit_b16", "a test")
     cfg = small("vivit", layout, **{"train.init_from": "runs/vit_b16", "data.batch_size": 8})
-    begun, said = warm_start.initial_state(build.build(cfg))
+    begun, _, said = warm_start.initial_state(build.build(cfg))
     assert said.startswith("starts from runs/vit_b16 at step 0") and begun.params
 
 

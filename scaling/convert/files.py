@@ -1,10 +1,11 @@
 """Foreign checkpoints as files: reading one runs no code from it, and writing one is all or nothing."""
 
 import argparse
+import hashlib
 import json
+import os
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from scaling.files import read_json
 
 Tensors = Mapping[str, np.ndarray]
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
+SUMS = "SHA256SUMS"
 SHARD = 4 * 2**30  # maximum bytes of tensors per exported file; larger checkpoints are split
 # Keys under which training scripts put the weights, averages first.
 WRAPPERS = (
@@ -189,7 +191,7 @@ def _to_array(file: Path, name: str, tensor: Any) -> np.ndarray:
 def write_folder(out: Path, name: str, tensors: Tensors, others: Mapping[str, bytes]) -> None:
     """Writes a new folder with `name`.safetensors, in shards where it is large, and the files `others`.
 
-    The folder appears complete or not at all.
+    The folder appears complete or not at all. `SHA256SUMS` in it is for `sha256sum --check` and for imports.
 
     Raises:
         UserError: if `out` exists or cannot be written.
@@ -198,7 +200,8 @@ def write_folder(out: Path, name: str, tensors: Tensors, others: Mapping[str, by
         raise UserError(f"out={out}: exists; choose another folder, nothing is written over")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        staging = out.with_name(f".{out.name}.{os.getpid()}")
+        staging.mkdir()
     except OSError as e:
         raise UserError(f"out={out}: cannot be written ({e.strerror}); choose another folder") from None
     try:
@@ -206,12 +209,40 @@ def write_folder(out: Path, name: str, tensors: Tensors, others: Mapping[str, by
             _write_shards(staging, name, tensors)
         for file, content in others.items():
             (staging / file).write_bytes(content)
-        staging.chmod(0o755)
+        written = sorted(path.name for path in staging.iterdir())
+        sums = staging / SUMS
+        sums.write_text("".join(f"{_sha256(staging / file)}  {file}\n" for file in written))
+        for file in written:
+            shutil.copymode(sums, staging / file)  # safetensors' are for their owner alone
         staging.replace(out)
     except (OSError, SafetensorError) as e:
         raise UserError(f"out={out}: cannot be written ({e}); free space, then try again") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def require_unchanged(source: Path) -> None:
+    """Checks a folder's files, or one of them, against the folder's `SHA256SUMS`, if it has that.
+
+    Raises:
+        UserError: if a file has changed, or cannot be read.
+    """
+    folder = source if source.is_dir() else source.parent
+    try:
+        sums = (folder / SUMS).read_bytes().decode(errors="replace") if (folder / SUMS).is_file() else ""
+        for digest, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", sums, re.MULTILINE):
+            file = folder / name
+            if source in (folder, file) and file.is_file() and _sha256(file) != digest:
+                raise UserError(
+                    f"{file}: is not what {SUMS} lists; copy it again, or delete {SUMS} if you changed it"
+                )
+    except OSError as e:
+        raise UserError(f"{e.filename}: cannot be read ({e.strerror}); give access to it") from None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_shards(folder: Path, name: str, tensors: Tensors) -> None:

@@ -87,8 +87,9 @@ def import_run(
     Raises:
         UserError: if a file cannot be read or does not fit the config, or `out` exists.
     """
-    if out.exists():
+    if out.exists() and not import_weights.was_cut_off(out):
         raise UserError(f"out={out}: exists; choose another folder, nothing is written over")
+    files.require_unchanged(source)
     opened = open_checkpoint(name, source, cfg, kept)
     variables, run, notes = opened.read(source, reinit), opened.run, opened.said
     if opened.model != run.model:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling import data
+from scaling.data import Data
 from scaling.data.prompts import prompts
 from scaling.errors import UserError
 from scaling.evaluators.base import CheckInterrupt, Context, Evaluator, Measure, Weights, data_of
@@ -139,12 +140,20 @@ class ZeroShot(Evaluator):
         """
         _contrastive(name, run)
         super().check(name, run, needed)
-        info, names = data.info(data_of(run, self.data, f"evaluators.{name}.data")), len(self._prompts())
+        info, names = data.info(self.images(name, run)), len(self._prompts())
         if info.num_classes != names:
             raise UserError(
                 f"evaluators.{name}.classes: names {names}, and {info.name} has {info.num_classes}; name "
                 "each class, in the order of the data"
             )
+
+    def images(self, name: str, run: Run) -> Data:
+        """Returns the labelled images that `data` names.
+
+        Raises:
+            UserError: for a wrong option, or images of another shape.
+        """
+        return data_of(run, self.data, f"evaluators.{name}.data")
 
     def prepare(self, context: Context) -> Measure:
         """Returns the measurement of {name_top1, name_top5}."""
@@ -153,7 +162,7 @@ class ZeroShot(Evaluator):
         texts = [
             jnp.asarray(tokenizer(captions)["text"]) for captions in self._prompts()
         ]  # [templates, L] each
-        count_hits, images = _make_count_hits(run), data_of(run, self.data, f"evaluators.{name}.data")
+        count_hits, images = _make_count_hits(run), self.images(name, run)
 
         def measure(weights: Weights, step: int) -> dict[str, float]:
             variables, classes = (weights["params"], weights["collections"]), []

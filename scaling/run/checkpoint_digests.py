@@ -1,4 +1,4 @@
-"""What proves that a checkpoint's bits are those that were saved: checksums of chunks, digests of the rest.
+"""Checksums of a checkpoint's chunks, and digests of its other files: its bits are those that were saved.
 
 Arrays are stored as zarr3 chunks, each with its CRC-32C, which its host computes and every reader checks; the
 store's own index has checksums too. Orbax describes the arrays in a few JSON files: their SHA-256 stand in
@@ -54,7 +54,11 @@ class CheckedHandler(ocp.PyTreeCheckpointHandler):
         super().__init__(use_zarr3=True, use_compression=False)
 
     def finalize(self, directory: epath.Path) -> None:
-        """Writes `digests.json` before the checkpoint is given its name."""
+        """Writes `digests.json` before the checkpoint is given its name.
+
+        Raises:
+            RuntimeError: if orbax stores arrays in a way that leaves the checksums out.
+        """
         if not _checksums.added:
             raise RuntimeError(f"orbax-checkpoint {ocp.__version__} stores no checksums; install 0.12.8")
         super().finalize(directory)

@@ -118,6 +118,7 @@ class Train:
     seed: int = 0  # seed of initialisation, data order, augmentation and noise
     log_every: int = 50  # steps between two lines of metrics
     init_from: str | None = None  # folder of the run whose weights, where they fit, are those of step 0
+    continue_from: str | None = None  # folder of the run, or its checkpoint, whose whole state to go on from
     init_only: str = ""  # pattern of the paths of the parameters to take from init_from; "" for all
 
     def __post_init__(self) -> None:
@@ -129,6 +130,12 @@ class Train:
             self.init_only,
             self.init_from is not None or not self.init_only,
             "'' without init_from",
+        )
+        _require(
+            "continue_from",
+            self.continue_from,
+            None in (self.continue_from, self.init_from),
+            "None with init_from",
         )
         if self.duration.endswith("%"):
             raise UserError(f"duration={self.duration!r}: must be in steps, examples or epochs")

@@ -175,6 +175,21 @@ def make_step(run: Run) -> Step:
     )
 
 
+def not_finite(run: Run, state: State) -> list[str]:
+    """Returns the paths of the state's arrays that hold a NaN or an infinity."""
+    paths = [sharding.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    finite = jax.device_get(_finite(run)(state))
+    return [path for path, fine in zip(paths, finite, strict=True) if not fine]
+
+
+@shared_by_runs
+def _finite(run: Run) -> Callable[[State], list[jax.Array]]:
+    def finite(state: State) -> list[jax.Array]:
+        return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]
+
+    return jax.jit(finite, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
+
+
 def only_eval_weights(shapes: State) -> State:
     """Returns `shapes` with LEFT_OUT for all that `eval_weights` does not return."""
     wanted = {id(leaf) for leaf in jax.tree.leaves(eval_weights(shapes))}

@@ -1,14 +1,17 @@
 """Makes a run of imported weights; `scaling train` with the same config continues from them."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.files import read_json
 from scaling.run import build, state
 from scaling.run.checkpoint import Checkpoints
 from scaling.run.folder import RunFolder
 from scaling.training import loop
+from scaling.training.resuming import IMPORTING
 
 
 def create_run_from_weights(
@@ -24,20 +27,31 @@ def create_run_from_weights(
         run: the run, built from its config.
         variables: {"params": ..., other collections}; parameters that they leave out are initialised as in
             training.
-        out: the folder to create.
+        out: the folder to create, or that of an import that was cut off.
         origin: where the weights are from, for `status.json`.
         imported: a description of the checkpoint for `config.json`, with the config's keys that it "set".
 
     Raises:
-        UserError: if `out` holds a run already, or cannot be written.
+        UserError: if a weight is not finite, or `out` cannot be written.
     """
-    if (out / "config.json").exists():
-        raise UserError(f"out={out}: holds a run; choose another folder, nothing is written over")
+    collections = {name: tree for name, tree in variables.items() if name != "params"}
+    initial = state.with_weights(state.init(run), variables["params"], collections)
+    if names := state.not_finite(run, initial):
+        raise UserError(f"{origin}: {names[0]} is not finite ({len(names)} arrays are not); mend the file")
     with RunFolder(out) as folder:
-        collections = {name: tree for name, tree in variables.items() if name != "params"}
-        initial = state.with_weights(state.init(run), variables["params"], collections)
+        folder.status(IMPORTING)
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of an import that was cut off
         with Checkpoints(out / "checkpoints") as checkpoints:
             checkpoints.save(0, initial, {"step": 0, "data_position": 0, "config": run.config.raw})
         folder.steps = run.steps
         loop.write_config(folder, run, imported)
         folder.status("done", f"weights of {origin}")
+
+
+def was_cut_off(out: Path) -> bool:
+    """Returns whether a folder holds an import that was not finished, or nothing yet."""
+    if not out.is_dir():
+        return False
+    names = {path.name for path in out.iterdir()}
+    begun = (read_json(out / "status.json") or {}).get("status") == IMPORTING
+    return begun or all(name == "lock" or name.startswith(".status.json.") for name in names)

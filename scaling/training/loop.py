@@ -19,29 +19,19 @@ from jax.experimental import multihost_utils
 import scaling
 from scaling import data, objectives
 from scaling.errors import UserError
-from scaling.evaluators.base import Evaluator, Measure, require_tokenizer
+from scaling.evaluators.base import Evaluator, Measure
 from scaling.files import read_json, write_json
-from scaling.overrides import flat, tupled
 from scaling.parallel import distributed, sharding
 from scaling.run import build, optimizer, state
-from scaling.run import config as run_config
 from scaling.run.checkpoint import Checkpoints, Misfit
 from scaling.run.cost import run_cost
 from scaling.run.folder import RunFolder, read_events
 from scaling.run.helpers import RunHelpers
 from scaling.run.options import Config
-from scaling.training import config
+from scaling.training import config, resuming
 from scaling.training.evaluate import check_all, prepare_all
 from scaling.training.progress import Progress, ScalarWriter
 from scaling.training.warm_start import initial_state
-from scaling.validation import parse_dataclass
-
-# Keys that may differ when a run is resumed: they change what is measured or where, not what is learned.
-MAY_DIFFER = (
-    "mesh.", "evaluators.", "sampling.", "checkpoint.", "train.log_every", "data.threads", "data.workers",
-    "data.prefetch", "model.remat", "model.unroll",
-)  # fmt: skip
-
 
 Pending = tuple[int, dict[str, jax.Array]] | None  # a step's metrics, still on the device
 
@@ -105,17 +95,19 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
     if not objectives.trains(cfg.objective.name):
         raise UserError(f"objective.name={cfg.objective.name!r}: has no loss to train by; name another")
     with RunFolder(workdir, writer=jax.process_index() == 0) as folder, Stop() as stop:
-        cfg = _apply_imported(folder.path, cfg)
-        _require_same_config(folder.path, cfg)
+        resuming.require_imported(folder.path)
+        cfg = resuming.apply_imported(folder.path, cfg)
+        resuming.require_same_config(folder.path, cfg)
         saved = folder.saved()
         try:
             run = build.build(cfg)
-            _require_same_tokens(folder.path, run)
+            resuming.require_same_tokens(folder.path, run)
+            fingerprint = resuming.require_same_data(folder.path, cfg)
             run.batch_sharding()  # raises for a batch that the mesh does not divide
             optimizer.check_rules(cfg.optimizer, run.variable_shapes["params"])
             made = check_all(run)
             _train_needed(made)
-            last = _fit(run, made, folder, stop, saved)
+            last = _fit(run, made, folder, stop, saved, fingerprint)
         except (Interrupted, KeyboardInterrupt) as e:
             folder.end("interrupted", str(e) or None)
             raise
@@ -127,47 +119,6 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
             raise
         folder.end("done")
         return last
-
-
-def _apply_imported(path: Path, cfg: Config) -> Config:
-    """Returns the config with the values that an imported checkpoint set (`convert.transfer`)."""
-    description = read_json(path / "config.json") or {}
-    values, changes = flat(cfg.raw), {}
-    for key, (before, after) in description.get("imported", {}).get("set", {}).items():
-        if values.get(key) == tupled(before):
-            changes[key] = after
-    return run_config.changed(cfg, changes) if changes else cfg
-
-
-def _require_same_config(path: Path, cfg: Config) -> None:
-    """Checks that the folder holds no run of another config.
-
-    Raises:
-        UserError: if it does.
-    """
-    description = read_json(path / "config.json")
-    if description is None:
-        return
-    old, new = flat(run_config.stored(description)), flat(cfg.raw)
-    may_differ = MAY_DIFFER if cfg.optimizer.schedule != "constant" else (*MAY_DIFFER, "train.duration")
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(may_differ):
-            raise UserError(
-                f"workdir={path}: holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
-                "choose another folder, or give the same value to resume it"
-            )
-
-
-def _require_same_tokens(path: Path, run: build.Run) -> None:
-    """Checks that captions become the same tokens as when the folder's run was trained.
-
-    Raises:
-        UserError: if the tokenizer is another one.
-    """
-    info = (read_json(path / "config.json") or {}).get("data") or {}
-    if info.get("text") and run.info.text is not None:
-        text = parse_dataclass(data.TextInfo, info["text"], "data.text")
-        require_tokenizer(dataclasses.replace(run, info=dataclasses.replace(run.info, text=text)))
 
 
 def _train_needed(made: Mapping[str, Evaluator]) -> None:
@@ -182,6 +133,7 @@ def write_config(
     run: build.Run,
     imported: Mapping[str, Any] | None = None,
     helpers: RunHelpers | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `config.json`: the config, versions, costs, data, helpers, and what was `imported`."""
     if not folder.writer:
@@ -193,6 +145,7 @@ def write_config(
     shape: dict[str, Any] = {name: getattr(model, name) for name in sizes}
     description = {"config": run.config.raw, "version": scaling.__version__, "commit": _commit()}
     description |= {"cost": run_cost(run), "model": shape, "data": dataclasses.asdict(run.info)}
+    description |= {"fingerprint": fingerprint} if fingerprint else {}
     description |= {"imported": imported} if imported else {}
     description |= {"helpers": helpers.description()} if helpers and helpers.description() else {}
     write_json(folder.path / "config.json", description)
@@ -212,7 +165,12 @@ def _commit() -> str | None:
 
 
 def _fit(
-    run: build.Run, made: Mapping[str, Evaluator], folder: RunFolder, stop: Stop, saved: int | None
+    run: build.Run,
+    made: Mapping[str, Evaluator],
+    folder: RunFolder,
+    stop: Stop,
+    saved: int | None,
+    fingerprint: Mapping[str, Any],
 ) -> dict[str, float]:
     """Trains to the last step, from the newest checkpoint or, if no step was `saved`, a fresh state."""
     cfg, total = run.config, run.steps
@@ -223,11 +181,11 @@ def _fit(
         helpers = RunHelpers(run, folder.path)
         measured = {name: evaluator for name, evaluator in made.items() if evaluator.in_training}
         measures = prepare_all(measured, run, folder.path, helpers, stop.check)
-        write_config(folder, run, helpers=helpers)
+        write_config(folder, run, helpers=helpers, fingerprint=fingerprint)
         if restored:
             (current, start), message = restored, f"resumed at step {restored[1]}"
         else:
-            start, (current, message) = 0, initial_state(run)
+            current, start, message = initial_state(run)
         folder.open_metrics(start)
         folder.begin(start, total)
         writer = ScalarWriter(folder.path / "tensorboard") if main else None
@@ -324,18 +282,24 @@ class _Loop:
         if pending is None:
             return
         if not all(math.isfinite(values[k]) for k in ("loss", "grad_norm")):
-            steps = self.checkpoints.steps()
-            newest = f"step {steps[-1]} is kept" if steps else "no checkpoint was due before it"
-            raise UserError(
-                f"step {step}: loss={values['loss']}, grad_norm={values['grad_norm']}: the run diverged "
-                f"({newest}); lower optimizer.learning_rate or set optimizer.grad_clip_norm"
-            )
+            raise self._diverged(f"step {step}: loss={values['loss']}, grad_norm={values['grad_norm']}")
         self.folder.step = step
         self.progress.update(step, values["loss"])
         if step % self.run.config.train.log_every == 0 or step == self.run.steps:
             times = {"input_wait": round(self.waited, 4), "in_steps": round(self.in_steps, 4)}
             self._event("train", step, values, **times)
             self.waited = self.in_steps = 0.0
+
+    def _diverged(self, what: str) -> UserError:
+        """Returns the error that says how to go on from what is saved."""
+        steps = self.checkpoints.steps()
+        advice = "lower optimizer.learning_rate or set optimizer.grad_clip_norm"
+        if not steps:
+            return UserError(f"{what}: the run diverged, and no step is saved; {advice}, in the same folder")
+        return UserError(
+            f"{what}: the run diverged; {advice}, and go on from step {steps[-1]} in another --workdir by "
+            f"--config.train.continue_from={self.checkpoints.folder / str(steps[-1])}"
+        )
 
     def _lap(self) -> float:
         """Returns the seconds since it was called last."""
@@ -368,6 +332,8 @@ class _Loop:
                 self.progress.say(f"step {step}: {text or name}")
 
     def _save(self, current: state.State, step: int) -> None:
+        if names := state.not_finite(self.run, current):
+            raise self._diverged(f"step {step}: {names[0]} is not finite ({len(names)} arrays are not)")
         meta = {"step": step, "data_position": step, "config": self.run.config.raw}
         self.checkpoints.save(step, current, meta)
         self.saving = step

@@ -1,8 +1,12 @@
-"""Starts a run from another run's weights (`train.init_from`): at step 0 only, not when it is resumed."""
+"""Starts a run from another run's weights (`train.init_from`) or whole state (`train.continue_from`).
+
+A run that is resumed starts from neither.
+"""
 
 import dataclasses
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,17 +18,22 @@ from scaling.errors import UserError
 from scaling.models.base import Family
 from scaling.parallel import sharding
 from scaling.run import build, restore, state
+from scaling.run.checkpoint import Checkpoints
 
 
-def initial_state(run: build.Run) -> tuple[state.State, str]:
-    """Returns the state of step 0, sharded on the run's mesh, and a message about its origin, "" if fresh.
+def initial_state(run: build.Run) -> tuple[state.State, int, str]:
+    """Returns the first state, sharded on the run's mesh, its step, and a message about its origin.
+
+    The message is "" if the state is fresh.
 
     Raises:
-        UserError: if `train.init_from` is no trained run, or its weights do not fit.
+        UserError: if `train.init_from` or `train.continue_from` is no trained run, or its arrays do not fit.
     """
+    if run.config.train.continue_from is not None:
+        return _continued(run, Path(run.config.train.continue_from))
     fresh, folder = state.init(run), run.config.train.init_from
     if folder is None:
-        return fresh, ""
+        return fresh, 0, ""
     try:
         source = restore.restore_run(folder)
         _require_same_images(run, source)
@@ -33,7 +42,24 @@ def initial_state(run: build.Run) -> tuple[state.State, str]:
         raise UserError(f"train.init_from={folder!r}: {e}") from None
     message = f"starts from {folder} at step {source.step}"
     message += f"; new are {', '.join(fresh_names)}" if fresh_names else ""
-    return state.with_weights(fresh, params, collections), message
+    return state.with_weights(fresh, params, collections), 0, message
+
+
+def _continued(run: build.Run, folder: Path) -> tuple[state.State, int, str]:
+    """Returns the whole state of another run, of its newest step or of the checkpoint that `folder` is."""
+    step = int(folder.name) if folder.parent.name == "checkpoints" and folder.name.isdecimal() else None
+    source = folder if step is None else folder.parent.parent
+    key = f"train.continue_from={str(folder)!r}"
+    try:
+        with Checkpoints(source / "checkpoints", read_only=True) as checkpoints:
+            restored = checkpoints.restore(state.abstract(run), step=step)
+    except UserError as e:
+        raise UserError(f"{key}: {e}") from None
+    if restored is None:
+        raise UserError(f"{key}: has no checkpoint yet; train it first")
+    if restored[1] >= run.steps:
+        raise UserError(f"{key}: is at step {restored[1]}, and this run ends at {run.steps}; make it longer")
+    return *restored, f"goes on from {source} at step {restored[1]}"
 
 
 def _require_same_images(run: build.Run, source: restore.RestoredRun) -> None:

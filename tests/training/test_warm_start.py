@@ -56,7 +56,7 @@ def assert_same(a: Any, b: Any) -> None:
 @pytest.mark.parametrize("model", ["joint", "factorised-self-attention", "divided"])
 def test_a_video_model_starts_from_an_image_model(model: str, image_run: Path) -> None:
     run = build.build(video(model, image_run, "optimizer.ema_decays=(0.9,)"))
-    begun, said = warm_start.initial_state(run)
+    begun, _, said = warm_start.initial_state(run)
     source = restore.restore_run(image_run)
     family = importlib.import_module(f"scaling.models.{run.config.model.name}")
     fresh = as_numpy(state.init(run).params)
@@ -71,8 +71,8 @@ def test_a_video_model_starts_from_an_image_model(model: str, image_run: Path) -
 def test_weights_live_where_the_mesh_has_them(image_run: Path) -> None:
     one = build.build(video("joint", image_run), jax.devices()[:1])
     cut = build.build(video("joint", image_run, "mesh.fsdp=4", "model.width=16"))
-    alone, _ = warm_start.initial_state(one)
-    begun, _ = warm_start.initial_state(cut)
+    alone, *_ = warm_start.initial_state(one)
+    begun, *_ = warm_start.initial_state(cut)
     assert_same(as_numpy(begun.params), as_numpy(alone.params))
     assert jax.tree.map(lambda a: a.sharding, begun.params) == jax.tree.map(
         lambda a: a.sharding, state.abstract(cut).params
@@ -107,11 +107,11 @@ def test_stopped_and_resumed_is_unbroken_and_reads_the_start_no_more(
 
 def test_the_same_family_goes_on_from_all_or_all_but_the_head(image_run: Path) -> None:
     overrides = ["data.batch_size=16", "model.depth=1", "model.pool=token", f"train.init_from={image_run}"]
-    begun, said = warm_start.initial_state(build.build(config.load(VIT, overrides)))
+    begun, _, said = warm_start.initial_state(build.build(config.load(VIT, overrides)))
     weights = as_numpy(restore.restore_run(image_run).weights["params"])
     assert_same(as_numpy(begun.params), weights)
     assert "new" not in said
-    begun, said = warm_start.initial_state(
+    begun, _, said = warm_start.initial_state(
         build.build(config.load(VIT, [*overrides, "model.num_classes=12"]))
     )
     assert begun.params["head"]["kernel"].shape == (16, 12) and said.endswith("new are head")
@@ -122,7 +122,7 @@ def test_only_what_a_pattern_finds_is_taken(image_run: Path) -> None:
     """The rest starts as it would without, even where its shapes differ."""
     own = ["data.batch_size=16", "model.depth=1", "model.pool=mean"]
     overrides = [*own, f"train.init_from={image_run}", "train.init_only=^blocks/"]
-    begun, said = warm_start.initial_state(build.build(config.load(VIT, overrides)))
+    begun, _, said = warm_start.initial_state(build.build(config.load(VIT, overrides)))
     fresh = as_numpy(state.init(build.build(config.load(VIT, own))).params)
     weights = as_numpy(restore.restore_run(image_run).weights["params"])
     assert_same(as_numpy(begun.params), {**fresh, "blocks": weights["blocks"]})
@@ -140,7 +140,7 @@ def test_position_tables_are_resized(tmp_path: Path) -> None:
         build.build(cfg), {"params": as_numpy(state.init(build.build(cfg)).params)}, folder, "a test"
     )
     longer = build.build(video("joint", folder, "data.video.frames=8"))
-    begun, _ = warm_start.initial_state(longer)
+    begun, *_ = warm_start.initial_state(longer)
     old = restore.restore_run(folder)
     resized, _ = vivit.resized({"params": old.weights["params"]}, old.run.model, longer.model)
     assert_same(as_numpy(begun.params), as_numpy(resized["params"]))
@@ -199,7 +199,7 @@ def test_weights_that_were_imported_to_be_used_start_a_run(tmp_path: Path) -> No
     overrides = ["model.depth=1", "model.num_classes=21"]
     run = build.build(config.load(str(ROOT / "configs/pretrained.py:vit/A/14"), overrides))
     create_run_from_weights(run, {"params": as_numpy(state.init(run).params)}, folder, "a test")
-    begun, said = warm_start.initial_state(build.build(video("joint", folder)))
+    begun, _, said = warm_start.initial_state(build.build(video("joint", folder)))
     weights = restore.restore_run(folder).weights["params"]
     np.testing.assert_array_equal(begun.params["norm"]["scale"], weights["norm"]["scale"])
     assert "at step 0; new are head" in said
