@@ -6,6 +6,7 @@ A part is a module of this folder with `cases()`, which yields the same cases in
 import contextlib
 import importlib
 import io
+import logging
 import os
 import re
 import signal
@@ -25,6 +26,7 @@ PARTS = ("kills", "damage", "input", "limits")
 Kind = Literal["clear", "fine", "silent", "unclear", "traceback", "hang", "differs"]
 KINDS: tuple[Kind, ...] = ("clear", "fine", "silent", "unclear", "traceback", "hang", "differs")
 FAULTS = KINDS[2:]
+LATE = 124  # exit code of a verb that did not end in time, as of timeout(1)
 LONGEST = 600  # characters of an error that is still read
 
 
@@ -75,8 +77,7 @@ def run_verb(
         said = process.communicate(timeout=seconds)[0]
     except subprocess.TimeoutExpired:
         process.kill()
-        process.communicate()
-        return Outcome("hang", f"{seconds:.0f} s")
+        return judge(LATE, process.communicate()[0])
     return judge(process.returncode, said)
 
 
@@ -94,26 +95,44 @@ def start_verb(
 
 def run_verb_here(words: Sequence[str], seconds: int = 60) -> Outcome:
     """Runs a verb on bad input in this process, and judges how it ends, as `run_verb` does."""
-    said = io.StringIO()
+    code, _, said = call_here(words, seconds)
+    return judge(code, said)
+
+
+def call_here(words: Sequence[str], seconds: int = 60) -> tuple[int, str, str]:
+    """Runs a verb in this process; returns its exit code, its output, and its output among its errors.
+
+    The code is 124 if it did not end in time.
+    """
+    out, said = io.StringIO(), io.StringIO()
+
+    class _Both(io.StringIO):
+        def write(self, text: str) -> int:
+            out.write(text)
+            return said.write(text)
 
     def _late(signum: int, frame: Any) -> None:
         raise TimeoutError
 
+    logged = logging.StreamHandler(said)  # what was imported before may have bound the log to the real stderr
+    logging.getLogger("scaling").addHandler(logged)
     previous = signal.signal(signal.SIGALRM, _late)
     signal.alarm(seconds)
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(_Both()), contextlib.redirect_stderr(said):
             code = cli.main(list(words))
     except SystemExit as e:
         code = int(e.code or 0)
     except TimeoutError:
-        return Outcome("hang", f"{seconds} s")
+        code = LATE
     except BaseException:
-        return Outcome("traceback", traceback.format_exc()[-LONGEST:])
+        code = 1
+        said.write(traceback.format_exc())
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
-    return judge(code, said.getvalue())
+        logging.getLogger("scaling").removeHandler(logged)
+    return code, out.getvalue(), said.getvalue()
 
 
 def judge(code: int, said: str) -> Outcome:
@@ -122,6 +141,8 @@ def judge(code: int, said: str) -> Outcome:
     Clear is exit code 2, and as the last line an error of at most `LONGEST` characters.
     """
     lines = [line for line in said.splitlines() if line.strip()]
+    if code == LATE:
+        return Outcome("hang", said[-LONGEST:])
     if "Traceback (most recent call last)" in said:
         return Outcome("traceback", said[-LONGEST:])
     if code == 0:
