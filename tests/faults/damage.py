@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import random
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -56,25 +57,19 @@ WAYS: dict[str, Callable[[bytes], bytes] | None] = {
 def cases() -> Iterator[Case]:
     """Yields the cases of a run, then those of a study."""
     run, study = _whole() / "run", _whole() / "study"
-    ways = list(itertools.product(_files(run), WAYS))
-    for i, (name, way) in enumerate(ways):
+    ways = list(itertools.product(_files(run).items(), WAYS))
+    for i, ((label, name), way) in enumerate(ways):
         if i % (len(ways) // SAME_AS_VERB) == 0:
-            yield Case(f"run: {name} {way}, here as by the verb", functools.partial(_as_the_verb, name, way))
-        yield Case(f"run: {name} {way}", functools.partial(_try_run, name, WAYS[way]))
-    for name, way in itertools.product(_files(study), WAYS):
+            yield Case(f"run: {label} {way}, here as by the verb", functools.partial(_as_the_verb, name, way))
+        yield Case(f"run: {label} {way}", functools.partial(_try_run, name, WAYS[way]))
+    for (label, name), way in itertools.product(_files(study).items(), WAYS):
         if not any(Path(name).match(pattern) for pattern in MADE) and "checkpoints" not in name:
-            yield Case(f"study: {name} {way}", functools.partial(_try_study, name, WAYS[way]))
-    rng = random.Random(0)
+            yield Case(f"study: {label} {way}", functools.partial(_try_study, name, WAYS[way]))
+    rng, read = random.Random(0), {k: v for k, v in _files(study).items() if v.endswith((".json", ".jsonl"))}
     for i in range(FLIPS):
-        of_study = i % 4 == 3
-        names = (
-            [name for name in _files(study) if name.endswith(("json", "jsonl"))] if of_study else _files(run)
-        )
-        try_it, name, place = _try_study if of_study else _try_run, rng.choice(names), rng.random()
-        flip = functools.partial(_flipped, place)
-        yield Case(
-            f"flip {i}: {'study' if of_study else 'run'}: {name}", functools.partial(try_it, name, flip)
-        )
+        kind, files, try_it = ("study", read, _try_study) if i % 4 == 3 else ("run", _files(run), _try_run)
+        label, flip = rng.choice(list(files)), functools.partial(_flipped, rng.random())
+        yield Case(f"flip {i}: {kind}: {label}", functools.partial(try_it, files[label], flip))
 
 
 def _flipped(place: float, data: bytes) -> bytes:
@@ -97,11 +92,21 @@ def _whole() -> Path:
 
 
 @functools.cache
-def _files(folder: Path) -> list[str]:
-    """Returns the files of a folder that hold anything, by their names within it."""
+def _files(folder: Path) -> dict[str, str]:
+    """Returns the names within a folder of the files that hold anything, by labels that every run has.
+
+    A store's file has a random name; its label is its place by size.
+    """
     files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
-    kept = [path for path in files if path.parent.name != "tensorboard" and path.name != "log.txt"]
-    return sorted(path.relative_to(folder).as_posix() for path in kept)
+    labels = {}
+    for path in sorted(files, key=lambda path: (path.parent, path.stat().st_size, path.name)):
+        if path.parent.name == "tensorboard" or path.name == "log.txt":
+            continue
+        name = path.relative_to(folder)
+        random_name = re.fullmatch("[0-9a-f]{32}", path.name)
+        place = sum(other.startswith(f"{name.parent}/#") for other in labels)
+        labels[f"{name.parent}/#{place}" if random_name else name.as_posix()] = name.as_posix()
+    return labels
 
 
 def _train(run: Path, steps: int) -> Outcome:
