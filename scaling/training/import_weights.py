@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaling.errors import UserError
 from scaling.files import read_json
 from scaling.run import build, state
 from scaling.run.checkpoint import Checkpoints
@@ -32,12 +31,10 @@ def create_run_from_weights(
         imported: a description of the checkpoint for `config.json`, with the config's keys that it "set".
 
     Raises:
-        UserError: if a weight is not finite, or `out` cannot be written.
+        UserError: if `out` cannot be written.
     """
     collections = {name: tree for name, tree in variables.items() if name != "params"}
     initial = state.with_weights(state.init(run), variables["params"], collections)
-    if names := state.not_finite(run, initial):
-        raise UserError(f"{origin}: {names[0]} is not finite ({len(names)} arrays are not); mend the file")
     with RunFolder(out) as folder:
         folder.status(IMPORTING)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of an import that was cut off

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification
 
-from scaling.convert import transfer
+from scaling.convert import files, transfer
 from scaling.errors import UserError
 from scaling.run import restore
 from scaling.run.options import Config
@@ -71,6 +72,21 @@ def test_import_then_export_gives_the_same_tensors_and_outputs(
     np.testing.assert_allclose(ours, logits(outside, x), rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="exists"):
         transfer.export_run("huggingface", imported, tmp_path / "back")
+
+
+def test_an_exported_folder_is_readable_by_all_and_proves_its_bits(imported: Path, tmp_path: Path) -> None:
+    transfer.export_run("huggingface", imported, tmp_path / "back")
+    (tmp_path / "usual").touch()
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "back").iterdir()}
+    assert modes == dict.fromkeys(modes, (tmp_path / "usual").stat().st_mode)
+    check = ["sha256sum", "--check", "--strict", "--quiet", files.SUMS]
+    subprocess.run(check, cwd=tmp_path / "back", check=True)
+    transfer.import_run("huggingface", tmp_path / "back", cfg(), tmp_path / "again")
+    weights = bytearray((tmp_path / "back/model.safetensors").read_bytes())
+    weights[-3] ^= 1
+    (tmp_path / "back/model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"model.safetensors: is not what SHA256SUMS lists; copy it again"):
+        transfer.import_run("huggingface", tmp_path / "back", cfg(), tmp_path / "damaged")
 
 
 def test_an_imported_run_is_done_and_trains_on(outside: Path, tmp_path: Path) -> None:
