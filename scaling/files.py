@@ -46,15 +46,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path, advice: str = "delete it or choose another folder") -> Any:
-    """Returns the file's value, or None if there is no such file.
+def read_json(path: Path, advice: str = "delete it or choose another folder") -> dict[str, Any] | None:
+    """Returns the JSON object in a file, or None if there is no such file.
 
     Raises:
-        UserError: if the file is not JSON; its message ends with `advice`.
+        UserError: if the file cannot be read, is not JSON, or holds something else than an object; its
+            message ends with `advice`.
     """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as e:
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror}); give access to it, or {advice}") from None
+    except (ValueError, RecursionError) as e:  # text that is not UTF-8, no JSON, or brackets without end
         raise UserError(f"{path}: is not JSON ({e}); {advice}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is not a JSON object but {type(value).__name__}; {advice}")
+    return value

@@ -19,15 +19,15 @@ from jax.experimental import multihost_utils
 import scaling
 from scaling import data, objectives
 from scaling.errors import UserError
-from scaling.evaluators.base import Evaluator, Measure, require_tokenizer
-from scaling.files import read_json, write_json
+from scaling.evaluators.base import Evaluator, Measure, require_images, require_tokenizer
+from scaling.files import write_json
 from scaling.overrides import flat, tupled
 from scaling.parallel import distributed, sharding
 from scaling.run import build, optimizer, state
 from scaling.run import config as run_config
 from scaling.run.checkpoint import Checkpoints, Misfit
 from scaling.run.cost import run_cost
-from scaling.run.folder import RunFolder, read_events
+from scaling.run.folder import MAY_DIFFER, RunFolder, read_description, read_events, read_status
 from scaling.run.helpers import RunHelpers
 from scaling.run.options import Config
 from scaling.training import config
@@ -35,13 +35,6 @@ from scaling.training.evaluate import check_all, prepare_all
 from scaling.training.progress import Progress, ScalarWriter
 from scaling.training.warm_start import initial_state
 from scaling.validation import parse_dataclass
-
-# Keys that may differ when a run is resumed: they change what is measured or where, not what is learned.
-MAY_DIFFER = (
-    "mesh.", "evaluators.", "sampling.", "checkpoint.", "train.log_every", "data.threads", "data.workers",
-    "data.prefetch", "model.remat", "model.unroll",
-)  # fmt: skip
-
 
 Pending = tuple[int, dict[str, jax.Array]] | None  # a step's metrics, still on the device
 
@@ -105,12 +98,15 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
     if not objectives.trains(cfg.objective.name):
         raise UserError(f"objective.name={cfg.objective.name!r}: has no loss to train by; name another")
     with RunFolder(workdir, writer=jax.process_index() == 0) as folder, Stop() as stop:
-        cfg = _apply_imported(folder.path, cfg)
-        _require_same_config(folder.path, cfg)
         saved = folder.saved()
+        if saved is not None:  # else nothing is lost if the run is another one
+            cfg = _apply_imported(folder.path, cfg)
+            _require_same_config(folder.path, cfg)
         try:
             run = build.build(cfg)
-            _require_same_tokens(folder.path, run)
+            if saved is not None:
+                _require_same_tokens(folder.path, run)
+            require_images(cfg.data, cfg.data.train_split, run.image_shape, "data.train_split")
             run.batch_sharding()  # raises for a batch that the mesh does not divide
             optimizer.check_rules(cfg.optimizer, run.variable_shapes["params"])
             made = check_all(run)
@@ -131,9 +127,9 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
 
 def _apply_imported(path: Path, cfg: Config) -> Config:
     """Returns the config with the values that an imported checkpoint set (`convert.transfer`)."""
-    description = read_json(path / "config.json") or {}
+    description = read_description(path) or {}
     values, changes = flat(cfg.raw), {}
-    for key, (before, after) in description.get("imported", {}).get("set", {}).items():
+    for key, (before, after) in (description.get("imported") or {}).get("set", {}).items():
         if values.get(key) == tupled(before):
             changes[key] = after
     return run_config.changed(cfg, changes) if changes else cfg
@@ -145,7 +141,7 @@ def _require_same_config(path: Path, cfg: Config) -> None:
     Raises:
         UserError: if it does.
     """
-    description = read_json(path / "config.json")
+    description = read_description(path)
     if description is None:
         return
     old, new = flat(run_config.stored(description)), flat(cfg.raw)
@@ -164,7 +160,7 @@ def _require_same_tokens(path: Path, run: build.Run) -> None:
     Raises:
         UserError: if the tokenizer is another one.
     """
-    info = (read_json(path / "config.json") or {}).get("data") or {}
+    info = (read_description(path) or {}).get("data") or {}
     if info.get("text") and run.info.text is not None:
         text = parse_dataclass(data.TextInfo, info["text"], "data.text")
         require_tokenizer(dataclasses.replace(run, info=dataclasses.replace(run.info, text=text)))
@@ -173,7 +169,7 @@ def _require_same_tokens(path: Path, run: build.Run) -> None:
 def _train_needed(made: Mapping[str, Evaluator]) -> None:
     """Trains the classifiers that the evaluators measure with, unless they are trained."""
     for source, folder in (need for evaluator in made.values() for need in evaluator.needs()):
-        if (read_json(Path(folder) / "status.json") or {}).get("status") != "done":
+        if (read_status(folder) or {}).get("status") != "done":
             train(config.load(source), folder)
 
 
@@ -186,7 +182,8 @@ def write_config(
     """Writes `config.json`: the config, versions, costs, data, helpers, and what was `imported`."""
     if not folder.writer:
         return
-    imported = imported or (read_json(folder.path / "config.json") or {}).get("imported")
+    if imported is None and folder.saved() is not None:
+        imported = (read_description(folder.path) or {}).get("imported")
     model = run.model
     fields = {field.name for field in dataclasses.fields(model)}
     sizes = [name for name in ("depth", "width", "heads", "patch") if name in fields]
@@ -220,7 +217,7 @@ def _fit(
     name = folder.path.name
     with Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints:
         restored = checkpoints.restore(state.abstract(run), saved)
-        helpers = RunHelpers(run, folder.path)
+        helpers = RunHelpers(run, None if saved is None else folder.path)
         measured = {name: evaluator for name, evaluator in made.items() if evaluator.in_training}
         measures = prepare_all(measured, run, folder.path, helpers, stop.check)
         write_config(folder, run, helpers=helpers)
@@ -271,12 +268,12 @@ class _Loop:
         self.save_due = run.due(cfg.checkpoint.every, "checkpoint.every")
         # Processes read the file at different times, so only events up to the restored step count.
         events = [e for e in read_events(folder.path) if e["event"] == "evaluate" and e["step"] <= start]
-        self.evaluated = {(e["step"], e["evaluator"]) for e in events}
+        self.evaluated = {(e["step"], e.get("evaluator")) for e in events}
         self.saving: int | None = None  # the step whose checkpoint is being written
         self.waited = 0.0  # seconds spent waiting for batches since the last line of metrics
         self.in_steps = 0.0  # seconds spent in steps since then: all but evaluation, saves and compilation
         self.mark = time.perf_counter()  # the moment up to which time is accounted for
-        self.last: dict[str, float] = {k: v for e in events for k, v in e["values"].items()}
+        self.last: dict[str, float] = {k: v for e in events for k, v in e.get("values", {}).items()}
 
     def train(self, current: state.State, start: int) -> None:
         run, total = self.run, self.run.steps
