@@ -70,7 +70,8 @@ def objective(folder: StudyFolder) -> tuple[pd.DataFrame, str]:
     if metric not in table:
         return table.assign(y=np.nan).iloc[:0], name
     y = table[metric] if lower else 1.0 - table[metric]
-    table = table.assign(y=y.astype(float))
+    table = table.assign(y=y.astype(float))[table["gmacs"].notna()]  # a run without a config has no cost
+    table = table.astype({"params": np.int64})
     return table[np.isfinite(table.y) & (table.y > 0)], name
 
 

@@ -148,7 +148,7 @@ def _how(folder: StudyFolder) -> list[str]:
     flags = override_flags(study["overrides"])
     command = shlex.join(["scaling", "sweep", study["study"], "--workdir", "W", *flags])
     configs = [run.config for run in folder.runs if run.config]
-    versions = sorted({f"{c['version']} ({c.get('commit') or 'no commit'})" for c in configs})
+    versions = sorted({f"{c.get('version')} ({c.get('commit') or 'no commit'})" for c in configs})
     source = (
         f"Base config {study['config']}; package version and commit: {', '.join(versions) or 'unknown'}. "
         "Each run's folder holds its whole config; the numbers are in results.csv and laws.json."

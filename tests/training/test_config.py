@@ -107,7 +107,7 @@ def test_bad_value_is_one_line_that_names_the_key(override: str, said: str) -> N
         (["data.batch_size=20"], r"data\.batch_size=20: must be a multiple of .* 8"),
         (["mesh.data=3"], r"mesh\.data=3.*multiply to the 8 devices"),
         (["mesh.fsdp=3"], r"mesh\.fsdp=3.*multiply to the 8 devices"),
-        (["model.learn_sigma=True"], r"objective\.learn_sigma=True"),
+        (["model.learn_sigma=True"], r"model\.learn_sigma=True"),
         (["model.variant=Q/4"], r"^model\.variant='Q/4': must be SIZE/PATCH"),
         (["optimizer.layer_decay=0.5"], r"optimizer\.layer_decay: .* not that of \w+"),
         (["train.duration=1 examples"], r"train\.duration='1 examples': is less than one step"),
