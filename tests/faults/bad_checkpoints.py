@@ -52,7 +52,7 @@ def foreign(kind: str) -> dict[str, Write]:
             )
     spoils["text"] = lambda folder: _weights(folder).write_bytes(b"hello")
     spoils["no weights"] = lambda folder: _weights(folder).unlink()
-    spoils["a folder of that name"] = lambda folder: (_weights(folder).unlink(), _weights(folder).mkdir())
+    spoils["a folder of that name"] = _folder_instead
     if kind in ("vit", "dit"):
         spoils |= {f"config {name}": write for name, write in bad_jsons("config.json").items()}
         spoils.pop("config NaN"), spoils.pop("config no keys")
@@ -102,6 +102,12 @@ def _weights(folder: Path) -> Path:
     return next(folder.glob("*.safetensors"))
 
 
+def _folder_instead(folder: Path) -> None:
+    path = _weights(folder)
+    path.unlink()
+    path.mkdir()
+
+
 def _truncate(path: Path, part: float) -> None:
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
 
@@ -114,4 +120,4 @@ def _spoil(folder: Path, place: int, change: Callable[[dict[str, np.ndarray], st
 
 def _field(folder: Path, field: str, value: Any) -> None:
     path = folder / "config.json"
-    path.writetext_file(json.dumps({**json.loads(path.readtext_file()), field: value}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))

@@ -74,7 +74,7 @@ def bad_configs() -> dict[str, Write]:
 
 
 def _variant(folder: Path) -> str:
-    (folder / "c.py").writetext_file("def get_config():\n    pass\n")
+    (folder / "c.py").write_text("def get_config():\n    pass\n")
     return f"{folder / 'c.py'}:B/4"
 
 
