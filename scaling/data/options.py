@@ -200,8 +200,8 @@ class Info:
     factors: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.image_shape) not in (3, 4) or min(self.image_shape) < 1:
-            raise UserError(f"image_shape={self.image_shape}: must be [H, W, C] or [T, H, W, C]")
+        if min(self.image_shape, default=0) < 1:
+            raise UserError(f"image_shape={self.image_shape}: must be sides of at least 1")
         for key in ("num_classes", "train_examples"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)}: must be at least 0")

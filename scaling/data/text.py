@@ -161,7 +161,7 @@ def _clean(kind: str, caption: object) -> str:
     if not isinstance(caption, str):
         raise UserError(f"caption {caption!r}: is {type(caption).__name__}; must be text")
     cleaned = _clean_for_clip(caption) if kind == "clip" else caption.strip()
-    if not cleaned:
+    if not cleaned.strip():
         raise UserError(f"caption {caption!r}: is empty; leave the example out, or give it words")
     return cleaned
 

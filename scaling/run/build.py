@@ -226,6 +226,8 @@ def _model(config: Config, info: data.Info) -> Any:
     family, options = models.MODELS[config.model.name], dict(config.model.options)
     if not objectives.trains(config.objective.name):  # there are no data to fill its options from
         return models.make(config.model.name, config.model.variant, **options)
+    if len(info.image_shape) not in (3, 4):
+        raise UserError(f"data.image_shape={info.image_shape}: must be [H, W, C] or [T, H, W, C]")
     fields = {f.name for f in dataclasses.fields(family.module)}
     height, width = info.image_shape[-3:-1]
     from_data: dict[str, Any] = {"resolution": height if height == width else (height, width)}

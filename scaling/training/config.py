@@ -59,7 +59,11 @@ def complete(partial: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(source: str) -> dict[str, Any]:
     path, _, argument = source.partition(":")
-    if not path or not Path(path).exists():
+    try:
+        there = bool(path) and Path(path).exists()
+    except OSError:  # no file can have such a name
+        there = False
+    if not there:
         raise UserError(f"config={path}: no such file (a config is FILE.py or FILE.py:VARIANT)")
     module = load_module(Path(path), "config")
     get_config = getattr(module, "get_config", None)
