@@ -68,12 +68,17 @@ def tiny() -> dict[str, str]:
 
 @pytest.fixture
 def start() -> Callable[..., subprocess.Popen[str]]:
-    """`start("train", ..., devices=1)`: the command in a process of its own."""
+    """`start("train", ..., devices=1)`: the command, or another program, in a process of its own."""
 
-    def run(*words: str, devices: int = 1, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def run(
+        *words: str,
+        devices: int = 1,
+        env: dict[str, str] | None = None,
+        program: tuple[str, str] = ("-m", "scaling"),
+    ) -> subprocess.Popen[str]:
         flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
         there = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **(env or {})}
-        command = [sys.executable, "-m", "scaling", *words]
+        command = [sys.executable, *program, *words]
         return subprocess.Popen(
             command, env=there, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
