@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
 from scaling import data, former_names, objectives
+from scaling.data.sources import openmoji
 from scaling.errors import UserError
 from scaling.evaluators import EVALUATORS
 from scaling.models import MODELS
@@ -195,6 +197,9 @@ def test_every_config_builds_and_takes_a_step(
     write_latents(tmp_path / "runs/imagenet256", shape=(32, 32, 4), held_out="validation")
     for name in ("jump", "run"):
         write_video(tmp_path / "kinetics400/train" / name / "0.mp4", frames=63)
+    # Blank drawings, which are not kept for other tests: rendering them takes seconds.
+    monkeypatch.setattr(openmoji, "_draw", lambda path, size: np.zeros((size, size, 3), np.uint8))
+    monkeypatch.setattr(openmoji, "_draw_splits", openmoji._draw_splits.__wrapped__)
     with tfds.testing.mock_data(num_examples=64):
         run = build.build(config.load(str(ROOT / path)))
     like = state.abstract(run)
