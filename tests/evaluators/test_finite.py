@@ -103,7 +103,8 @@ def test_an_evaluator_refuses_what_is_not_finite_by_name(kind: str, classifier: 
     run = build.build(config.load(str(ROOT / path), overrides))
     evaluator.check("mine", run)
     measure = prepared(evaluator, "mine", run, tmp_path)
-    assert measure(state.eval_weights(state.init(run)), 3) or kind == "grid"
+    values = measure(state.eval_weights(state.init(run)), 3)
+    assert sorted(values) == sorted(evaluator.metrics("mine", run)) and (values or kind == "grid")
     message = r"^evaluators\.mine: step 3: .*(not finite|=nan).*; look at the weights and the images$"
     with pytest.raises(NotFinite, match=message) as e:
         measure(spoilt(run), 3)

@@ -1,8 +1,9 @@
 """What is in a run's folder, to compare it with what was there."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from scaling.files import read_json
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -12,7 +13,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def status(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    found = read_json(folder / "status.json")
+    assert found is not None
     return found
 
 

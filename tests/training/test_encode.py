@@ -18,6 +18,7 @@ from scaling.convert import stablehlo
 from scaling.data.sources.latents import MANIFEST, LatentSource, ShardWriter, read
 from scaling.errors import UserError
 from scaling.evaluators import Frechet, Grid, autoencoder
+from scaling.files import read_json
 from scaling.models import vae
 from scaling.run import build, restore
 from scaling.run.folder import read_events
@@ -193,7 +194,7 @@ def test_another_encoding_is_refused_and_nothing_is_touched(
     assert before == {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     other = tmp_path / "other"
     other.mkdir()
-    begun = json.loads((folder / "encoding.json").read_text())
+    begun = read_json(folder / "encoding.json")
     (other / "encoding.json").write_text(json.dumps({**begun, "weights": "0" * 16}))
     refused(vae_run, FLIP, other, r"holds latents with weights='0{16}', not '\w+'")
     assert [p.name for p in other.iterdir()] == ["encoding.json"]
@@ -317,7 +318,7 @@ def test_a_folder_with_former_keys_is_read_and_kept(tmp_path: Path, vae_run: Pat
     older = tmp_path / "latents"
     shutil.copytree(folder, older)
     for name in (MANIFEST, encode.BEGUN):
-        description = json.loads((older / name).read_text())
+        description = read_json(older / name)
         images = description["data"]
         images["augment"], images["text"]["too_long"] = (
             images.pop("train_transforms"),
@@ -333,7 +334,7 @@ def test_a_folder_with_former_keys_is_read_and_kept(tmp_path: Path, vae_run: Pat
 def test_an_autoencoder_that_has_changed_decodes_nothing(
     folder: Path, vae_run: Path, tmp_path: Path, tiny: dict[str, str]
 ) -> None:
-    described = json.loads((folder / MANIFEST).read_text())
+    described = read_json(folder / MANIFEST)
     (tmp_path / "latents").mkdir()
     for path in folder.glob("*.array_record"):
         (tmp_path / "latents" / path.name).write_bytes(path.read_bytes())
