@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
+from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.objectives.base import NO_HELPERS, Bounded, Extras, Helpers
@@ -126,6 +127,28 @@ def initialiser(run: Run) -> Any:
 def init(run: Run) -> State:
     """Returns a fresh state, each array initialised directly in its sharding."""
     return initialiser(run)(traced_hparams(run)["seed"])
+
+
+def init_from(run: Run, params: Any, collections: Any) -> State:
+    """Returns a fresh state with these weights; those that the trees leave out are initialised.
+
+    If none are left out, nothing is drawn.
+    """
+    like = abstract(run)
+    every: Any = {"params": like.params, **like.collections}
+    given: Any = {"params": params, **collections}
+    if flatten_dict(every).keys() - flatten_dict(given).keys():
+        return with_weights(init(run), params, collections)
+    start: Callable[[Any], State] = _start(run)
+    return start(_replace_leaves(every, given))
+
+
+@shared_by_runs
+def _start(run: Run) -> Any:
+    """Returns the jitted function of a run's variables, which it takes over, to its state of step 0."""
+    out_shardings = jax.tree.map(lambda s: s.sharding, abstract(run))
+    first = partial(_first_state, run.config.optimizer)
+    return jax.jit(first, out_shardings=out_shardings, donate_argnums=0)
 
 
 @shared_by_runs

@@ -35,7 +35,7 @@ def create_run_from_weights(
         raise UserError(f"out={out}: holds a run; choose another folder, nothing is written over")
     with RunFolder(out) as folder:
         collections = {name: tree for name, tree in variables.items() if name != "params"}
-        initial = state.with_weights(state.init(run), variables["params"], collections)
+        initial = state.init_from(run, variables["params"], collections)
         with Checkpoints(out / "checkpoints") as checkpoints:
             checkpoints.save(0, initial, {"step": 0, "data_position": 0, "config": run.config.raw})
         folder.steps = run.steps
