@@ -82,7 +82,7 @@ def with_weights(fresh: State, params: Any, collections: Any) -> State:
         "params": _replace_leaves(fresh.params, params),
         "collections": _replace_leaves(fresh.collections, collections),
     }
-    averages = {name: jax.tree.map(jnp.copy, new) for name in fresh.ema}
+    averages = {name: jax.tree.map(_copy, new, new) for name in fresh.ema}
     return fresh.replace(**new, ema=averages)  # type: ignore[attr-defined]
 
 
@@ -90,7 +90,12 @@ def _replace_leaves(old: Any, new: Any) -> Any:
     """Returns `old` with copies of the leaves that `new` has, in the types and shardings of `old`."""
     if isinstance(old, Mapping):
         return {key: _replace_leaves(value, new[key]) if key in new else value for key, value in old.items()}
-    return jax.device_put(jnp.array(new, old.dtype), old.sharding)
+    return _copy(new, old)
+
+
+def _copy(array: Any, like: Any) -> jax.Array:
+    """Returns a copy in the type and sharding of `like`; nothing is compiled."""
+    return jax.device_put(jnp.asarray(array, like.dtype), like.sharding, may_alias=False)
 
 
 @shared_by_runs
