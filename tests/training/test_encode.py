@@ -24,8 +24,9 @@ from scaling.run import build, restore
 from scaling.run.folder import read_events
 from scaling.run.helpers import RunHelpers
 from scaling.sampling import to_uint8
-from scaling.training import config, encode, evaluate, import_weights, loop
+from scaling.training import config, encode, evaluate, loop
 from tests.support.measuring import prepared
+from tests.support.run_folders import write_run
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/support/tiny_vae.py")
@@ -34,9 +35,9 @@ FLIP = {"data.train_transforms": ("flip",)}
 
 @pytest.fixture(scope="module")
 def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The autoencoder as it starts: its moments are as good as any."""
+    """An autoencoder with random weights: its moments are as good as any."""
     folder = tmp_path_factory.mktemp("vae") / "run"
-    import_weights.create_run_from_weights(build.build(config.load(TINY)), {"params": {}}, folder, "no other")
+    write_run(build.build(config.load(TINY)), folder)
     return folder
 
 
