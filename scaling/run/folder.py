@@ -4,9 +4,11 @@ It holds `config.json`, `metrics.jsonl`, `status.json`, `checkpoints/` and `samp
 checkpoint was damaged, and `evaluations.jsonl` if the run was measured beside its training. Each line of
 metrics is an event; a training event has `input_wait`, the seconds that the loop waited for batches since the
 one before, and `in_steps`, the seconds that it spent in training steps: with that wait, and without
-evaluations, saves, and the first step, which compiles. The status names the newest step that was `saved`,
-even if its checkpoint is lost. A lock, which is released when its process dies, admits one writer at a time.
-Of several processes only the first writes.
+evaluations, saves, and the first step, which compiles. Its `examples_per_second` is over that time.
+
+The status names the newest step that was `saved`, even if its checkpoint is lost, and the process by its
+number and its start, because numbers are given again. A lock, which is released when its process dies, admits
+one writer at a time. Of several processes only the first writes.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from typing import IO, Any, Self
 
 from scaling.errors import UserError
 from scaling.files import open_locked, read_json, write_atomic, write_json
+from scaling.processes import start_time
 
 HEARTBEAT_SECONDS = 10.0  # between two writes of `status.json`
 METRICS = "metrics.jsonl"  # file of what training has logged and measured
@@ -115,6 +118,7 @@ class RunFolder:
                     "saved": self._saved,
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
+                    "pid_started": start_time(os.getpid()),
                     "heartbeat": time.time(),
                     "reason": reason,
                 },

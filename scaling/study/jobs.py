@@ -1,6 +1,5 @@
 """A job: one run to be trained, and what its folder says about it."""
 
-import os
 import socket
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 from scaling.errors import UserError
 from scaling.files import read_json
+from scaling.processes import lives
 
 BEAT_SECONDS = 60.0  # age below which a heartbeat is that of a living process
 
@@ -60,10 +60,5 @@ class Job:
             return None
         if status["host"] != socket.gethostname():
             return 0
-        try:
-            os.kill(status["pid"], 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass
-        return int(status["pid"])
+        pid = int(status["pid"])
+        return pid if lives(pid, status.get("pid_started")) else None

@@ -1,5 +1,7 @@
-"""Progress for a person to watch: a bar, or plain lines without a terminal, and TensorBoard files."""
+"""TensorBoard files of what a run logs."""
 
+import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping
@@ -7,85 +9,89 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from clu import asynclib
-from tqdm import tqdm
 
-PLAIN_SECONDS = 10.0  # seconds between lines without a terminal
-
-
-class Progress:
-    """Loss, examples/s and time left: a tqdm bar on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, name: str, start: int, total: int, batch_size: int, show: bool = True) -> None:
-        self.name, self.start, self.total, self.batch_size, self.show = name, start, total, batch_size, show
-        self.started = self.last_line = time.monotonic()
-        terminal = show and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=start, unit="step", desc=name, disable=not terminal)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.close()
-
-    def update(self, step: int, loss: float) -> None:
-        now = time.monotonic()
-        rate = (step - self.start) / max(now - self.started, 1e-9)
-        if not self.bar.disable:
-            self.bar.set_postfix_str(
-                f"loss {loss:.4g}, {rate * self.batch_size:,.0f} examples/s", refresh=False
-            )
-            self.bar.update(step - self.bar.n)
-        elif self.show and (now - self.last_line > PLAIN_SECONDS or step == self.total):
-            self.last_line = now
-            left = (self.total - step) / max(rate, 1e-9)
-            print(
-                f"{self.name}: step {step}/{self.total}, loss {loss:.4g}, "
-                f"{rate * self.batch_size:,.0f} examples/s, {left:,.0f} s left",
-                flush=True,
-            )
-
-    def say(self, text: str) -> None:
-        if self.show:
-            tqdm.write(f"{self.name}: {text}")
-            sys.stdout.flush()
+from scaling.errors import UserError
 
 
-def _tensorboardx() -> Any:
+def _import_tensorboardx() -> Any:
     """Imports tensorboardX without PyTorch, which it would load if installed, taking 2 s."""
     absent = "torch" not in sys.modules
     if absent:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        import tensorboardX
+        import tensorboardX.event_file_writer
+        import tensorboardX.summary
     finally:
         if absent:
             del sys.modules["torch"]
     return tensorboardX
 
 
-class ScalarWriter:
-    """A writer of TensorBoard files of scalars, in a thread of its own (`clu.asynclib`).
+class TensorBoard:
+    """A writer of scalars and pictures, in a thread of its own (`clu.asynclib`). Use it as a context manager.
 
-    `clu.metric_writers` does the same through TensorFlow, which it imports; tensorboardX needs none.
+    `clu.metric_writers` does the same through TensorFlow, which it imports; tensorboardX needs none. Its own
+    writer's thread dies of a full disk unnoticed, and then all others wait for it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._writer = _tensorboardx().SummaryWriter(str(folder))
+        self._format = _import_tensorboardx()
+        self.path = folder / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}"
         self._pool = asynclib.Pool("tensorboard", max_workers=1)  # one thread keeps the order
+        try:
+            folder.mkdir(exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as e:
+            raise self._failed(e) from e
+        self._append(file_version="brain.Event:2")
 
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one value per name; an error of an earlier write is raised here."""
+    def __enter__(self) -> Self:
+        return self
 
-        def write() -> None:
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, step)
-
-        self._pool(write)()
-
-    def close(self) -> None:
-        """Waits for pending writes; an error of one of them is raised here."""
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             self._pool.close()
+        except asynclib.AsyncError as e:
+            if error is None:
+                raise self._failed(e.__cause__ or e) from e
         finally:
-            self._writer.close()
+            self._file.close()
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one value per name.
+
+        Raises:
+            UserError: if an earlier write failed, for a full disk say.
+        """
+        values = [self._format.summary.scalar(name, value).value[0] for name, value in scalars.items()]
+        self._append(step=step, summary=self._format.summary.Summary(value=values))
+
+    def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Writes a picture uint8 [H, W, 1 or 3].
+
+        Raises:
+            UserError: as `write_scalars` does.
+        """
+        self._append(step=step, summary=self._format.summary.image(name, picture, dataformats="HWC"))
+
+    def _append(self, **fields: Any) -> None:
+        """Appends an event in the background, framed as a TFRecord: length, its checksum, data, checksum."""
+        checksum = self._format.record_writer.masked_crc32c
+        event = self._format.event_file_writer.event_pb2.Event(wall_time=time.time(), **fields)
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        frame = length + struct.pack("<I", checksum(length)) + data + struct.pack("<I", checksum(data))
+        try:
+            self._pool(self._write_all)(frame)
+        except asynclib.AsyncError as e:
+            raise self._failed(e.__cause__ or e) from e
+
+    def _write_all(self, frame: bytes) -> None:
+        while frame:
+            frame = frame[self._file.write(frame) :]
+
+    def _failed(self, error: BaseException) -> UserError:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return UserError(f"{self.path}: cannot be written ({reason}); free space, then resume")
