@@ -4,11 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from scaling import __version__, streams
 from scaling.errors import UserError
+from scaling.flag_types import amount, count, from_zero, path
 from scaling.overrides import FLAG
 from scaling.processes import Stopped, stop_by_exception
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stop_by_exception():
             return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {' '.join(str(e).split(chr(10)))}", file=sys.stderr)
         return 2
     except Stopped as e:
         print(f"interrupted by {e}", file=sys.stderr)
@@ -102,15 +102,17 @@ def _run_verbs(verb: Verb) -> None:
         f"scaling train --config=configs/mnist_dit.py:F/7 --workdir=runs/f7\n\n{OVERRIDES}",
     )  # fmt: skip
     sub.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="config file of the run")
-    sub.add_argument("--workdir", required=True, type=Path, help="run folder to create or resume")
+    sub.add_argument("--workdir", required=True, type=path, help="run folder to create or resume")
 
     sub = verb(
         "evaluate", _evaluate, "Evaluate a trained run with its config's evaluators.",
         "scaling evaluate runs/f7\n  scaling evaluate runs/f7 --watch    # beside training",
     )  # fmt: skip
-    sub.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    sub.add_argument("folder", metavar="RUN", type=path, help="run folder")
     which = sub.add_mutually_exclusive_group()
-    which.add_argument("--checkpoint", type=int, metavar="STEP", help="step to measure (default: the newest)")
+    which.add_argument(
+        "--checkpoint", type=from_zero, metavar="STEP", help="step to measure (default: the newest)"
+    )
     which.add_argument(
         "--watch", action="store_true",
         help="measure each checkpoint until the run is done, by the evaluators with in_training=False",
@@ -121,16 +123,16 @@ def _run_verbs(verb: Verb) -> None:
         "sample", _sample, "Generate images with a trained run. The same seed gives the same images.",
         "scaling sample runs/f7 --out=grid.png --npz=samples.npz --samples=64",
     )  # fmt: skip
-    sub.add_argument("folder", metavar="RUN", type=Path, help="run folder")
-    sub.add_argument("--out", required=True, type=Path, help="picture to write (PNG)")
-    sub.add_argument("--npz", type=Path, help="also write the uint8 images [N, H, W, C] and their labels [N]")
-    sub.add_argument("--samples", type=int, default=64, metavar="N", help="number of images (default: 64)")
+    sub.add_argument("folder", metavar="RUN", type=path, help="run folder")
+    sub.add_argument("--out", required=True, type=path, help="picture to write (PNG)")
+    sub.add_argument("--npz", type=path, help="also write the uint8 images [N, H, W, C] and their labels [N]")
+    sub.add_argument("--samples", type=count, default=64, metavar="N", help="number of images (default: 64)")
     sub.add_argument(
-        "--batch-size", type=int, default=64, help="images per batch; it changes no image (default: 64)"
+        "--batch-size", type=count, default=64, help="images per batch; it changes no image (default: 64)"
     )
-    sub.add_argument("--seed", type=int, help="noise seed (default: the config's)")
-    sub.add_argument("--steps", type=int, help="number of integration steps (default: the config's)")
-    sub.add_argument("--guidance-scale", type=float, help="1 is no guidance (default: the config's)")
+    sub.add_argument("--seed", type=from_zero, help="noise seed (default: the config's)")
+    sub.add_argument("--steps", type=count, help="number of integration steps (default: the config's)")
+    sub.add_argument("--guidance-scale", type=amount, help="1 is no guidance (default: the config's)")
 
     sub = verb(
         "encode", _encode, "Encode a set of images to latents, with a trained autoencoder, to train on them.",
@@ -138,10 +140,12 @@ def _run_verbs(verb: Verb) -> None:
         "The images are those of the config's data. The same command resumes an interrupted one. To train\n"
         "on the folder, set data.name='latents' and data.data_dir.\n" + OVERRIDES,
     )  # fmt: skip
-    sub.add_argument("folder", metavar="RUN", type=Path, help="run folder of the autoencoder")
+    sub.add_argument("folder", metavar="RUN", type=path, help="run folder of the autoencoder")
     sub.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="config of the images")
-    sub.add_argument("--out", required=True, type=Path, help="folder to create or resume")
-    sub.add_argument("--batch-size", type=int, default=64, help="images per batch on each host (default: 64)")
+    sub.add_argument("--out", required=True, type=path, help="folder to create or resume")
+    sub.add_argument(
+        "--batch-size", type=count, default=64, help="images per batch on each host (default: 64)"
+    )
 
 
 def _study_verbs(verb: Verb) -> None:
@@ -151,16 +155,16 @@ def _study_verbs(verb: Verb) -> None:
         "scaling sweep experiments/mnist_dit --workdir=runs/mnist_dit --workers=2\n\n"
         "Finished runs are kept, interrupted ones resumed, failed ones listed (exit code 1).\n" + OVERRIDES,
     )  # fmt: skip
-    sub.add_argument("study", type=Path, help="folder with study.py, or the file")
-    sub.add_argument("--workdir", required=True, type=Path, help="study folder to create or resume")
-    sub.add_argument("--workers", type=int, default=1, help="runs at a time on this machine (default: 1)")
+    sub.add_argument("study", type=path, help="folder with study.py, or the file")
+    sub.add_argument("--workdir", required=True, type=path, help="study folder to create or resume")
+    sub.add_argument("--workers", type=count, default=1, help="runs at a time on this machine (default: 1)")
     sub.set_defaults(config=None)
 
     sub = verb(
         "report", _report, "Fit a study's laws, and draw its charts and page, from its run folders.",
         "scaling report runs/mnist_dit",
     )  # fmt: skip
-    sub.add_argument("workdir", metavar="WORKDIR", type=Path, help="study folder")
+    sub.add_argument("workdir", metavar="WORKDIR", type=path, help="study folder")
 
     sub = verb(
         "plan", _plan, "Plan a run or a study for TPUs or GPUs elsewhere: memory, time and price.",
@@ -172,11 +176,11 @@ def _study_verbs(verb: Verb) -> None:
     )  # fmt: skip
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", metavar="FILE[:VARIANT]", help="config file of the run")
-    source.add_argument("--study", type=Path, help="folder with study.py: every run of its sweep")
+    source.add_argument("--study", type=path, help="folder with study.py: every run of its sweep")
     sub.add_argument(
         "--topology", required=True, help="chips: v5e:4x4 (v4, v5p, v6e), h200:8 (a100, h100, b200)"
     )
-    sub.add_argument("--global-batch", type=int, help="examples per step (default: the config's)")
+    sub.add_argument("--global-batch", type=count, help="examples per step (default: the config's)")
     sub.add_argument("--mesh", help="sizes of the mesh, as data=2,fsdp=8 (default: the config's)")
     sub.add_argument("--search", action="store_true", help="try meshes, batches and remat; rank what fits")
     sub.add_argument(
@@ -185,9 +189,11 @@ def _study_verbs(verb: Verb) -> None:
         default="train",
         help="program to plan (default: train)",
     )
-    sub.add_argument("--examples", type=int, help="examples per epoch, if the data are not on this machine")
-    sub.add_argument("--side", type=int, help="side of the model's input, likewise: 64 for DiT at 512 pixels")
-    sub.add_argument("--price", type=float, help="price of one chip-hour")
+    sub.add_argument("--examples", type=count, help="examples per epoch, if the data are not on this machine")
+    sub.add_argument(
+        "--side", type=count, help="side of the model's input, likewise: 64 for DiT at 512 pixels"
+    )
+    sub.add_argument("--price", type=amount, help="price of one chip-hour")
     sub.add_argument("--json", action="store_true", help="print a JSON object, or a list of them")
 
     sub = verb(
@@ -205,10 +211,10 @@ def _weights_verbs(verb: Verb) -> None:
         "scaling import --format=huggingface --config=configs/vit.py:B/16 vit-base-patch16-224 --out=runs/b16"
         f"\n\n{OVERRIDES}",
     )  # fmt: skip
-    sub.add_argument("source", type=Path, help="checkpoint: a folder, or a file of tensors")
+    sub.add_argument("source", type=path, help="checkpoint: a folder, or a file of tensors")
     sub.add_argument("--format", required=True, help="format of the checkpoint: huggingface, diffusers, ...")
     sub.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="config file of the run")
-    sub.add_argument("--out", required=True, type=Path, help="run folder to create")
+    sub.add_argument("--out", required=True, type=path, help="run folder to create")
     sub.add_argument(
         "--reinit", action="append", default=[], metavar="PATH",
         help="parameters to re-initialise, such as head if the classes differ",
@@ -218,9 +224,9 @@ def _weights_verbs(verb: Verb) -> None:
         "export", _export, "Write a run's weights for another library, or as a StableHLO function.",
         "scaling export --format=stablehlo runs/f7 --out=f7",
     )  # fmt: skip
-    sub.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    sub.add_argument("folder", metavar="RUN", type=path, help="run folder")
     sub.add_argument("--format", required=True, help="format: huggingface, diffusers, ..., or stablehlo")
-    sub.add_argument("--out", required=True, type=Path, help="folder to create")
+    sub.add_argument("--out", required=True, type=path, help="folder to create")
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -321,8 +327,6 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
         options.config, options.topology, overrides, options.what, options.global_batch,
         options.examples, options.side,
     )  # fmt: skip
-    if options.price is not None and not options.price >= 0:
-        raise UserError(f"price={options.price}: must be at least 0")
     if options.study and options.search:
         raise UserError("search: is of one run; give --config in place of --study")
     if options.mesh is not None:

@@ -6,10 +6,14 @@ import glob
 import json
 import os
 import time
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from scaling.errors import UserError
+
+CHECKSUM = "crc32"  # key of a JSON object's checksum
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -61,19 +65,51 @@ def open_locked(path: Path) -> IO[str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, atomically."""
+    """Writes a value as indented JSON, atomically; an object has its checksum in it."""
+    if isinstance(value, dict):
+        value = with_checksum(value)
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path, advice: str = "delete it or choose another folder") -> Any:
-    """Returns the file's value, or None if there is no such file.
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a JSON object with the CRC-32 of its content."""
+    return {**value, CHECKSUM: _checksum(json.loads(json.dumps(value)))}
+
+
+def without_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """Returns the object that was written; one without a checksum is of an earlier version, or by hand.
 
     Raises:
-        UserError: if the file is not JSON; its message ends with `advice`.
+        ValueError: if it is not what was written.
+    """
+    content = {key: part for key, part in value.items() if key != CHECKSUM}
+    if value.get(CHECKSUM, _checksum(content)) != _checksum(content):
+        raise ValueError(f"is not what was written; take {CHECKSUM!r} out if you changed it")
+    return content
+
+
+def _checksum(content: Any) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def read_json(path: Path, advice: str = "delete it or choose another folder") -> dict[str, Any] | None:
+    """Returns the JSON object in a file, or None if there is no such file.
+
+    Raises:
+        UserError: if the file cannot be read, is not JSON, or holds something else than an object; its
+            message ends with `advice`.
     """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as e:
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror}); give access to it, or {advice}") from None
+    except (ValueError, RecursionError) as e:  # text that is not UTF-8, no JSON, or brackets without end
         raise UserError(f"{path}: is not JSON ({e}); {advice}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is not a JSON object but {type(value).__name__}; {advice}")
+    try:
+        return without_checksum(value)
+    except ValueError as e:
+        raise UserError(f"{path}: {e}; {advice}") from None

@@ -75,4 +75,6 @@ def _rename_within(tree: Any, path: str) -> Any:
 def _named_rule(rule: Any) -> Any:
     if isinstance(rule, Mapping):
         return rule
+    if not isinstance(rule, list | tuple) or len(rule) != len(RULE):
+        raise UserError(f"optimizer.param_rules: {rule!r}: is no rule of {', '.join(RULE)}")
     return {key: value for key, value in zip(RULE, rule, strict=True) if value != RULE[key]}

@@ -13,7 +13,7 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
     """Returns `["a.b=1", ...]` as {"a.b": 1}. A value that is no Python literal is text; FLAG is optional.
 
     Raises:
-        UserError: if an override has no value.
+        UserError: if an override has no key or no value.
     """
     if isinstance(overrides, Mapping):
         return dict(overrides)
@@ -22,6 +22,8 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
         key, equals, value = text.removeprefix(FLAG).partition("=")
         if not equals:
             raise UserError(f"{FLAG}{key}: needs a value, as in {FLAG}{key}=VALUE")
+        if not all(key.split(".")):
+            raise UserError(f"{FLAG}{key}: names no key; give it as {FLAG}SECTION.KEY=VALUE")
         parsed[key] = _literal(value)
     return parsed
 
@@ -37,7 +39,7 @@ def override_flags(overrides: Mapping[str, Any]) -> list[str]:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: brackets in brackets
         return text
 
 

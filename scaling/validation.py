@@ -2,12 +2,28 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from scaling.errors import UserError
+
+LONGEST = 120  # characters of a value in an error
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32, which numbers become on a device
+# Names that other programs give to keys, with ours.
+OTHER_NAMES = {
+    "accuracy": "top1", "base_lr": "learning_rate", "beta1": "b1", "beta2": "b2", "bs": "batch_size",
+    "cfg": "guidance_scale", "cfg_scale": "guidance_scale", "classes": "num_classes",
+    "clip": "grad_clip_norm",
+    "clip_norm": "grad_clip_norm", "epochs": "duration", "epsilon": "eps", "grad_clip": "grad_clip_norm",
+    "init_lr": "learning_rate", "label_dropout": "condition_dropout", "lr": "learning_rate",
+    "lr_schedule": "schedule", "max_grad_norm": "grad_clip_norm", "max_steps": "duration", "momentum": "b1",
+    "num_epochs": "duration", "num_layers": "depth", "num_heads": "heads", "num_steps": "duration",
+    "num_workers": "workers", "patch_size": "patch", "path": "data_dir", "root": "data_dir",
+    "scheduler": "schedule", "total_steps": "duration", "warmup_steps": "warmup", "wd": "weight_decay",
+}  # fmt: skip
 
 
 def option_types(cls: type, skip: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -56,6 +72,8 @@ def parse_dataclass(cls: type, values: Mapping[str, Any], section: str) -> Any:
         raise UserError(f"{section}.{e}") from None
     except TypeError:
         absent = set(option_types(cls)) - set(options) - set(default_options(cls))
+        if not absent:
+            raise
         raise UserError(f"{section}.{min(absent)}: needs a value") from None
 
 
@@ -78,6 +96,7 @@ def check_value(value: Any, hint: Any, key: str) -> Any:
         UserError: if it is of another type.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    _require_in_range(value, key)
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
@@ -104,7 +123,24 @@ def check_value(value: Any, hint: Any, key: str) -> Any:
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise UserError(f"{key}={value!r}: must be {_describe(hint)}")
+    raise UserError(f"{key}={shown(value)}: must be {_describe(hint)}")
+
+
+def _require_in_range(value: Any, key: str) -> None:
+    """Checks that a number is finite, and not too large for the 32 bits that it has on a device."""
+    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+        raise UserError(f"{key}={value!r}: must be a finite number, of at most {LARGEST_FLOAT:g}")
+    if isinstance(value, int) and not abs(value) <= LARGEST_INT:
+        raise UserError(f"{key}={shown(value)}: must be in (-2^31, 2^31)")
+
+
+def shown(value: Any) -> str:
+    """Returns a value as errors print it, without the middle of a long one."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of thousands of digits
+        return "an integer of thousands of digits"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
 
 
 def _describe(hint: Any) -> str:
@@ -121,10 +157,36 @@ def _describe(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
+def in_section(section: str, error: UserError, keys: Iterable[str]) -> UserError:
+    """Returns the error with `section` in front, if its message begins with one of the section's `keys`."""
+    begin = re.match(r"(\w+)(?=[=:.])", str(error))
+    return UserError(f"{section}.{error}") if begin and begin[1] in set(keys) else error
+
+
 def unknown_key_message(key: str, known: Iterable[str]) -> str:
     """Returns the message for an unknown key: the nearest known one, and all keys of its section."""
-    matches = difflib.get_close_matches(key, list(known), n=1)
-    hint = f"; did you mean {matches[0]}?" if matches else ""
-    section = key.rpartition(".")[0]
-    names = sorted(k.removeprefix(f"{section}.") for k in known if k.rpartition(".")[0] == section)
-    return f"{key}: no such key{hint}" + (f" ({section} has {', '.join(names)})" if names else "")
+    known = sorted(known)
+    within = [k for k in known if k.startswith(f"{key}.")]
+    if within:
+        return f"{key}: is a section, not a key; give one of its keys, such as {within[0]}"
+    section, _, name = key.rpartition(".")
+    sections = {k.rpartition(".")[0] for k in known}
+    nearest = difflib.get_close_matches(section, sections, n=1)
+    section = section if section in sections else next(iter(nearest), section)
+    names = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
+    matches = _nearest(name, names)
+    full = [f"{section}.{match}".removeprefix(".") for match in matches]
+    if not matches:  # the key of another section may have that name
+        full = [k for k in known if k.rpartition(".")[2] in (name, OTHER_NAMES.get(name))][:1]
+    hint = f"; did you mean {full[0]}?" if full else ""
+    return f"{key}: no such key{hint}" + (f" ({section} has {', '.join(names)})" if section and names else "")
+
+
+def _nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Returns the name that `name` stands for in other programs, or the most similar one, if there is any."""
+    names = list(names)
+    other = OTHER_NAMES.get(name)
+    if other in names:
+        return [str(other)]
+    begun = [each for each in names if len(name) > 2 and each.startswith(name)]
+    return difflib.get_close_matches(name, names, n=1) or begun[:1]

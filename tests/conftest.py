@@ -22,6 +22,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of what small tests do
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a call stack for each operation costs a fifth of it
 
 import gc
 import re
@@ -68,12 +69,17 @@ def tiny() -> dict[str, str]:
 
 @pytest.fixture
 def start() -> Callable[..., subprocess.Popen[str]]:
-    """`start("train", ..., devices=1)`: the command in a process of its own."""
+    """`start("train", ..., devices=1)`: the command, or another program, in a process of its own."""
 
-    def run(*words: str, devices: int = 1, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def run(
+        *words: str,
+        devices: int = 1,
+        env: dict[str, str] | None = None,
+        program: tuple[str, str] = ("-m", "scaling"),
+    ) -> subprocess.Popen[str]:
         flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
         there = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **(env or {})}
-        command = [sys.executable, "-m", "scaling", *words]
+        command = [sys.executable, *program, *words]
         return subprocess.Popen(
             command, env=there, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )

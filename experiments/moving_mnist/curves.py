@@ -12,7 +12,7 @@ import altair as alt
 import pandas as pd
 
 from scaling.run.folder import read_events
-from scaling.study.charts import png, rows_chart, side_by_side
+from scaling.study.charts import png, rows_chart, side_by_side, specification, svg
 
 HERE = Path(__file__).parent
 METRICS = {"val_top1": "item and motion", "val_item": "item", "val_motion": "motion"}
@@ -49,7 +49,8 @@ def panel(accuracies: pd.DataFrame, metric: str, title: str) -> alt.LayerChart:
 
 def draw(accuracies: pd.DataFrame) -> bytes:
     """Draws a panel for each metric, side by side, as a PNG file."""
-    return png(side_by_side([panel(accuracies, metric, title) for metric, title in METRICS.items()]))
+    panels = [panel(accuracies, metric, title) for metric, title in METRICS.items()]
+    return png(svg(specification(side_by_side(panels))))
 
 
 if __name__ == "__main__":

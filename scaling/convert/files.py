@@ -60,17 +60,9 @@ def read_config(source: Path, name: str = "config.json") -> dict[str, Any] | Non
     """Reads a folder's config.json, or another of its JSON files; None for a file, or a folder without one.
 
     Raises:
-        UserError: if the file is not a JSON object.
+        UserError: if the file cannot be read, or is not a JSON object.
     """
-    path = source / name
-    return _read_object(path) if path.is_file() else None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path, advice="get the file again")
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: is not a JSON object; get the file again")
-    return value
+    return read_json(source / name, advice="get the file again")
 
 
 def _weight_files(source: Path, notes: list[str]) -> list[Path]:
@@ -97,7 +89,7 @@ def _weight_files(source: Path, notes: list[str]) -> list[Path]:
 
 def _check_shards(index: Path, present: set[str]) -> None:
     """Checks that every shard that an index file names is present."""
-    weight_map = _read_object(index).get("weight_map")
+    weight_map = (read_json(index, advice="get the file again") or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{index}: is not an index of shards; get the file again")
     missing = set(weight_map.values()) - present

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.validation import shown
 
 # Fields of every transformers config: names, training, text generation, and how outputs are returned.
 _TRANSFORMERS = """
@@ -19,6 +20,7 @@ remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep
 task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k
 top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
 """
+LARGEST = 2**20  # of a size in a config.json: a vocabulary has at most a quarter of this
 TRANSFORMERS = frozenset(_TRANSFORMERS.split())
 DIFFUSERS = frozenset(["_diffusers_version", "_name_or_path", "dropout"])  # fields of every diffusers config
 # Fields of every transformers config, with the only value that the families here support.
@@ -74,6 +76,13 @@ class Fields:
                     f"{name}={value!r}: is no known field of the family {self.family}, and may change what "
                     "the model gives; if it does not, take it out"
                 )
+        for key, default in self.compared.items():
+            value = stated.get(key, default)
+            sizes = value if isinstance(value, list) else [value]
+            large = any(isinstance(size, int) and abs(size) > LARGEST for size in sizes)
+            if large or (value is None and default is not None):
+                name = f"{section}.{key}" if section else key
+                raise UserError(f"{name}={shown(value)}: is no size of a model; get the file again")
         return {key: stated.get(key, default) for key, default in self.compared.items()}
 
 

@@ -5,6 +5,7 @@ Every rule only rearranges numbers, so that loading and then saving gives the sa
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import flax.traverse_util
 import numpy as np
 
 Array = np.ndarray
+HUGE = 2**32  # numbers of a tensor, more than any model here has in one
 FLOATS = "fV"  # NumPy's kinds of floats; bfloat16 is a V
 Tensors = Mapping[str, Array]
 
@@ -235,7 +237,7 @@ def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: I
         needed = [flat[path].shape[rule.layers is not None :] for path in rule.paths]
         for name in names(rule):
             if name in tensors and _loaded_shapes(rule.shape, tensors[name]) != needed:
-                expected = rule.shape.save(*(np.empty(shape, np.float32) for shape in needed)).shape
+                expected = _saved_shape(rule.shape, needed)
                 messages.append(f"{name} has shape {tensors[name].shape}, not {expected}")
             if name in tensors and tensors[name].dtype.kind not in FLOATS:
                 messages.append(f"{name} is of {tensors[name].dtype}, not of a float")
@@ -246,6 +248,13 @@ def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: I
             if copy in tensors and first in tensors and not np.array_equal(tensors[copy], tensors[first])
         ]
     return messages
+
+
+def _saved_shape(shape: Shape, needed: Sequence[tuple[int, ...]]) -> object:
+    """Returns the shape of the foreign tensor of parts of these shapes; those themselves if they are huge."""
+    if sum(map(math.prod, needed)) > HUGE:
+        return needed
+    return shape.save(*(np.empty(part, np.float32) for part in needed)).shape
 
 
 def _name_faults(missing: Sequence[str], extra: Sequence[str]) -> list[str]:

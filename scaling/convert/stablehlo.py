@@ -24,7 +24,6 @@ from scaling.convert import files
 from scaling.errors import UserError
 from scaling.evaluators import autoencoder
 from scaling.evaluators.generate import sampler_of
-from scaling.files import read_json
 from scaling.models.conditioning import Condition
 from scaling.objectives.base import Helper
 from scaling.objectives.classification import Classification
@@ -32,7 +31,7 @@ from scaling.objectives.diffusion import Diffusion
 from scaling.objectives.frozen import Frozen
 from scaling.run import restore
 from scaling.run.build import AUTOENCODER, helper_shapes
-from scaling.run.folder import read_evaluations
+from scaling.run.folder import read_description, read_evaluations
 from scaling.run.helpers import RunHelpers
 
 INSIDE = 2**30  # maximum bytes of weights inside the function; larger ones are its first argument, in a file
@@ -116,7 +115,7 @@ def _card(
     folder: Path, trained: restore.RestoredRun, arguments: dict[str, Any], beside: bool
 ) -> dict[str, Any]:
     """Returns the description of the function: config, cost, metrics, data, commit, and how to call it."""
-    described = read_json(folder / "config.json")
+    described = read_description(folder) or {}
     metrics: dict[str, float] = {}
     for step, values in read_evaluations(folder).items():
         if step <= trained.step:
@@ -129,7 +128,7 @@ def _card(
         "platforms": PLATFORMS,
         "step": trained.step,
         "metrics": metrics,
-        **{key: described[key] for key in ("model", "cost", "data", "config", "version", "commit")},
+        **{key: described.get(key) for key in ("model", "cost", "data", "config", "version", "commit")},
     }
 
 

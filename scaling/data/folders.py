@@ -25,7 +25,7 @@ def split_folder(root: Path, split: str, holds: str) -> Path:
     if not (root / split).is_dir():
         names = folders(root) if root.is_dir() else []
         raise UserError(
-            f"split {split!r}: data_dir={str(root)!r} has {', '.join(names) or 'no folders'}; "
+            f"split {split!r}: data.data_dir={str(root)!r} has {', '.join(names) or 'no folders'}; "
             f"{holds} are looked for in {root / split}"
         )
     return root / split

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from scaling.data.text import Text, TextInfo, Tokenizer, tokenizer
 from scaling.data.transforms import TRANSFORMS, named
 from scaling.data.video import Clips, ClipViews, Sampled, Shuffled, Video, check_views
 from scaling.errors import UserError
+from scaling.validation import in_section
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Data:
         dataset = DATASETS[self.name]
         if self.data_dir is None and dataset.folder is not None:
             raise UserError(f"data_dir=None: name={self.name!r} needs {dataset.folder}")
+        if self.data_dir is not None and not self.data_dir.strip():
+            raise UserError(f"data_dir={self.data_dir!r}: must be a path; give the current folder as '.'")
         if self.data_dir is not None and not dataset.takes_folder:
             raise UserError(f"data_dir={self.data_dir!r}: {self.name} comes with a package; leave it out")
         if self.unreadable != "fail" and not dataset.skips:
@@ -196,6 +199,13 @@ class Info:
     # Numbers of values of a label's factors, whose product is num_classes; the last factor varies fastest.
     factors: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if min(self.image_shape, default=0) < 1:
+            raise UserError(f"image_shape={self.image_shape}: must be sides of at least 1")
+        for key in ("num_classes", "train_examples"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{key}={getattr(self, key)}: must be at least 0")
+
     @property
     def columns(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """The columns of a batch, "image" among them, each with the shape of one example and the type."""
@@ -222,7 +232,9 @@ def open_source(data: Data, split: str) -> Source:
     if isinstance(source, Clips):
         source = Sampled(source)
     if data.video.shuffle and len(source.image_shape) != 4:
-        raise UserError(f"video.shuffle=True: {source.name} holds images, which have no frames to shuffle")
+        raise UserError(
+            f"data.video.shuffle=True: {source.name} holds images, which have no frames to shuffle"
+        )
     return Shuffled(source) if data.video.shuffle else source
 
 
@@ -246,21 +258,15 @@ def tokenizer_of(data: Data) -> Tokenizer:
         UserError: if the vocabulary or the captions cannot be read.
     """
 
-    caption_errors: list[UserError] = []  # those about the captions, not about `data.text`
-
     def captions() -> Iterator[str]:
-        try:
-            source = DATASETS[data.name].open(data, data.train_split)
-            assert isinstance(source, Pairs)
-            yield from all_captions(source)
-        except UserError as e:
-            caption_errors.append(e)
-            raise
+        source = DATASETS[data.name].open(data, data.train_split)
+        assert isinstance(source, Pairs)
+        yield from all_captions(source)
 
     try:
         return tokenizer(data.text, captions)
-    except UserError as e:
-        raise (e if e in caption_errors else UserError(f"text.{e}")) from None
+    except UserError as e:  # of the options, or of a caption
+        raise in_section("data.text", e, (f.name for f in fields(Text))) from None
 
 
 def image_shape(data: Data, source: Source) -> tuple[int, ...]:
@@ -275,8 +281,8 @@ def image_shape(data: Data, source: Source) -> tuple[int, ...]:
     shape = tuple(side for side in (*frames, height, width, channels) if side is not None)
     if len(shape) < len(source.image_shape):
         raise UserError(
-            f"image_size=None: images of {source.name} differ in size; set image_size, and a crop in "
-            "train_transforms and eval_transforms"
+            f"data.image_size=None: images of {source.name} differ in size; set it, and a crop in "
+            "data.train_transforms and data.eval_transforms"
         )
     return shape
 
@@ -285,8 +291,18 @@ def info(data: Data) -> Info:
     """Returns a data set's classes, image shape, number of training examples and so on.
 
     No image of a set on disk is read.
+
+    Raises:
+        UserError: if the examples are missing, or there are none.
     """
-    source = open_source(data, data.train_split)
+    try:
+        source = open_source(data, data.train_split)
+    except UserError as e:
+        if not str(e).startswith("split "):
+            raise
+        raise UserError(f"data.train_split={data.train_split!r}: {e}") from None
+    if not len(source):
+        raise UserError(f"data.train_split={data.train_split!r}: {source.name} has no example in it")
     in_order = source.source if isinstance(source, Shuffled) else source
     return Info(
         name=source.name,

@@ -98,8 +98,8 @@ class Tokenizer:
         for caption, encoding in zip(captions, encodings, strict=True):
             if len(encoding.ids) > self.options.max_length:
                 raise UserError(
-                    f"max_length={self.options.max_length}: {caption!r} has {len(encoding.ids)} tokens; "
-                    "raise it, or give overflow='cut'"
+                    f"data.text.max_length={self.options.max_length}: {caption!r} has "
+                    f"{len(encoding.ids)} tokens; raise it, or give overflow='cut'"
                 )
         words = [[-1 if word is None else word for word in encoding.word_ids] for encoding in encodings]
         return {
@@ -161,7 +161,7 @@ def _clean(kind: str, caption: object) -> str:
     if not isinstance(caption, str):
         raise UserError(f"caption {caption!r}: is {type(caption).__name__}; must be text")
     cleaned = _clean_for_clip(caption) if kind == "clip" else caption.strip()
-    if not cleaned:
+    if not cleaned.strip():
         raise UserError(f"caption {caption!r}: is empty; leave the example out, or give it words")
     return cleaned
 
@@ -185,7 +185,10 @@ def _vocab_path(name: str) -> Path:
     path = Path(name)
     package, colon, file = name.partition(":")
     if not path.is_file() and colon:
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # a part of it is no package, or its name is none
+            spec = None
         if spec is None or spec.origin is None:
             raise UserError(f"vocab_file={name!r}: no package {package} is installed")
         path = Path(spec.origin).parent / file

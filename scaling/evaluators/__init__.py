@@ -49,6 +49,6 @@ def defaults(name: str, kind: object) -> dict[str, Any]:
 
 
 def _class_of(name: str, kind: object) -> type[Evaluator]:
-    if kind not in EVALUATORS:
+    if not isinstance(kind, str) or kind not in EVALUATORS:
         raise UserError(f"evaluators.{name}.name={kind!r}: must be one of {', '.join(sorted(EVALUATORS))}")
-    return EVALUATORS[str(kind)]
+    return EVALUATORS[kind]

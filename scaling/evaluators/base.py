@@ -20,6 +20,7 @@ from scaling.objectives.base import Extras
 from scaling.parallel import sharding
 from scaling.run.build import Run
 from scaling.run.helpers import RunHelpers
+from scaling.run.options import check_period
 from scaling.validation import parse_dataclass
 
 CheckInterrupt = Callable[[], None]  # called between batches; it raises if the run was signalled to stop
@@ -61,9 +62,20 @@ class Evaluator(abc.ABC):
     batch_size: int = 256  # examples per batch, over all devices
     in_training: bool = True  # whether training stops to measure it; else `scaling evaluate --watch` does
 
+    def __post_init__(self) -> None:
+        check_period(self.every, "every")
+        for option in dataclasses.fields(self):  # numbers of things, of all evaluators
+            value = getattr(self, option.name)
+            if type(value) is int and value < 1:
+                raise UserError(f"{option.name}={value}: must be at least 1")
+
     def needs(self) -> list[tuple[str, str]]:
         """Returns the runs that have to be trained before it is prepared, as (config, folder)."""
         return []
+
+    @abc.abstractmethod
+    def metrics(self, name: str, run: Run) -> tuple[str, ...]:
+        """Returns the names of the values that its measurement of a run gives, in any order."""
 
     @abc.abstractmethod
     def prepare(self, context: Context) -> Measure:
@@ -81,15 +93,19 @@ class Evaluator(abc.ABC):
             UserError: if it cannot.
         """
         self.batch_sharding(name, run)
+        run.due(self.every, f"evaluators.{name}.every")
         require_tokenizer(run)
-        images = self.images(name, run)
-        if images.name != "latents":  # latents have one shape in every split
-            for key, split in self.splits().items():
-                require_images(images, split, run.image_shape, f"evaluators.{name}.{key}")
+        images, shape = self.images(name, run), self.image_shape(run)
+        for key, split in self.splits().items():
+            require_images(images, split, shape, f"evaluators.{name}.{key}")
 
     def images(self, name: str, run: Run) -> Data:
         """Returns the data that it reads: the run's own, unless it has an option for others."""
         return run.config.data
+
+    def image_shape(self, run: Run) -> tuple[int, ...]:
+        """Returns the shape of the images that it reads, which are those that the run's model sees."""
+        return run.image_shape
 
     def splits(self) -> dict[str, str]:
         """Returns the splits that it reads, by the options that name them."""
@@ -162,6 +178,8 @@ def require_images(images: Data, split: str, expected: tuple[int, ...], key: str
     """
     try:
         source = open_source(images, split)
+        if not len(source):
+            raise UserError(f"{source.name} has no example in it; name another split, or add examples")
         shape = image_shape(images, source)
         if shape == expected:
             first = eval_rows(0, source, images, 1, np.zeros(1, np.int64))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from scaling.data import Data
 from scaling.errors import UserError
 from scaling.evaluators import autoencoder
 from scaling.evaluators.base import Context, Evaluator, Measure, Weights
@@ -29,6 +30,12 @@ class Frechet(Evaluator):
     batch_size: int = 250
     sampling: Sampling = field(default_factory=Sampling)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("classifier", "classifier_config"):
+            if not getattr(self, key):
+                raise UserError(f"{key}='': must name the {'config' if 'config' in key else 'run folder'}")
+
     def needs(self) -> list[tuple[str, str]]:
         return [(self.classifier_config, self.classifier)]
 
@@ -49,9 +56,18 @@ class Frechet(Evaluator):
             frechet.require_samples(self.samples, feature_width(classifier, self.classifier))
         except UserError as e:
             raise UserError(f"{key}.{e}") from None
-        autoencoder.images(run)  # raises for a description that cannot be read
         super().check(name, run, needed)
         sampler_of(self.sampling, objective, run, f"{key}.sampling")
+
+    def images(self, name: str, run: Run) -> Data:
+        """Returns the images that the run learns to generate, in pixels."""
+        return autoencoder.images(run)
+
+    def image_shape(self, run: Run) -> tuple[int, ...]:
+        return autoencoder.decoded_shape(run)
+
+    def metrics(self, name: str, run: Run) -> tuple[str, ...]:
+        return f"fd_{run.info.name}", f"fd_{run.info.name}_floor"
 
     def prepare(self, context: Context) -> Measure:
         """Returns the measurement of {"fd_<data>": distance, "fd_<data>_floor": distance}."""

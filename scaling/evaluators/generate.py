@@ -1,21 +1,24 @@
 """Generation of images with a run's weights, for evaluators and `scaling sample`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from scaling.data import cyclic_batches, open_source
+from scaling.data import cyclic_batches
 from scaling.errors import NotFinite, UserError
 from scaling.evaluators import autoencoder
+from scaling.evaluators.base import require_images
 from scaling.models.conditioning import ClassLabel, Condition
 from scaling.objectives.base import Helper
 from scaling.objectives.diffusion import Diffusion
 from scaling.parallel import sharding, tracing
 from scaling.run.build import Run, shared_by_runs
 from scaling.sampling import Sampler, Sampling, make_sampler, to_uint8
+from scaling.validation import in_section
 
 
 def diffusion_of(name: str, run: Run) -> Diffusion:
@@ -43,16 +46,18 @@ def sampler_of(options: Sampling, objective: Diffusion, run: Run, section: str =
             f"{section}.decode_tile={options.decode_tile}: this run's samples are pixels; leave it out"
         )
     if options.condition_split:
-        try:
-            open_source(run.config.data, options.condition_split)
-        except UserError as e:
-            raise UserError(f"{section}.condition_split={options.condition_split!r}: {e}") from None
+        require_images(
+            run.config.data, options.condition_split, run.image_shape, f"{section}.condition_split"
+        )
     elif not isinstance(objective.conditioning, ClassLabel):
         raise UserError(
             f"{section}.condition_split='': {run.config.model.name} is conditioned on more than a class; "
             "name the split whose examples' conditions the samples take"
         )
-    return make_sampler(options, objective, run.image_shape)
+    try:
+        return make_sampler(options, objective, run.image_shape)
+    except UserError as e:
+        raise in_section(section, e, (field.name for field in fields(Sampling))) from None
 
 
 class Generated(NamedTuple):

@@ -25,6 +25,9 @@ class Grid(Evaluator):
         super().check(name, run, needed)
         sampler_of(self.sampling, diffusion_of(name, run), run, f"evaluators.{name}.sampling")
 
+    def metrics(self, name: str, run: Run) -> tuple[str, ...]:
+        return ()
+
     def prepare(self, context: Context) -> Measure:
         """Returns a function that writes `samples/step_<step>.png`, and shows it in TensorBoard."""
         generate = make_generator(context.run, self.sampling, self.batch_size, context.helpers.all())

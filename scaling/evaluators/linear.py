@@ -38,10 +38,9 @@ class Linear(Evaluator):
     iterations: int = 1000  # maximum number of L-BFGS iterations
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.inverse_l2 <= 0.0:
             raise UserError(f"inverse_l2={self.inverse_l2}: must be greater than 0")
-        if self.iterations < 1:
-            raise UserError(f"iterations={self.iterations}: must be at least 1")
 
     def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
         """Checks also that both splits exist and have labels, and that there are features to classify.
@@ -61,6 +60,9 @@ class Linear(Evaluator):
                 f"evaluators.{name}.inputs='features': objective {run.config.objective.name} with "
                 f"{run.config.model.name} has none; give inputs='pixels'"
             )
+
+    def metrics(self, name: str, run: Run) -> tuple[str, ...]:
+        return (f"{name}_top1",)
 
     def prepare(self, context: Context) -> Measure:
         """Returns the measurement of {name_top1: accuracy}, such as `linear_top1`."""

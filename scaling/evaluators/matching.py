@@ -12,10 +12,12 @@ from scaling import data
 from scaling.errors import UserError
 from scaling.evaluators.base import Context, Evaluator, Measure, Weights
 from scaling.evaluators.captions import captions_of, most_frequent, placed
-from scaling.evaluators.mean_metrics import mean_metrics
+from scaling.evaluators.mean_metrics import mean_metrics, metric_names
 from scaling.objectives.vision_language import VisionLanguage
 from scaling.parallel import tracing
 from scaling.run.build import Run, shared_by_runs
+
+WRONG = {"wrong_text": "text", "wrong_mask": "text_mask"}  # columns of wrong captions, and of whose form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,14 @@ class Matching(Evaluator):
         if len(data.open_source(run.config.data, self.split)) <= objective.wrong:
             raise UserError(f"evaluators.{name}.split={self.split!r}: has too few captions")
 
+    def metrics(self, name: str, run: Run) -> tuple[str, ...]:
+        objective, batch = vision_language(name, run), run.batch(self.batch_size)
+        for wrong, column in WRONG.items():
+            shape = (self.batch_size, objective.wrong, *batch[column].shape[1:])
+            batch[wrong] = jax.ShapeDtypeStruct(shape, batch[column].dtype)
+        names = (*metric_names(run, batch), *(["mlm_unigram"] if objective.mlm else []))
+        return tuple(f"{name}_{metric}" for metric in names)
+
     def prepare(self, context: Context) -> Measure:
         """Returns the measurement of {name_loss, name_itm_accuracy, name_mlm_accuracy, ...} for its tasks."""
         objective = vision_language(context.name, context.run)
@@ -63,8 +73,7 @@ class Matching(Evaluator):
         for step, batch in enumerate(self.batches(context, self.split)):
             rows = np.minimum(step * self.batch_size + np.arange(self.batch_size), len(others) - 1)
             wrong = {
-                f"wrong_{short}": placed(tokens[column][others[rows]], batch_sharding)
-                for short, column in (("text", "text"), ("mask", "text_mask"))
+                name: placed(tokens[column][others[rows]], batch_sharding) for name, column in WRONG.items()
             }
             yield {**batch, **wrong}
 

@@ -1,7 +1,7 @@
 """The objective's mean metrics over many batches, by sums and counts, so that every example counts once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -39,6 +39,20 @@ def mean_metrics(context: Context) -> Callable[[Weights, Iterable[Any]], dict[st
         return {metric: sums[metric] / counts[metric] for metric in sums}
 
     return _mean
+
+
+def metric_names(run: Run, batch: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
+    """Returns the names of the objective's metrics on such a batch, for which the loss is traced once."""
+    variables = dict(run.variable_shapes)
+    params = variables.pop("params")
+    size = next(iter(batch.values())).shape[0]
+    masked = {**batch, "mask": jax.ShapeDtypeStruct((size,), "float32")}
+
+    def sums(params: Any, extras: Extras, batch: Any) -> Any:
+        return run.objective.loss(params, extras, batch, jax.random.key(0), train=False).sums
+
+    extras = Extras(collections=variables, helpers=run.helper_shapes)
+    return tuple(jax.eval_shape(tracing.trace_on_mesh(run.mesh, sums), params, extras, masked))
 
 
 @shared_by_runs

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from scaling.errors import UserError
 from scaling.evaluators.base import Context, Evaluator, Measure, Weights
-from scaling.evaluators.mean_metrics import mean_metrics
+from scaling.evaluators.mean_metrics import mean_metrics, metric_names
 from scaling.objectives.vision_language import VisionLanguage
 from scaling.run.build import Run
 
@@ -25,6 +25,9 @@ class Metrics(Evaluator):
         if isinstance(run.objective, VisionLanguage):
             raise UserError(f"evaluators.{name}.name='metrics': must be matching, which reads wrong captions")
         super().check(name, run, needed)
+
+    def metrics(self, name: str, run: Run) -> tuple[str, ...]:
+        return tuple(f"{name}_{metric}" for metric in metric_names(run, run.batch(self.batch_size)))
 
     def prepare(self, context: Context) -> Measure:
         """Returns the measurement of {name_metric: value}, such as `val_top1`."""

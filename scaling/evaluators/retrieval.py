@@ -16,7 +16,7 @@ from scaling.evaluators.base import CheckInterrupt, Context, Evaluator, Measure,
 from scaling.evaluators.captions import Captions, captions_of, placed
 from scaling.evaluators.pair_scoring import make_pair_scores
 from scaling.metrics.accuracy import topk_hits
-from scaling.metrics.retrieval import clip_score, places, recalls
+from scaling.metrics.retrieval import RECALLS, clip_score, places, recalls
 from scaling.models.clip import unit
 from scaling.objectives.base import Extras
 from scaling.objectives.contrastive import Contrastive
@@ -39,10 +39,6 @@ class Retrieval(Evaluator):
     split: str = "test"
     pairs: int | None = None  # number of images from the start of the split; None for all
 
-    def __post_init__(self) -> None:
-        if self.pairs is not None and self.pairs < 1:
-            raise UserError(f"pairs={self.pairs}: must be at least 1, or None for all")
-
     def check(self, name: str, run: Run, needed: Mapping[str, Run] | None = None) -> None:
         """Checks also that the objective can score pairs.
 
@@ -54,6 +50,11 @@ class Retrieval(Evaluator):
         elif not (run.objective.itm or run.objective.retrieval):
             raise UserError(f"evaluators.{name}: scores pairs; give objective.itm or .retrieval a weight")
         super().check(name, run, needed)
+
+    def metrics(self, name: str, run: Run) -> tuple[str, ...]:
+        both = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in RECALLS]
+        towers = not isinstance(run.objective, VisionLanguage)
+        return tuple(f"{name}_{metric}" for metric in (*both, *(["clip_score"] if towers else [])))
 
     def prepare(self, context: Context) -> Measure:
         """Returns the measurement of {name_i2t_r1, ..., name_t2i_r10, name_clip_score}.
@@ -127,6 +128,7 @@ class ZeroShot(Evaluator):
     split: str = "test"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._prompts()
 
     def _prompts(self) -> list[list[str]]:
@@ -154,6 +156,9 @@ class ZeroShot(Evaluator):
             UserError: for a wrong option, or images of another shape.
         """
         return data_of(run, self.data, f"evaluators.{name}.data")
+
+    def metrics(self, name: str, run: Run) -> tuple[str, ...]:
+        return f"{name}_top1", f"{name}_top5"
 
     def prepare(self, context: Context) -> Measure:
         """Returns the measurement of {name_top1, name_top5}."""

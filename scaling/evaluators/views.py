@@ -48,6 +48,9 @@ class Views(Evaluator):
             raise UserError(f"evaluators.{name}.{e}") from None
         super().check(name, run, needed)
 
+    def metrics(self, name: str, run: Run) -> tuple[str, ...]:
+        return tuple(f"{name}_{metric}" for metric in ("top1", "top5", *run.info.factors))
+
     def prepare(self, context: Context) -> Measure:
         """Returns the measurement of {name_top1, name_top5, name_<factor> for each factor of the classes}."""
         from scipy.special import softmax  # half a second, which other runs need not wait

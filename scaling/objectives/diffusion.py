@@ -56,8 +56,8 @@ class Diffusion:
             raise UserError(f"condition_dropout={self.condition_dropout}: must be in [0, 1]")
         if self.learn_sigma and not isinstance(diffusion.PATHS[self.path], diffusion.Chain):
             raise UserError(
-                f"learn_sigma=True: path={self.path!r} has no discrete posterior; set learn_sigma=False or "
-                "path='ddpm-linear'"
+                f"model.learn_sigma=True: objective.path={self.path!r} has no discrete posterior; set "
+                "model.learn_sigma=False or objective.path='ddpm-linear'"
             )
 
     @property

@@ -70,6 +70,8 @@ class VisionLanguage:
             raise UserError(f"share={self.share}: must be between 0 and 1")
         if self.captions < 1:
             raise UserError(f"captions={self.captions}: must be at least 1")
+        if self.mask_token is not None and self.mask_token < 0:
+            raise UserError(f"mask_token={self.mask_token}: must be at least 0, the id of a token, or None")
         if self.mlm and self.mask_token is None:
             raise UserError(f"mlm={self.mlm}: the tokenizer has no [MASK]; use data.text.name='wordpiece'")
 

@@ -15,15 +15,15 @@ from flax.core import unfreeze
 from scaling import data, models, objectives
 from scaling.data.sources.latents import in_current_keys
 from scaling.errors import UserError
-from scaling.files import read_json
 from scaling.objectives.base import Helper, Objective
 from scaling.objectives.diffusion import Diffusion
 from scaling.overrides import flat
 from scaling.parallel import sharding
 from scaling.run import config as run_config
 from scaling.run import layer_decay
-from scaling.run.options import Config, duration
-from scaling.validation import parse_dataclass
+from scaling.run.folder import read_description
+from scaling.run.options import Config, check_period, duration, parse_duration
+from scaling.validation import in_section, parse_dataclass
 
 R = TypeVar("R")
 
@@ -61,13 +61,21 @@ class Run:
         """Returns a function that tells whether something is due at a step.
 
         It is due at multiples of the duration and at the last step; "25 %" is four steps of any run.
+
+        Raises:
+            UserError: for what is no such duration, or less than one step.
         """
-        if text.strip().endswith("%"):
-            percent = float(text.strip().rstrip("% "))
-            times = int(100 / percent) if percent else 0
+        check_period(text, key)
+        percent, unit = parse_duration(text, key)
+        if unit == "%":
+            times = int(100 / percent)
             marks = {round(self.steps * percent / 100 * (i + 1)) for i in range(times)} | {self.steps}
             return lambda step: step in marks
-        every = max(1, self.steps_of(text, key))
+        every = self.steps_of(text, key)
+        if unit == "epoch":
+            every = max(1, every)  # of few examples, a step may be more than an epoch
+        if every < 1:
+            raise UserError(f"{key}={text!r}: is less than one step; give one step or more")
         return lambda step: step == self.steps or (step > 0 and step % every == 0)
 
     @cached_property
@@ -77,10 +85,10 @@ class Run:
         Raises:
             UserError: if the duration is less than one step.
         """
-        config = self.config
-        steps = duration(config.train.duration, "duration", config.data.batch_size, self.info.train_examples)
+        text, batch = self.config.train.duration, self.config.data.batch_size
+        steps = duration(text, "train.duration", batch, self.info.train_examples)
         if steps < 1:
-            raise UserError(f"train.duration={config.train.duration!r}: is less than one step")
+            raise UserError(f"train.duration={text!r}: is less than one step")
         return steps
 
     def batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -187,12 +195,18 @@ def build(
     try:
         objective = objectives.make(config.objective.name, model, config.preprocessing, **options)
     except UserError as e:
-        raise UserError(f"objective.{e}") from None
+        raise in_section("objective", e, config.objective.options) from None
     run = Run(config, mesh, info, objective)
-    shapes = run.variable_shapes  # raises if model and data do not fit
+    try:
+        shapes = run.variable_shapes  # raises if model and data do not fit
+    except UserError as e:
+        raise in_section("model", e, (f.name for f in dataclasses.fields(run.model))) from None
     if config.optimizer.layer_decay != 1.0:
         layer_decay.multiples(shapes["params"], config.optimizer.layer_decay)
     run.steps_of(config.optimizer.warmup, "optimizer.warmup")
+    for milestone in config.optimizer.lr_milestones:
+        run.steps_of(milestone, "optimizer.lr_milestones")
+    run.due(config.checkpoint.every, "checkpoint.every")
     return run
 
 
@@ -212,6 +226,8 @@ def _model(config: Config, info: data.Info) -> Any:
     family, options = models.MODELS[config.model.name], dict(config.model.options)
     if not objectives.trains(config.objective.name):  # there are no data to fill its options from
         return models.make(config.model.name, config.model.variant, **options)
+    if len(info.image_shape) not in (3, 4):
+        raise UserError(f"data.image_shape={info.image_shape}: must be [H, W, C] or [T, H, W, C]")
     fields = {f.name for f in dataclasses.fields(family.module)}
     height, width = info.image_shape[-3:-1]
     from_data: dict[str, Any] = {"resolution": height if height == width else (height, width)}
@@ -222,6 +238,11 @@ def _model(config: Config, info: data.Info) -> Any:
         takes, holds = ("videos", "images") if "frames" in fields else ("images", "videos")
         raise UserError(f"model.name={config.model.name!r}: takes {takes}, and {info.name} holds {holds}")
     if info.num_classes:
+        if "num_classes" in fields and options.get("num_classes", info.num_classes) < info.num_classes:
+            raise UserError(
+                f"model.num_classes={options['num_classes']}: {info.name} has labels of {info.num_classes} "
+                "classes; leave it out, or give at least as many"
+            )
         from_data["num_classes"] = info.num_classes
     if info.text is not None:
         size, length = info.text.vocabulary, info.text.length
@@ -263,20 +284,24 @@ def described_run(folder: Path | str, mesh: jax.sharding.Mesh | None = None) -> 
     Raises:
         UserError: if the folder holds no run.
     """
-    description = read_json(Path(folder) / "config.json")
+    description = read_description(folder)
     if description is None:
         raise UserError(
             f"run={folder}: no config.json there; give the folder of a run made by `scaling train`"
         )
-    cfg = run_config.from_dict(run_config.stored(description))
+    try:
+        cfg = run_config.from_dict(run_config.stored(description))
+        info = _stored_info(description)
+    except UserError as e:
+        raise UserError(f"{Path(folder) / 'config.json'}: {e}") from None
     cfg = dataclasses.replace(cfg, mesh=cfg.mesh.elsewhere(jax.device_count()))
-    return build(cfg, info=_stored_info(description), mesh=mesh)
+    return build(cfg, info=info, mesh=mesh)
 
 
 def _stored_info(description: Mapping[str, Any]) -> data.Info | None:
     """Returns the description of the data in a run's config.json; None where an older file has none."""
     section = description.get("data")
-    if section and section.get("latents"):
+    if section and isinstance(section.get("latents"), Mapping):
         section = {**section, "latents": in_current_keys(section["latents"])}
     return section and parse_dataclass(data.Info, section, "data")
 

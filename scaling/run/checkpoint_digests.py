@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from scaling.files import write_json
+from scaling.files import without_checksum, write_json
 
 DIGESTS = "digests.json"
 
@@ -86,7 +86,7 @@ def damaged_description(folder: Path) -> str:
         OSError: if a file cannot be read.
     """
     try:
-        digests = json.loads((folder / DIGESTS).read_text())
+        digests = without_checksum(json.loads((folder / DIGESTS).read_text()))
         changed = [name for name, digest in digests.items() if _digest(folder / name) != digest]
     except FileNotFoundError as e:
         lost = Path(e.filename).relative_to(folder)

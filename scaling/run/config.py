@@ -25,6 +25,7 @@ from scaling.validation import (
     option_types,
     parse_dataclass,
     parse_options,
+    shown,
     unknown_key_message,
 )
 
@@ -40,8 +41,8 @@ SECTIONS: dict[str, type] = {
 
 
 def _look_up(table: Mapping[str, Any], section: str, key: str, value: object) -> Any:
-    if value not in table:
-        raise UserError(f"{section}.{key}={value!r}: must be one of {', '.join(sorted(table))}")
+    if not isinstance(value, str) or value not in table:
+        raise UserError(f"{section}.{key}={shown(value)}: must be one of {', '.join(sorted(table))}")
     return table[str(value)]
 
 
@@ -61,8 +62,10 @@ def complete(partial: Mapping[str, Any]) -> dict[str, Any]:
     value (or, for the number of classes and the resolution, the data's).
 
     Raises:
-        UserError: for a key that does not exist, an older name of a key, or a section that is missing.
+        UserError: for a key that does not exist, an older name of a key, or a section that is missing or
+            no section.
     """
+    _require_sections(partial)
     require_current([*flat(partial), *partial])  # a section that is empty has no flat key
     names = [f.name for f in dataclasses.fields(Config) if f.name != "raw"]
     for key in partial:
@@ -83,6 +86,18 @@ def complete(partial: Mapping[str, Any]) -> dict[str, Any]:
     for section, cls in SECTIONS.items():
         config[section] = merged(default_options(cls), config[section])
     return config
+
+
+def _require_sections(partial: Mapping[str, Any]) -> None:
+    """Checks that keys are text, and that a config's sections, and its evaluators, have keys."""
+    for key, section in partial.items():
+        if not isinstance(section, Mapping):
+            raise UserError(f"{key}={shown(section)}: must be a section, with keys of its own")
+        for name, value in section.items():
+            if not isinstance(name, str):
+                raise UserError(f"{key}.{shown(name)}: is no key; keys are text")
+            if key in ("evaluators", "evaluate") and not isinstance(value, Mapping):
+                raise UserError(f"{key}.{name}={shown(value)}: must be a section, with keys of its own")
 
 
 def _plain(tree: Any) -> Any:
@@ -121,9 +136,16 @@ def from_dict(config: Mapping[str, Any]) -> Config:
         for name, options in config["evaluators"].items()
     }
     sections["helpers"] = {
-        name: check_value(folder, str, f"helpers.{name}") for name, folder in config["helpers"].items()
+        name: _check_folder(folder, f"helpers.{name}") for name, folder in config["helpers"].items()
     }
     return Config(**sections, raw=config)
+
+
+def _check_folder(value: object, key: str) -> str:
+    folder: str = check_value(value, str, key)
+    if not folder.strip():
+        raise UserError(f"{key}={folder!r}: must be the folder of a run")
+    return folder
 
 
 # --- flat keys, changes and comparisons ---

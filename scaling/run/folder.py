@@ -12,7 +12,9 @@ one writer at a time. Of several processes only the first writes.
 """
 
 import contextlib
+import functools
 import json
+import logging
 import os
 import socket
 import threading
@@ -20,15 +22,38 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Literal, Self
 
 from scaling.errors import UserError
-from scaling.files import open_locked, read_json, write_atomic, write_json
+from scaling.files import open_locked, read_json, with_checksum, without_checksum, write_atomic, write_json
 from scaling.processes import start_time
+from scaling.validation import check_value, shown
 
 HEARTBEAT_SECONDS = 10.0  # between two writes of `status.json`
 METRICS = "metrics.jsonl"  # file of what training has logged and measured
 EVALUATIONS = "evaluations.jsonl"  # file of what other processes than training's have measured
+SECTIONS = (
+    "config",
+    "data",
+    "fingerprint",
+    "model",
+    "cost",
+    "helpers",
+    "imported",
+)  # objects in `config.json`
+STATUS: dict[str, Any] = {  # types of the values in `status.json`
+    "status": Literal["running", "interrupted", "done", "failed", "importing"], "step": int, "steps": int,
+    "saved": int | None, "host": str, "pid": int, "pid_started": int | None, "heartbeat": float,
+    "reason": str | None,
+}  # fmt: skip
+# Keys that may differ when a run is resumed: they change what is measured or where, not what is learned.
+MAY_DIFFER = (
+    "mesh.", "evaluators.", "sampling.", "checkpoint.", "train.log_every", "data.threads", "data.workers",
+    "data.prefetch", "model.remat", "model.unroll",
+)  # fmt: skip
+COST = ("params", "gmacs", "tokens", "train_flops_per_step")  # numbers in its `cost`
+MEND = "put the file back, or choose another folder"
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -136,12 +161,12 @@ class RunFolder:
 
     def _recorded_step(self) -> int | None:
         """Returns the newest step that was saved according to `status.json` or `broken/`."""
-        status = read_json(self.path / "status.json") or {}
+        status = read_status(self.path) or {}
         if status.get("saved") is not None:
             return int(status["saved"])
         if "saved" not in status:  # a folder older than this key
             signalled = status.get("status") == "interrupted" and status.get("reason") and status["step"] > 0
-            if status.get("status") == "done" or signalled:
+            if status and (status["status"] == "done" or signalled):
                 return int(status["step"])
         return max(steps_in(self.path / "broken"), default=None)
 
@@ -156,7 +181,7 @@ class RunFolder:
             return
         events = [e for e in read_events(self.path) if e["step"] <= step]
         self._metrics = open_events(self.path / METRICS, events)
-        self.started = time.monotonic() - max((e["wall"] for e in events), default=0.0)
+        self.started = time.monotonic() - max((e.get("wall", 0.0) for e in events), default=0.0)
 
     def event(self, event: str, step: int, examples: int, values: Mapping[str, float], **more: Any) -> None:
         """Appends one line of metrics and hands it to the operating system.
@@ -199,13 +224,13 @@ def read_evaluations(path: Path | str) -> dict[int, dict[str, float]]:
     steps: dict[int, dict[str, float]] = {}
     for event in [*read_events(path), *read_events(path, EVALUATIONS)]:
         if event["event"] == "evaluate":
-            steps.setdefault(event["step"], {}).update(event["values"])
+            steps.setdefault(event["step"], {}).update(event.get("values", {}))
     return dict(sorted(steps.items()))
 
 
 def open_events(path: Path, events: Iterable[Mapping[str, Any]]) -> IO[str]:
     """Opens a file of events to append to, which holds these and no more."""
-    write_atomic(path, "".join(json.dumps(event) + "\n" for event in events))
+    write_atomic(path, "".join(json.dumps(with_checksum(event)) + "\n" for event in events))
     return path.open("a")
 
 
@@ -216,19 +241,109 @@ def append_event(file: IO[str], event: Mapping[str, Any]) -> None:
         UserError: if it cannot be written.
     """
     try:
-        file.write(json.dumps(event) + "\n")
+        file.write(json.dumps(with_checksum(event)) + "\n")
         file.flush()
     except OSError as e:
         raise UserError(f"{file.name}: cannot be written ({e.strerror}); free space, then resume") from e
 
 
 def read_events(path: Path | str, name: str = METRICS) -> list[dict[str, Any]]:
-    """Returns the events of a run's file, in order, up to the first torn line."""
-    events = []
+    """Returns the events of a run's file, in order.
+
+    A line that is no event loses that line alone, and the log says so. Only the last line may be torn unsaid.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
     file = Path(path) / name
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            break
-    return events
+    try:
+        *lines, last = file.read_bytes().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as e:
+        raise UserError(f"{file}: cannot be read ({e.strerror}); give access to it") from None
+    events = [_parse_event(line) for line in lines if line.strip()]
+    if bad := [i for i, event in enumerate(events, 1) if event is None]:
+        _say_once(f"{file}: {len(bad)} of {len(events)} lines are no events, and are left out: {bad[:5]}")
+    return [event for event in (*events, _parse_event(last)) if event is not None]
+
+
+def _parse_event(line: bytes) -> dict[str, Any] | None:
+    """Returns the event in a line; None if there is none, or its values have other types than events have."""
+    try:
+        event = json.loads(line)
+        event = without_checksum(event) if isinstance(event, dict) else {}
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event.get("event"), str):
+        return None
+    step, values, wall = event.get("step"), event.get("values", {}), event.get("wall", 0.0)
+    if type(step) is not int or step < 0 or not isinstance(values, dict):
+        return None
+    numbers = (wall, event.get("in_steps", 0.0), *values.values())
+    return event if all(type(number) in (int, float) for number in numbers) else None
+
+
+@functools.lru_cache(maxsize=256)
+def _say_once(text: str) -> None:
+    log.warning(text)
+
+
+def read_status(folder: Path | str) -> dict[str, Any] | None:
+    """Returns the content of a run's `status.json`, or None if there is none.
+
+    Keys that older runs lack are left out, but for the step, the number of steps and the heartbeat.
+
+    Raises:
+        UserError: if it cannot be read, or is not a run's.
+    """
+    path = Path(folder) / "status.json"
+    status = read_json(path, MEND)
+    if status is None:
+        return None
+    status = {"step": 0, "steps": 0, "heartbeat": 0.0, **status}
+    for key, kind in STATUS.items():
+        if key in status or key == "status":
+            try:
+                check_value(status.get(key), kind, key)
+            except UserError as e:
+                raise UserError(f"{path}: {e}; {MEND}") from None
+    return status
+
+
+def read_description(folder: Path | str) -> dict[str, Any] | None:
+    """Returns the content of a run's `config.json`, or None if there is none.
+
+    Raises:
+        UserError: if it cannot be read, or is not a run's.
+    """
+    path = Path(folder) / "config.json"
+    description = read_json(path, MEND)
+    if description is None:
+        return None
+    for key in SECTIONS:
+        section = description.get(key)
+        absent = section is None and key != "config"
+        if not absent and not isinstance(section, dict):
+            raise UserError(f"{path}: {key}={shown(section)}: must be an object, of a run; {MEND}")
+    parts = {
+        "config": description["config"],
+        "helpers": description.get("helpers") or {},
+        "imported": {"set": (description.get("imported") or {}).get("set", {})},
+    }
+    for key, part in parts.items():
+        for name, value in part.items():
+            if not isinstance(value, dict):
+                raise UserError(f"{path}: {key}.{name}={shown(value)}: must be an object; {MEND}")
+    for name, values in parts["imported"]["set"].items():
+        if not isinstance(values, list) or len(values) != 2:
+            raise UserError(f"{path}: imported.set.{name}={shown(values)}: must be two values; {MEND}")
+    _check_cost(path, description.get("cost"))
+    return description
+
+
+def _check_cost(path: Path, cost: dict[str, Any] | None) -> None:
+    for name in COST if cost is not None else ():
+        value = (cost or {}).get(name, "nothing")
+        if type(value) not in (int, float) and (name, value) != ("tokens", None):
+            raise UserError(f"{path}: cost.{name}={shown(value)}: must be a number; {MEND}")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
-from scaling.files import read_json
 from scaling.objectives.base import Helper
 from scaling.run.build import AUTOENCODER, Run, helper_place
+from scaling.run.folder import read_description
 from scaling.run.restore import restore_run, weights_digest
 
 
@@ -23,7 +23,7 @@ class RunHelpers:
 
     def __init__(self, run: Run, folder: Path | None = None) -> None:
         self.run = run
-        self._recorded = ((read_json(folder / "config.json") if folder else None) or {}).get("helpers", {})
+        self._recorded = ((read_description(folder) if folder else None) or {}).get("helpers") or {}
         self._loaded: dict[str, tuple[Helper, dict[str, Any]]] = {}
 
     def named(self) -> dict[str, Helper]:

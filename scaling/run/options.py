@@ -11,6 +11,7 @@ from scaling.models.roles import Kind
 from scaling.parallel.mesh import Mesh
 from scaling.preprocessing import Preprocessing
 from scaling.sampling import Sampling
+from scaling.validation import LARGEST_FLOAT, LARGEST_INT, shown
 
 OptimizerName = Literal["adamw", "sgd"]
 
@@ -105,9 +106,9 @@ class Optimizer:
             cosine or not self.final_lr_ratio,
             "0 but with schedule='cosine'",
         )
-        duration(self.warmup, "warmup", 1, 1, 1)
+        parse_duration(self.warmup, "warmup")
         for milestone in self.lr_milestones:
-            duration(milestone, "lr_milestones", 1, 1, 1)
+            parse_duration(milestone, "lr_milestones")
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class Train:
             None in (self.continue_from, self.init_from),
             "None with init_from",
         )
-        if self.duration.endswith("%"):
+        if parse_duration(self.duration, "duration")[1] == "%":
             raise UserError(f"duration={self.duration!r}: must be in steps, examples or epochs")
-        duration(self.duration, "duration", 1, 1)
+        _require("init_from", self.init_from, self.init_from != "", "the folder of a run, or None")
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         _require("keep", self.keep, self.keep >= 1, "at least 1")
-        duration(self.every, "every", 1, 1, 1)
+        check_period(self.every, "every")
 
 
 @dataclass(frozen=True)
@@ -172,21 +173,55 @@ class Config:
     raw: Mapping[str, Any] = field(repr=False)
 
 
-def duration(
-    text: str, key: str, batch_size: int, epoch_examples: int, total_steps: int | None = None
-) -> int:
-    """Converts "800 steps", "51200 examples", "90 epochs" or "5 %" (of a run of `total_steps`) to steps.
+SMALLEST_PERCENT = 0.01  # of a run: what is done more often is meant in steps
+
+
+def parse_duration(text: str, key: str) -> tuple[float, str]:
+    """Returns the number and the unit of "800 steps", "51200 examples", "90 epochs" or "5 %".
 
     Raises:
         UserError: if the text, the value of `key`, is none of these.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|example|epoch|%)s?\s*", text)
     if not match:
-        raise UserError(f"{key}={text!r}: must be like '800 steps', '51200 examples', '90 epochs' or '5 %'")
+        raise UserError(
+            f"{key}={shown(text)}: must be like '800 steps', '51200 examples', '90 epochs' or '5 %'"
+        )
+    number = float(match[1])
+    if number > LARGEST_FLOAT:
+        raise UserError(f"{key}={shown(text)}: is more than any run has; give a finite number")
+    return number, match[2]
+
+
+def check_period(text: str, key: str) -> None:
+    """Checks the duration between two saves or evaluations.
+
+    Raises:
+        UserError: if it is no duration, is nothing, or has more or fewer percents than there can be.
+    """
+    number, unit = parse_duration(text, key)
+    if unit == "%" and not SMALLEST_PERCENT <= number <= 100:
+        raise UserError(f"{key}={text!r}: must be from {SMALLEST_PERCENT:g} % to 100 % of the run")
+    if number == 0:
+        raise UserError(f"{key}={text!r}: must be more than nothing; '100 %' is once, at the end")
+
+
+def duration(
+    text: str, key: str, batch_size: int, epoch_examples: int, total_steps: int | None = None
+) -> int:
+    """Converts "800 steps", "51200 examples", "90 epochs" or "5 %" (of a run of `total_steps`) to steps.
+
+    Raises:
+        UserError: if the text, the value of `key`, is none of these, or more steps than can be counted.
+    """
+    number, name = parse_duration(text, key)
     unit = {
         "step": 1.0,
         "example": 1 / batch_size,
         "epoch": epoch_examples / batch_size,
         "%": (total_steps or 0) / 100,
     }
-    return round(float(match[1]) * unit[match[2]])
+    steps = number * unit[name]
+    if steps > LARGEST_INT:
+        raise UserError(f"{key}={text!r}: is {steps:.3g} steps; must be fewer than 2^31")
+    return round(steps)

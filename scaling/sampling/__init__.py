@@ -58,6 +58,8 @@ class Sampling:
             raise UserError(f"integrator={self.integrator!r}: must be one of {', '.join(INTEGRATORS)}")
         if self.steps < 1:
             raise UserError(f"steps={self.steps}: must be at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"seed={self.seed}: must be in [0, 2^31)")
         if self.guidance_scale < 0.0:
             raise UserError(f"guidance_scale={self.guidance_scale}: must be at least 0 (1 is no guidance)")
         if self.decode_tile is not None and self.decode_tile < 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
+import vl_convert
 from PIL import Image
 
 from scaling.files import write_atomic
@@ -32,6 +33,8 @@ POINT_LEGEND: dict[str, Any] = {
 
 Entries = dict[str, tuple[str, list[float]]]  # legend text of a line -> (colour, dashes)
 Chart = alt.LayerChart | alt.HConcatChart
+Spec = dict[str, Any]  # in Vega-Lite
+VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0]  # major.minor, as the renderer names its versions
 
 
 def build(folder: StudyFolder, laws: Mapping[str, Any]) -> dict[str, Chart]:
@@ -102,50 +105,52 @@ def side_by_side(panels: Sequence[alt.LayerChart]) -> alt.HConcatChart:
 # --- the pictures and the page -------------------------------------------------------------------
 
 
-def draw(folder: StudyFolder, charts: Mapping[str, Chart]) -> dict[str, Path]:
-    """Writes each chart into `charts/` as PNG and SVG; returns the PNG of each by name."""
+def draw(folder: StudyFolder, specs: Mapping[str, Spec]) -> dict[str, Path]:
+    """Writes each chart into `charts/` as SVG and PNG; returns the PNG of each by name."""
     out = folder.path / "charts"
     out.mkdir(exist_ok=True)
-    for name, chart in charts.items():
-        write_atomic(out / f"{name}.svg", svg(chart))
-        write_atomic(out / f"{name}.png", png(chart))
-    return {name: out / f"{name}.png" for name in charts}
+    for name, chart in specs.items():
+        vectors = svg(chart)
+        write_atomic(out / f"{name}.svg", vectors)
+        write_atomic(out / f"{name}.png", png(vectors))
+    return {name: out / f"{name}.png" for name in specs}
 
 
-def png(chart: Chart) -> bytes:
-    """Renders the chart as a PNG file."""
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    styled(chart).save(drawn, format="png", scale_factor=PIXELS)
-    Image.open(drawn).convert("RGB").save(packed, format="png", optimize=True)  # a third of the bytes
+def specification(chart: Chart) -> Spec:
+    """Returns a chart's Vega-Lite specification, which is what its pictures and the page show."""
+    return styled(chart).to_dict()
+
+
+def svg(spec: Spec) -> str:
+    """Renders a specification as an SVG file."""
+    return vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+
+
+def png(svg: str) -> bytes:
+    """Renders an SVG file as a PNG file."""
+    drawn, packed = io.BytesIO(vl_convert.svg_to_png(svg, scale=PIXELS)), io.BytesIO()
+    Image.open(drawn).convert("RGB").save(packed, format="png")  # a third of the bytes
     return packed.getvalue()
 
 
-def svg(chart: Chart) -> str:
-    """Renders the chart as an SVG file."""
-    buffer = io.StringIO()
-    styled(chart).save(buffer, format="svg")
-    return buffer.getvalue()
-
-
-def page_spec(chart: Chart) -> dict[str, Any]:
-    """Returns the chart's Vega-Lite specification; a single one becomes as wide as its place in the page."""
-    if isinstance(chart, alt.LayerChart):
-        fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-        chart = chart.properties(width="container", autosize=fit)
-    return styled(chart).to_dict()
+def page_spec(spec: Spec) -> Spec:
+    """Returns the specification for the page, where a single chart becomes as wide as its place."""
+    wide = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+    return spec | wide if "layer" in spec else spec
 
 
 def styled(chart: Chart) -> alt.TopLevelMixin:
     """Returns the chart with the looks that all have: fonts, grid, no frame."""
-    return (
-        chart.configure(background="white", font="DejaVu Sans, Verdana, sans-serif")
-        .configure_axis(
+    return chart.configure(
+        background="white",
+        font="DejaVu Sans, Verdana, sans-serif",
+        axis=alt.AxisConfig(
             gridColor="#e4e4e4", domainColor="#555555", tickColor="#555555", labelColor="#444444",
             titleColor=INK, titleFontWeight="normal", labelFontSize=12, titleFontSize=12.5, titlePadding=8,
-        )
-        .configure_legend(labelFontSize=12, labelColor=INK, rowPadding=5, labelLimit=260)
-        .configure_title(fontSize=14, subtitleFontSize=12, subtitleColor="#444444", offset=12)
-        .configure_view(stroke=None)
+        ),
+        legend=alt.LegendConfig(labelFontSize=12, labelColor=INK, rowPadding=5, labelLimit=260),
+        title=alt.TitleConfig(fontSize=14, subtitleFontSize=12, subtitleColor="#444444", offset=12),
+        view=alt.ViewConfig(stroke=None),
     )  # fmt: skip
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
-from scaling.files import read_json
 from scaling.processes import lives
+from scaling.run.folder import read_events, read_status
 
 BEAT_SECONDS = 60.0  # age below which a heartbeat is that of a living process
 
@@ -23,6 +23,7 @@ class Job:
     folder: Path
     config: str
     flags: Sequence[str]
+    evaluators: frozenset[str] = frozenset()  # names of those that measure the run at its last step
 
     @property
     def log(self) -> Path:
@@ -40,13 +41,24 @@ class Job:
     def status(self) -> dict[str, Any]:
         """Returns the run folder's `status.json`, or {} if it has none that can be read."""
         try:
-            return read_json(self.folder / "status.json") or {}
+            return read_status(self.folder) or {}
         except UserError:
             return {}  # as if the run had never started; the trainer says what is wrong
 
     def done(self) -> bool:
-        """Returns whether the run is done."""
-        return self.status().get("status") == "done"
+        """Returns whether the run is done, and every evaluator has measured its last step.
+
+        One that was added later has not: the trainer then measures the run, and trains no further.
+        """
+        status = self.status()
+        if status.get("status") != "done":
+            return False
+        try:
+            events = [event for event in read_events(self.folder) if event["event"] == "evaluate"]
+        except UserError:
+            return False  # the trainer says what is wrong
+        last = {event.get("evaluator") for event in events if event["step"] == status["step"]}
+        return self.evaluators <= last
 
     def fraction(self) -> float:
         """Returns how much of the run is trained, from 0 to 1."""
@@ -58,7 +70,7 @@ class Job:
         status = self.status()
         if status.get("status") != "running" or time.time() - status["heartbeat"] > BEAT_SECONDS:
             return None
-        if status["host"] != socket.gethostname():
+        if status.get("host") != socket.gethostname():
             return 0
-        pid = int(status["pid"])
+        pid = int(status.get("pid", 0))
         return pid if lives(pid, status.get("pid_started")) else None

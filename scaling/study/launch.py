@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
-from scaling.files import open_locked, read_json, write_json
+from scaling.files import open_locked, write_json
 from scaling.former_names import renamed
 from scaling.overrides import FLAG, flat, override_flags, parse_overrides
+from scaling.run.folder import MAY_DIFFER, RunFolder, read_description
 from scaling.study import pool
 from scaling.study.jobs import Job
 from scaling.study.launchers import LAUNCHERS
-from scaling.study.sweep import Overrides, Study, load
-
-# Sections that say where a run is computed, not what: they may change between two starts of a study.
-MACHINE_SECTIONS = ("mesh",)
+from scaling.study.sweep import Overrides, Study, load, stored
 
 
 def sweep(
@@ -57,11 +55,10 @@ def sweep(
     bases = {source: load_config(source, extra) for source in map(study.config_of, study.sweep)}
     classifiers = _classifiers(study, root, extra, bases)
     runs = _named_as_stored(study, root)
-    jobs, features = _jobs(study, runs, root, extra, classifiers), _feature_jobs(classifiers)
+    jobs, features = _jobs(study, runs, root, extra, classifiers, bases), _feature_jobs(classifiers)
     for name, overrides in runs.items():
         _validate(study, name, {**extra, **overrides})
-    if features:
-        _validate_evaluators(study, jobs)
+    _validate_evaluators(study, jobs, runs)
     with _locked(root):
         _refuse_other_configs(jobs, runs, extra)
         _claim(study, runs, str(study_path), root, extra, bases)
@@ -98,26 +95,49 @@ def _validate(study: Study, name: str, overrides: Mapping[str, Any]) -> None:
         raise UserError(f"study {study.name}, run {name}: {e}") from e
 
 
-def _validate_evaluators(study: Study, jobs: Sequence[Job]) -> None:
-    """Checks the evaluators on the first run of each config, before any feature classifier is trained."""
-    for job in {job.config: job for job in reversed(jobs)}.values():
+def _validate_evaluators(study: Study, jobs: Sequence[Job], runs: Mapping[str, Overrides]) -> None:
+    """Checks the evaluators, and that one of them measures the study's metric, before anything is trained.
+
+    Runs that differ only in what no metric's name depends on are checked once.
+
+    Raises:
+        UserError: naming the run, and the metrics that there are.
+    """
+    checked: set[str] = set()
+    for job in jobs:
+        different = {key: value for key, value in runs[job.name].items() if key.startswith(NAMING)}
+        kind = f"{job.config} {sorted(different.items())}"
+        if kind in checked or job.done():
+            continue
+        checked.add(kind)
         try:
-            check_evaluators(job.config, job.flags)
+            metrics = check_evaluators(job.config, job.flags)
         except UserError as e:
             raise UserError(f"study {study.name}, run {job.name}: {e}") from e
+        if study.metric not in metrics:
+            there = ", ".join(metrics) or "none, as the config has no evaluators that measure"
+            raise UserError(
+                f"study {study.name}, metric={study.metric!r}: run {job.name} has no such metric; there are "
+                f"{there}"
+            )
 
 
-def check_evaluators(source: str, flags: Sequence[str]) -> None:
-    """Has a run's evaluators check it, on this process's CPU: the accelerators are for the runs."""
+def check_evaluators(source: str, flags: Sequence[str]) -> tuple[str, ...]:
+    """Has a run's evaluators check it, and returns their metrics.
+
+    It happens on this process's CPU: the accelerators are for the runs.
+    """
     import jax
 
     from scaling.training.config import load as load_run
-    from scaling.training.evaluate import check_all, on_one_device
+    from scaling.training.evaluate import metric_names
 
     jax.config.update("jax_platforms", "cpu")
-    check_all(on_one_device(load_run(source, flags)))
+    return metric_names(load_run(source, flags))
 
 
+# Sections on which it depends whether a run can be measured, and what the metrics are called.
+NAMING = ("data.", "evaluators.", "model.name", "objective.")
 Bases = Mapping[str, Mapping[str, Any]]  # source of a base config -> the whole config
 # (source of a base config, evaluator) -> (config, folder) of its feature classifier
 Classifiers = dict[tuple[str, str], tuple[str, Path]]
@@ -154,9 +174,8 @@ def _named_as_stored(study: Study, root: Path) -> dict[str, Overrides]:
 
     A run's name comes from its swept keys, so a key that has another name today would begin the run again.
     """
-    study_json = read_json(root / "study.json") if root.is_dir() else None
-    stored = (study_json or {}).get("runs", {})
-    names = {json.dumps(renamed(overrides), sort_keys=True): name for name, overrides in stored.items()}
+    runs = (stored(root) or {}).get("runs", {})
+    names = {json.dumps(renamed(overrides), sort_keys=True): name for name, overrides in runs.items()}
     return {
         names.get(json.dumps(overrides, sort_keys=True), name): overrides
         for name, overrides in study.runs().items()
@@ -169,6 +188,7 @@ def _jobs(
     root: Path,
     extra: Mapping[str, Any],
     classifiers: Classifiers,
+    bases: Bases,
 ) -> list[Job]:
     for key in extra:
         if any(key in overrides for overrides in runs.values()):
@@ -181,8 +201,15 @@ def _jobs(
             for (source, evaluator), (_, folder) in classifiers.items()
             if source == base
         }
-        jobs.append(Job(name, root / "runs" / name, base, override_flags({**extra, **overrides, **features})))
+        flags = override_flags({**extra, **overrides, **features})
+        jobs.append(Job(name, root / "runs" / name, base, flags, _measured(bases[base])))
     return jobs
+
+
+def _measured(base: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the names of the evaluators that measure a run while it is trained."""
+    evaluators = base.get("evaluators", {}).items()
+    return frozenset(name for name, options in evaluators if options.get("in_training", True))
 
 
 def _environment(root: Path) -> dict[str, str]:
@@ -228,15 +255,15 @@ def _claim(
     extra: Mapping[str, Any],
     bases: Bases,
 ) -> None:
-    """Writes study.json, unless the folder belongs to another study; another sweep is the same study."""
-    compared = {
-        source: {k: v for k, v in base.items() if k not in MACHINE_SECTIONS} for source, base in bases.items()
-    }
-    base = flat(compared[study.config] if isinstance(study.config, str) else compared)
-    old = read_json(root / "study.json")
-    if old:
+    """Writes study.json, unless the folder belongs to another study, of which a run has begun.
+
+    Another sweep is the same study, and so are other evaluators or another mesh.
+    """
+    base = flat(bases[study.config] if isinstance(study.config, str) else bases)
+    old = stored(root)
+    if old is not None and any(RunFolder(root / "runs" / name).saved() is not None for name in old["runs"]):
         old = {**old, "base": _in_current_names(old["base"], bases)}
-        if differs := _difference(old, {"metric": study.metric, "base": base}):
+        if differs := _difference(old, {"metric": study.metric, "base": base}, bases):
             raise UserError(f"workdir={root}: holds another study ({differs}); choose another folder")
     write_json(root / "study.json", {**study.as_json(path, dict(extra), base), "runs": dict(runs)})
 
@@ -260,19 +287,25 @@ def _refuse_other_configs(
         UserError: naming the first folder that does, and the value.
     """
     for job, overrides in zip(jobs, runs.values(), strict=True):
-        stored = flat(renamed((read_json(job.folder / "config.json") or {}).get("config", {})))
+        if RunFolder(job.folder).saved() is None:
+            continue  # has not begun
+        config = flat(renamed((read_description(job.folder) or {}).get("config", {})))
         for key, value in flat({**extra, **overrides}).items():
-            if key.split(".")[0] not in MACHINE_SECTIONS and stored.get(key, value) != value:
+            if not key.startswith(MAY_DIFFER) and config.get(key, value) != value:
                 raise UserError(
-                    f"{job.folder}: was run with {key}={stored[key]!r}, not {value!r}; move it away"
+                    f"{job.folder}: was run with {key}={config[key]!r}, not {value!r}; move it away"
                 )
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Returns the first value of `new` that `old` does not have, in words."""
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any], sources: Iterable[str]) -> str | None:
+    """Returns the first value of `new` that `old` does not have, in words.
+
+    A value that may differ when a run is resumed may differ here, too.
+    """
     before, after = flat(old), flat(new)
+    free = tuple(f"base.{source}{key}" for source in ("", *(f"{s}." for s in sources)) for key in MAY_DIFFER)
     for key in [*after, *(k for k in before if k.startswith("base."))]:
-        if before.get(key) != after.get(key):
+        if before.get(key) != after.get(key) and not key.startswith(free):
             return f"{key.removeprefix('base.')}={before.get(key)!r}, not {after.get(key)!r}"
     return None
 

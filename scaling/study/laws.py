@@ -7,6 +7,7 @@ resampling points (configurations), and seeds within a point, with replacement.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ class Point:
     label: str
     x: Array
     y: Array
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every seed has every value."""
+        return bool(np.isfinite(self.y).all())
 
 
 def fit_laws(folder: StudyFolder) -> dict[str, Any]:
@@ -70,7 +76,8 @@ def objective(folder: StudyFolder) -> tuple[pd.DataFrame, str]:
     if metric not in table:
         return table.assign(y=np.nan).iloc[:0], name
     y = table[metric] if lower else 1.0 - table[metric]
-    table = table.assign(y=y.astype(float))
+    table = table.assign(y=y.astype(float))[table["gmacs"].notna()]  # a run without a config has no cost
+    table = table.astype({"params": np.int64})
     return table[np.isfinite(table.y) & (table.y > 0)], name
 
 
@@ -176,9 +183,13 @@ def _gather(
     xs, ys, owners = [np.empty(0)], [np.empty(0)], [np.empty(0, int)]
     for i, point in enumerate(configurations):
         y = point.y if rng is None else point.y[rng.integers(len(point.y), size=len(point.y))]
-        count = np.isfinite(y).sum(0)
-        xs.append(point.x[count > 0])
-        ys.append(np.nansum(y, 0)[count > 0] / count[count > 0])
+        if point.complete:  # as a resample of it is, which is most of the work here
+            xs.append(point.x)
+            ys.append(y.sum(0) / len(y))
+        else:
+            count = np.isfinite(y).sum(0)
+            xs.append(point.x[count > 0])
+            ys.append(np.nansum(y, 0)[count > 0] / count[count > 0])
         owners.append(np.full(len(xs[-1]), i))
     x, y, owner = np.concatenate(xs), np.concatenate(ys), np.concatenate(owners)
     kept = envelope(x, y) if frontier else np.arange(len(x))

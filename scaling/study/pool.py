@@ -88,7 +88,7 @@ class _Attempt:
     def failure(self) -> str | None:
         """Returns why the run is not done, or None if it is."""
         status = self.job.status()
-        if status.get("status") == "done":
+        if status.get("status") == "done" and (status != self.before or self.job.done()):
             return None
         if status.get("status") == "failed" and status != self.before and status.get("reason"):
             return str(status["reason"])

@@ -11,7 +11,7 @@ import pandas as pd
 from scaling.files import read_json, write_atomic, write_json
 from scaling.overrides import override_flags
 from scaling.study import results
-from scaling.study.charts import build, draw, page_spec
+from scaling.study.charts import build, draw, page_spec, specification
 from scaling.study.laws import PERCENT, RESAMPLES, WIDEST, describe, fit_laws
 from scaling.study.page import chart_place, data_uri, page, paragraphs, table
 from scaling.study.plot_data import View, view
@@ -51,14 +51,13 @@ def report(workdir: Path | str) -> Path:
         results.write(folder)
     laws, plot = fit_laws(folder), view(folder)
     write_json(folder.path / "laws.json", laws)
-    charts = build(folder, laws)
-    stills = draw(folder, charts)
+    specs = {name: specification(chart) for name, chart in build(folder, laws).items()}
+    stills = draw(folder, specs)
     draw_samples(folder)
     parts = [*_top(folder, laws, plot), *_charts(stills, plot)]
     body = "\n".join([*parts, *_samples(folder), *_runs(folder), *_how(folder)])
     file = folder.path / "report.html"
-    specs = {name: page_spec(chart) for name, chart in charts.items()}
-    write_atomic(file, page(_title(folder), body, specs))
+    write_atomic(file, page(_title(folder), body, {name: page_spec(spec) for name, spec in specs.items()}))
     return file
 
 
@@ -148,7 +147,7 @@ def _how(folder: StudyFolder) -> list[str]:
     flags = override_flags(study["overrides"])
     command = shlex.join(["scaling", "sweep", study["study"], "--workdir", "W", *flags])
     configs = [run.config for run in folder.runs if run.config]
-    versions = sorted({f"{c['version']} ({c.get('commit') or 'no commit'})" for c in configs})
+    versions = sorted({f"{c.get('version')} ({c.get('commit') or 'no commit'})" for c in configs})
     source = (
         f"Base config {study['config']}; package version and commit: {', '.join(versions) or 'unknown'}. "
         "Each run's folder holds its whole config; the numbers are in results.csv and laws.json."

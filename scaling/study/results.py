@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 
 from scaling.errors import UserError
-from scaling.files import read_json, write_atomic
+from scaling.files import write_atomic
 from scaling.former_names import current_key, renamed
-from scaling.run.folder import read_evaluations
-from scaling.study.sweep import Overrides, Study, is_seed
+from scaling.run.folder import read_description, read_evaluations, read_status
+from scaling.study.sweep import Overrides, Study, is_seed, stored
 from scaling.study.sweep import load as load_study
 
 FACTS = ("depth", "width", "heads", "patch")  # facts of the model, where config.json has them
 COSTS = ("params", "gmacs", "tokens", "train_flops")
+ABSENT = "its config.json is gone, and with it what the run cost; put the file back"
 SILENT_SECONDS = 600.0  # time without a heartbeat after which a running run counts as broken
 
 
@@ -87,7 +88,7 @@ def read(workdir: Path | str) -> StudyFolder:
         UserError: if the folder is not a study's, or holds neither runs nor results.
     """
     path = Path(workdir)
-    study = read_json(path / "study.json")
+    study = stored(path)
     if study is None:
         return _read_shipped(path)
     runs = {name: renamed(overrides) for name, overrides in study["runs"].items()}
@@ -170,10 +171,13 @@ def point_label(overrides: Mapping[str, Any]) -> str:
 
 def _read_run(folder: Path, overrides: Mapping[str, Any]) -> RunRecord:
     try:
-        status = read_json(folder / "status.json")
-        config = _read_config(folder)
+        status = read_status(folder)
     except UserError as e:
-        return RunRecord(folder.name, folder, overrides, "broken", str(e), 0, 0, {})
+        return RunRecord(folder.name, folder, overrides, "broken", str(e), 0, 0, _read_config(folder)[0])
+    config, fault = _read_config(folder)
+    if fault and (fault != ABSENT or (status and status["status"] == "done")):
+        step, steps = (status["step"], status["steps"]) if status else (0, 0)
+        return RunRecord(folder.name, folder, overrides, "broken", fault, step, steps, config)
     if status is None:
         reason = last_line(folder / "log.txt")
         kind = "failed" if reason else "missing"
@@ -184,9 +188,15 @@ def _read_run(folder: Path, overrides: Mapping[str, Any]) -> RunRecord:
     return RunRecord(folder.name, folder, overrides, kind, reason, status["step"], status["steps"], config)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    described = read_json(folder / "config.json") or {}
-    return {**described, "config": renamed(described["config"])} if "config" in described else described
+def _read_config(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """Returns a run's config.json, {} if it cannot be read, and why not."""
+    try:
+        described = read_description(folder)
+    except UserError as e:
+        return {}, str(e)
+    if described is None:
+        return {}, ABSENT
+    return {**described, "config": renamed(described["config"])}, None
 
 
 def last_line(log: Path) -> str | None:
@@ -215,12 +225,16 @@ def _table(runs: list[RunRecord]) -> pd.DataFrame:
     known = ["run", "step", *swept, *FACTS, *COSTS]
     metrics = list(dict.fromkeys(key for row in rows for key in row if key not in known))
     facts = [f for f in FACTS if any(row.get(f) is not None for row in rows)]
-    return pd.DataFrame(rows, columns=["run", "step", *swept, *facts, *COSTS, *metrics])
+    table = pd.DataFrame(rows, columns=["run", "step", *swept, *facts, *COSTS, *metrics])
+    costs = table[["params", "gmacs", "train_flops"]].apply(pd.to_numeric)  # of runs without a config: NaN
+    return table.assign(**costs)
 
 
 def _rows(run: RunRecord, swept: list[str]) -> list[dict[str, Any]]:
-    cost, model = run.config.get("cost"), run.config.get("model", {})
-    if cost is None:
+    cost, model = run.config.get("cost") or {}, run.config.get("model") or {}
+    try:
+        evaluations = read_evaluations(run.folder)
+    except UserError:
         return []
     return [
         {
@@ -231,11 +245,11 @@ def _rows(run: RunRecord, swept: list[str]) -> list[dict[str, Any]]:
                 for key in swept
             },
             **{fact: _table_cell(model.get(fact)) for fact in FACTS},
-            **{name: cost[name] for name in ("params", "gmacs", "tokens")},
-            "train_flops": cost["train_flops_per_step"] * step,
+            **{name: cost.get(name) for name in ("params", "gmacs", "tokens")},
+            "train_flops": cost["train_flops_per_step"] * step if cost else None,
             **values,
         }
-        for step, values in read_evaluations(run.folder).items()
+        for step, values in evaluations.items()
     ]
 
 

@@ -9,22 +9,27 @@ STUDY = Study(
 """
 
 import hashlib
-import importlib.util
 import itertools
 import re
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.files import read_json
 from scaling.former_names import require_current
+from scaling.python_files import load_module
+from scaling.validation import check_value
 
 Overrides = dict[str, Any]  # dotted config name -> value, of one run
 Part = Mapping[str, Sequence[Any]] | Sequence[Overrides]  # axes, or a sweep
 
 MODEL_NAME = "model.name"
+STORED: dict[str, Any] = {  # types of the values in study.json
+    "name": str, "title": str, "question": str, "metric": str, "lower_is_better": bool, "study": str,
+    "config": str, "overrides": dict[str, Any], "base": dict[str, Any], "runs": dict[str, dict[str, Any]],
+}  # fmt: skip
 LONGEST_NAME = 120  # characters; file systems allow 255 bytes, and files inside need some of the path
 
 
@@ -227,6 +232,25 @@ def _check_override(key: str, value: Any) -> None:
         raise UserError(f"sweep {key}={value!r}: must be a number, a string, a bool, None or a tuple of them")
 
 
+def stored(root: Path) -> dict[str, Any] | None:
+    """Returns the content of a folder's study.json, or None if there is none.
+
+    Raises:
+        UserError: if it cannot be read, or is not a study's.
+    """
+    path, advice = root / "study.json", "put the file back, or choose another folder"
+    study = read_json(path, advice)
+    if study is None:
+        return None
+    study = {"title": "", "question": "", "study": "", "config": "", "overrides": {}, "base": {}, **study}
+    for key, kind in STORED.items():
+        try:
+            check_value(study.get(key), kind, key)
+        except UserError as e:
+            raise UserError(f"{path}: {e}; {advice}") from None
+    return study
+
+
 def load(path: Path | str) -> Study:
     """Loads the `STUDY` of a Python file, or of `study.py` in a folder.
 
@@ -234,21 +258,9 @@ def load(path: Path | str) -> Study:
         UserError: if there is no such file, it fails, or it holds no `Study` of that name.
     """
     file = Path(path) / "study.py" if Path(path).is_dir() else Path(path)
-    if not file.is_file() or file.suffix != ".py":
+    if not file.is_file():
         raise UserError(f"study={path}: no such study; give a folder with a study.py, or a Python file")
-    spec = importlib.util.spec_from_file_location(f"scaling_study_{file.parent.name}_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except UserError as e:
-        raise UserError(f"{file}: {e}") from e
-    except Exception as e:
-        line = next(
-            (f.lineno for f in reversed(traceback.extract_tb(e.__traceback__)) if f.filename == str(file)), 0
-        )
-        line = getattr(e, "lineno", None) or line
-        raise UserError(f"{file}, line {line}: {type(e).__name__}: {e}") from e
+    module = load_module(file, "study")
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         raise UserError(f"{file}: must define STUDY = scaling.study.sweep.Study(...)")

@@ -4,7 +4,6 @@ A config file has `get_config(variant) -> ConfigDict` with the sections of `run.
 `--config.optimizer.learning_rate=3e-4` overrides any key that exists.
 """
 
-import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from scaling import evaluators
 from scaling.errors import UserError
 from scaling.former_names import require_current
 from scaling.overrides import flat, parse_overrides, set_key
+from scaling.python_files import call, load_module
 from scaling.run import config as run_config
 from scaling.run.options import Config
 from scaling.validation import unknown_key_message
@@ -59,15 +59,18 @@ def complete(partial: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(source: str) -> dict[str, Any]:
     path, _, argument = source.partition(":")
-    if not Path(path).is_file():
+    try:
+        there = bool(path) and Path(path).exists()
+    except OSError:  # no file can have such a name
+        there = False
+    if not there:
         raise UserError(f"config={path}: no such file (a config is FILE.py or FILE.py:VARIANT)")
-    spec = importlib.util.spec_from_file_location(f"scaling_config_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    module = load_module(Path(path), "config")
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
         raise UserError(f"config={path}: has no get_config(variant) that returns a ConfigDict")
-    config = module.get_config(argument) if argument else module.get_config()
+    config = call(Path(path), get_config, *([argument] if argument else []))
     if not isinstance(config, ConfigDict):
         raise UserError(f"config={path}: get_config returned {type(config).__name__}, not a ConfigDict")
-    return config.to_dict()
+    values: dict[str, Any] = call(Path(path), config.to_dict)
+    return values

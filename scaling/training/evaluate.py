@@ -20,10 +20,11 @@ from scaling.evaluators.base import (
     never_interrupted,
     prepare,
 )
-from scaling.evaluators.generate import make_generator
+from scaling.evaluators.generate import make_generator, sampler_of
 from scaling.evaluators.image_grid import write_grid
 from scaling.files import write_atomic
 from scaling.models.conditioning import Condition
+from scaling.objectives.diffusion import Diffusion
 from scaling.parallel import sharding
 from scaling.parallel.mesh import Mesh
 from scaling.progress import track
@@ -43,14 +44,30 @@ def on_one_device(cfg: Config) -> build.Run:
 def check_all(run: build.Run) -> dict[str, Evaluator]:
     """Makes the evaluators of a run's config and checks them, before anything that they need is trained.
 
+    The sampling section of a run that generates is checked too.
+
     Raises:
         UserError: if one cannot measure the run.
     """
+    if isinstance(run.objective, Diffusion):
+        sampler_of(run.config.sampling, run.objective, run)
     made = evaluators.make(run.config.evaluators)
     for name, evaluator in made.items():
         needed = {folder: _needed(source, folder) for source, folder in evaluator.needs()}
         evaluator.check(name, run, needed)
     return made
+
+
+def metric_names(cfg: Config) -> tuple[str, ...]:
+    """Returns the names of the metrics that a run's evaluators measure, once they have checked the run.
+
+    Raises:
+        UserError: if one cannot measure the run.
+    """
+    run = on_one_device(cfg)
+    return tuple(
+        metric for name, evaluator in check_all(run).items() for metric in evaluator.metrics(name, run)
+    )
 
 
 def _needed(source: str, folder: str) -> build.Run:

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scaling.files import read_json
 from scaling.run import build, state
 from scaling.run.checkpoint import Checkpoints
-from scaling.run.folder import RunFolder
+from scaling.run.folder import RunFolder, read_status
 from scaling.training import loop
 from scaling.training.resuming import IMPORTING
 
@@ -50,5 +49,5 @@ def was_cut_off(out: Path) -> bool:
     if not out.is_dir():
         return False
     names = {path.name for path in out.iterdir()}
-    begun = (read_json(out / "status.json") or {}).get("status") == IMPORTING
+    begun = (read_status(out) or {}).get("status") == IMPORTING
     return begun or all(name == "lock" or name.startswith(".status.json.") for name in names)

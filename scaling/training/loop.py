@@ -18,16 +18,17 @@ from jax.experimental import multihost_utils
 
 import scaling
 from scaling import data, objectives
+from scaling.data import fingerprints
 from scaling.errors import UserError
-from scaling.evaluators.base import Evaluator, Measure
-from scaling.files import read_json, write_json
+from scaling.evaluators.base import Evaluator, Measure, require_images
+from scaling.files import write_json
 from scaling.parallel import distributed, sharding
 from scaling.processes import Stopped, stop_signals
 from scaling.progress import Progress, say
 from scaling.run import build, optimizer, state
 from scaling.run.checkpoint import Checkpoints, Misfit
 from scaling.run.cost import run_cost
-from scaling.run.folder import RunFolder, read_events
+from scaling.run.folder import RunFolder, read_description, read_events, read_status
 from scaling.run.helpers import RunHelpers
 from scaling.run.options import Config
 from scaling.training import config, resuming
@@ -98,13 +99,17 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
         raise UserError(f"objective.name={cfg.objective.name!r}: has no loss to train by; name another")
     with RunFolder(workdir, writer=jax.process_index() == 0) as folder, Stop() as stop:
         resuming.require_imported(folder.path)
-        cfg = resuming.apply_imported(folder.path, cfg)
-        resuming.require_same_config(folder.path, cfg)
         saved = folder.saved()
+        if saved is not None:  # else nothing is lost if the run is another one
+            cfg = resuming.apply_imported(folder.path, cfg)
+            resuming.require_same_config(folder.path, cfg)
         try:
             run = build.build(cfg)
-            resuming.require_same_tokens(folder.path, run)
-            fingerprint = resuming.require_same_data(folder.path, cfg)
+            require_images(cfg.data, cfg.data.train_split, run.image_shape, "data.train_split")
+            fingerprint = fingerprints.fingerprint(cfg.data)
+            if saved is not None:
+                resuming.require_same_tokens(folder.path, run)
+                resuming.require_same_data(folder.path, cfg, fingerprint)
             run.batch_sharding()  # raises for a batch that the mesh does not divide
             optimizer.check_rules(cfg.optimizer, run.variable_shapes["params"])
             made = check_all(run)
@@ -126,7 +131,7 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
 def _train_needed(made: Mapping[str, Evaluator]) -> None:
     """Trains the classifiers that the evaluators measure with, unless they are trained."""
     for source, folder in (need for evaluator in made.values() for need in evaluator.needs()):
-        if (read_json(Path(folder) / "status.json") or {}).get("status") != "done":
+        if (read_status(folder) or {}).get("status") != "done":
             train(config.load(source), folder)
 
 
@@ -140,7 +145,8 @@ def write_config(
     """Writes `config.json`: the config, versions, costs, data, helpers, and what was `imported`."""
     if not folder.writer:
         return
-    imported = imported or (read_json(folder.path / "config.json") or {}).get("imported")
+    if imported is None and folder.saved() is not None:
+        imported = (read_description(folder.path) or {}).get("imported")
     model = run.model
     fields = {field.name for field in dataclasses.fields(model)}
     sizes = [name for name in ("depth", "width", "heads", "patch") if name in fields]
@@ -185,7 +191,7 @@ def _fit(
         TensorBoard(folder.path / "tensorboard") if main else contextlib.nullcontext() as board,
     ):
         restored = checkpoints.restore(state.abstract(run), saved)
-        helpers = RunHelpers(run, folder.path)
+        helpers = RunHelpers(run, None if saved is None else folder.path)
         measured = {name: evaluator for name, evaluator in made.items() if evaluator.in_training}
         measures = prepare_all(measured, run, folder.path, helpers, stop.check, board)
         write_config(folder, run, helpers=helpers, fingerprint=fingerprint)
@@ -233,13 +239,13 @@ class _Loop:
         self.save_due = run.due(cfg.checkpoint.every, "checkpoint.every")
         # Processes read the file at different times, so only events up to the restored step count.
         events = [e for e in read_events(folder.path) if e["event"] == "evaluate" and e["step"] <= start]
-        self.evaluated = {(e["step"], e["evaluator"]) for e in events}
+        self.evaluated = {(e["step"], e.get("evaluator")) for e in events}
         self.saving: int | None = None  # the step whose checkpoint is being written
         self.waited = 0.0  # seconds spent waiting for batches since the last line of metrics
         self.in_steps = 0.0  # seconds spent in steps since then: all but evaluation, saves and compilation
         self.steps_timed = 0  # steps in that time
         self.mark = time.perf_counter()  # the moment up to which time is accounted for
-        self.last: dict[str, float] = {k: v for e in events for k, v in e["values"].items()}
+        self.last: dict[str, float] = {k: v for e in events for k, v in e.get("values", {}).items()}
 
     def train(self, current: state.State, start: int) -> None:
         run, total = self.run, self.run.steps

@@ -1,6 +1,7 @@
 """Checks that a run folder holds what the command asks for, without which a run is not resumed."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +9,21 @@ from scaling import data
 from scaling.data import fingerprints
 from scaling.errors import UserError
 from scaling.evaluators.base import require_tokenizer
-from scaling.files import read_json
 from scaling.overrides import flat, tupled
 from scaling.run import build
 from scaling.run import config as run_config
+from scaling.run.folder import MAY_DIFFER, read_description, read_status
 from scaling.run.options import Config
 from scaling.validation import parse_dataclass
 
-# Keys that may differ when a run is resumed: they change what is measured or where, not what is learned.
-MAY_DIFFER = (
-    "mesh.", "evaluators.", "sampling.", "checkpoint.", "train.log_every", "data.threads", "data.workers",
-    "data.prefetch", "model.remat", "model.unroll",
-)  # fmt: skip
 IMPORTING = "importing"  # status of a folder until the import is complete
 
 
 def apply_imported(path: Path, cfg: Config) -> Config:
     """Returns the config with the values that an imported checkpoint set (`convert.transfer`)."""
-    description = read_json(path / "config.json") or {}
+    description = read_description(path) or {}
     values, changes = flat(cfg.raw), {}
-    for key, (before, after) in description.get("imported", {}).get("set", {}).items():
+    for key, (before, after) in (description.get("imported") or {}).get("set", {}).items():
         if values.get(key) == tupled(before):
             changes[key] = after
     return run_config.changed(cfg, changes) if changes else cfg
@@ -39,7 +35,7 @@ def require_same_config(path: Path, cfg: Config) -> None:
     Raises:
         UserError: if it does.
     """
-    description = read_json(path / "config.json")
+    description = read_description(path)
     if description is None:
         return
     old, new = flat(run_config.stored(description)), flat(cfg.raw)
@@ -62,26 +58,24 @@ def require_same_tokens(path: Path, run: build.Run) -> None:
     Raises:
         UserError: if the tokenizer is another one.
     """
-    info = (read_json(path / "config.json") or {}).get("data") or {}
+    info = (read_description(path) or {}).get("data") or {}
     if info.get("text") and run.info.text is not None:
         text = parse_dataclass(data.TextInfo, info["text"], "data.text")
         require_tokenizer(dataclasses.replace(run, info=dataclasses.replace(run.info, text=text)))
 
 
-def require_same_data(path: Path, cfg: Config) -> dict[str, Any]:
-    """Checks that the training data are those that the folder's run began with; returns their fingerprint.
+def require_same_data(path: Path, cfg: Config, fingerprint: Mapping[str, Any]) -> None:
+    """Checks that the training data, of this `fingerprint`, are those that the folder's run began with.
 
     Raises:
-        UserError: if they are others, or cannot be read.
+        UserError: if they are others.
     """
-    current = fingerprints.fingerprint(cfg.data)
-    before = (read_json(path / "config.json") or {}).get("fingerprint")
-    if before and (difference := fingerprints.difference(before, current)):
+    before = (read_description(path) or {}).get("fingerprint")
+    if before and (difference := fingerprints.difference(before, fingerprint)):
         raise UserError(
             f"data: {cfg.data.name} {difference}, as the run in {path} had it; put its data back, or choose "
             "another folder"
         )
-    return current
 
 
 def require_imported(path: Path) -> None:
@@ -90,5 +84,5 @@ def require_imported(path: Path) -> None:
     Raises:
         UserError: if it does.
     """
-    if (read_json(path / "status.json") or {}).get("status") == IMPORTING:
+    if (read_status(path) or {}).get("status") == IMPORTING:
         raise UserError(f"workdir={path}: its import was not finished; give the same `scaling import` again")

@@ -6,11 +6,10 @@ from pathlib import Path
 import jax
 
 from scaling.errors import UserError
-from scaling.files import read_json
 from scaling.progress import say
 from scaling.run import build, restore
 from scaling.run.evaluation_log import EvaluationLog
-from scaling.run.folder import steps_in
+from scaling.run.folder import read_status, steps_in
 from scaling.run.helpers import RunHelpers
 from scaling.training.evaluate import check_all, prepare_all
 
@@ -38,9 +37,9 @@ def watch(folder: Path, poll_seconds: float = POLL_SECONDS) -> None:
         )
     measures = prepare_all(left, run, folder, RunHelpers(run, folder))
     with EvaluationLog(folder) as log:
-        measured = {(event["step"], event["evaluator"]) for event in log.events()}
+        measured = {(event["step"], event.get("evaluator")) for event in log.events()}
         while True:
-            status = read_json(folder / "status.json") or {}  # before the steps are listed
+            status = read_status(folder) or {}  # before the steps are listed
             steps = [
                 step
                 for step in steps_in(folder / "checkpoints")

@@ -107,6 +107,6 @@ def test_its_function_takes_any_batch(imported: Path, tmp_path: Path) -> None:
     x = rng.standard_normal((3, 12, 12, 3)).astype(np.float32)
     text = rng.integers(0, 30, (3, 9)).astype(np.int32)
     out, trained = function.call(x, text), restore.restore_run(imported)
-    expected = trained.run.model.apply({"params": trained.weights["params"]}, x, text)
+    expected = jax.jit(trained.run.model.apply)({"params": trained.weights["params"]}, x, text)
     for name in ("image", "text", "scale"):
         np.testing.assert_allclose(out[name], getattr(expected, name), rtol=1e-5, atol=1e-6)

@@ -238,7 +238,8 @@ def test_long_captions_are_cut_or_refused() -> None:
     strict = tokenizer(Text(max_length=8, overflow="fail"), lambda: CAPTIONS)
     strict(["a red fox"])
     with pytest.raises(
-        UserError, match=r"^max_length=8: 'red fox .*' has 42 tokens; raise it, or give overflow='cut'$"
+        UserError,
+        match=r"^data.text.max_length=8: 'red fox .*' has 42 tokens; raise it, or give overflow='cut'$",
     ):
         strict([long])
 

@@ -1,5 +1,6 @@
 """Right and wrong captions of a split: the same for every batch size, and counted once."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,19 @@ def weights(run: build.Run) -> Any:
     fresh = state.eval_weights(state.init(run))
     leaves, tree = jax.tree.flatten(fresh["params"])
     rng = np.random.default_rng(0)
-    noisy = [x + 0.3 * jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in leaves]
-    return {**fresh, "params": jax.tree.unflatten(tree, noisy)}
+    noisy = [np.asarray(x + 0.3 * rng.standard_normal(x.shape), np.float32) for x in map(np.asarray, leaves)]
+    shardings = jax.tree.map(lambda x: x.sharding, fresh["params"])
+    return {**fresh, "params": jax.device_put(jax.tree.unflatten(tree, noisy), shardings)}
+
+
+@functools.cache
+def apply(run: build.Run) -> Any:
+    return jax.jit(run.model.apply)
 
 
 def forward(run: build.Run, weights: Any, images: np.ndarray, tokens: dict[str, np.ndarray]) -> Any:
     x = jnp.asarray(images, jnp.float32) / 127.5 - 1
-    out = jax.jit(run.model.apply)({"params": weights["params"]}, x, *(tokens[name] for name in TOKENS))
+    out = apply(run)({"params": weights["params"]}, x, *(tokens[name] for name in TOKENS))
     return {name: np.asarray(value) for name, value in out.items()}
 
 

@@ -1,5 +1,6 @@
 """Retrieval and zero-shot accuracy against plain forms of both, exact for any batch."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,22 @@ def run() -> build.Run:
 @pytest.fixture(scope="module")
 def weights(run: build.Run) -> dict[str, Any]:
     """Those of a fresh model, with larger towers, so that embeddings differ."""
-    params = jax.tree.map(lambda x: 3.0 * x, state.init(run).params)
-    return {"params": params, "collections": {}}
+    return {"params": larger(run), "collections": {}}
+
+
+def larger(run: build.Run) -> Any:
+    return jax.jit(lambda params: jax.tree.map(lambda x: 3.0 * x, params))(state.init(run).params)
+
+
+@functools.cache
+def forward(run: build.Run) -> Any:
+    return jax.jit(run.model.apply)
 
 
 def embedded(run: build.Run, weights: Any, image: np.ndarray, captions: list[str]) -> Any:
     x = jnp.asarray(image, jnp.float32) / 127.5 - 1.0
     text = jnp.asarray(data.tokenizer_of(run.config.data)(captions)["text"])
-    image, text, *_ = jax.jit(run.model.apply)({"params": weights["params"]}, x, text)
+    image, text, *_ = forward(run)({"params": weights["params"]}, x, text)
     return np.asarray(image), np.asarray(text)
 
 
@@ -70,7 +79,7 @@ def test_all_captions_of_an_image_count(tmp_path: Path) -> None:
     own = {"data.name": "pairs", "data.data_dir": str(tmp_path), "data.eval_transforms": ("center_crop(1)",)}
     crops = {"data.train_transforms": ("center_crop(1)",), "data.text.vocab_size": 600}
     run = build.build(config.load(str(ROOT / "configs/openmoji_clip.py:ViT-F/8"), TINY | own | crops))
-    params = jax.tree.map(lambda x: 3.0 * x, state.init(run).params)
+    params = larger(run)
     found = measured(Retrieval(batch_size=8), "val", run, {"params": params, "collections": {}})
     source: Any = data.open_source(run.config.data, "test")
     several = source.source.captions(np.arange(16))

@@ -50,6 +50,7 @@ def _batch(size: int = 16, classes: int = 10) -> dict[str, jax.Array]:
     }
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def _loss(
     task: Classification, batch: dict[str, jax.Array], train: bool = True, rng: jax.Array = KEY
 ) -> Loss:
@@ -58,9 +59,14 @@ def _loss(
 
 
 def _logits(batch: dict[str, jax.Array], image: np.ndarray | None = None) -> np.ndarray:
-    params = Classification(Linear()).init(jax.random.key(0), batch)["params"]
     x = np.asarray(batch["image"], np.float32) / 127.5 - 1.0 if image is None else image
-    return np.asarray(Linear().apply({"params": params}, jnp.asarray(x, jnp.float32)))
+    return np.asarray(_apply(batch, jnp.asarray(x, jnp.float32)))
+
+
+@jax.jit
+def _apply(batch: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    params = Classification(Linear()).init(jax.random.key(0), batch)["params"]
+    return Linear().apply({"params": params}, x)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

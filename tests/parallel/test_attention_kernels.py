@@ -42,7 +42,7 @@ def gradients(scale: float | None, *given: jax.Array) -> Any:
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return (weights * attention.dot_product_attention(q, k, v, scale=scale)).sum()
 
-    return jax.value_and_grad(loss, argnums=(0, 1, 2))(*qkv)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*qkv)
 
 
 def assert_close(found: Any, expected: Any) -> None:

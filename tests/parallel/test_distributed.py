@@ -33,17 +33,18 @@ def as_slurm(count: int) -> list[dict[str, str]]:
     return [{**step, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(count)]
 
 
-def begun(start: Callable[..., Any], words: list[str], processes: int, devices: int) -> list[Any]:
-    """The command in that many processes of so many devices each; each has its place for "MINE"."""
+# Several verbs in one process, which is imported and joined once.
+VERBS = "import json, sys; from scaling.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+
+
+def run(start: Callable[..., Any], *verbs: list[str], processes: int, devices: int) -> list[str]:
+    """What each of so many processes said, each of so many devices and with its place for "MINE"."""
     there = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(processes)}
-    env = [{**there, "JAX_PROCESS_ID": str(i)} if processes > 1 else {} for i in range(processes)]
-    of = [[word.replace("MINE", str(i)) for word in words] for i in range(processes)]
-    return [start(*mine, devices=devices, env=e) for mine, e in zip(of, env, strict=True)]
-
-
-def run(start: Callable[..., Any], words: list[str], processes: int, devices: int) -> list[str]:
-    """What each said, once all are done."""
-    running = begun(start, words, processes, devices)
+    running = []
+    for i in range(processes):
+        env = {**there, "JAX_PROCESS_ID": str(i)} if processes > 1 else {}
+        words = json.dumps(verbs).replace("MINE", str(i))
+        running.append(start(words, devices=devices, env=env, program=("-c", VERBS)))
     said = [process.communicate(timeout=300)[0] for process in running]
     assert all(process.returncode == 0 for process in running), said
     return said
@@ -64,16 +65,15 @@ def test_two_processes_of_four_devices_are_one_process_of_one_device(
 ) -> None:
     """Losses, evaluation and checkpoints: begun on 2 x 4 devices, resumed on one, against one throughout."""
     words = ["train", f"--config={tiny['vit']}", "--config.evaluators.val.batch_size=64", *WIDE]
-    run(start, [*words, f"--workdir={tmp_path / 'one'}"], processes=1, devices=1)
-    two = [*words, f"--workdir={tmp_path / 'two'}"]
-    said = run(start, [*two, "--config.train.duration=4 steps", "--config.mesh.fsdp=4"], 2, devices=4)
+    one, two = ([*words, f"--workdir={tmp_path / name}"] for name in ("one", "two"))
+    half = [*two, "--config.train.duration=4 steps", "--config.mesh.fsdp=4"]
+    said = run(start, half, ["evaluate", str(tmp_path / "two"), "--json"], processes=2, devices=4)
     assert "step 4/4" in said[0] and "step" not in said[1]  # who is first speaks, alone
     assert {e["step"] for e in read_events(tmp_path / "two")} == {1, 2, 3, 4}
-    shown = run(start, ["evaluate", str(tmp_path / "two"), "--json"], 2, devices=4)
-    values = json.loads(shown[0].splitlines()[-1])
+    values = json.loads(said[0].splitlines()[-1])
     evaluated = {k: v for e in read_events(tmp_path / "two") for k, v in e["values"].items() if k in values}
-    assert len(evaluated) > 1 and values == pytest.approx(evaluated, rel=1e-4) and "{" not in shown[1]
-    run(start, two, processes=1, devices=1)
+    assert len(evaluated) > 1 and values == pytest.approx(evaluated, rel=1e-4) and "{" not in said[1]
+    run(start, one, two, processes=1, devices=1)
     same_values(tmp_path / "one", tmp_path / "two")
 
 
@@ -90,7 +90,12 @@ def test_a_run_goes_on_over_other_processes_and_meshes(
     for i, (processes, devices, mesh) in enumerate(stages):
         flags = [f"--config.mesh.{part}" for part in mesh.split()]
         length = f"--config.train.duration={(2, 4, 6, 7, 8)[i]} steps"
-        run(start, [*words, *flags, length, f"--workdir={tmp_path / 'many'}"], processes, devices)
+        run(
+            start,
+            [*words, *flags, length, f"--workdir={tmp_path / 'many'}"],
+            processes=processes,
+            devices=devices,
+        )
     same_values(tmp_path / "one", tmp_path / "many")
 
 
@@ -128,7 +133,7 @@ def test_two_processes_sample_what_one_does(tmp_path: Path, tiny: Tiny, start: C
     """With the weights cut over both, which neither could have alone."""
     run_of, mesh = tmp_path / "run", ["--config.mesh.fsdp=8", "--config.mesh.data=1"]
     words = ["train", f"--config={tiny['dit']}", "--config.train.duration=4 steps", *WIDE, *mesh]
-    run(start, [*words, f"--workdir={run_of}"], 2, devices=4)
+    run(start, [*words, f"--workdir={run_of}"], processes=2, devices=4)
     images = []
     for processes, devices in ((1, 8), (2, 4), (1, 3)):  # which do not divide the training's batch, too
         words = ["sample", str(run_of), f"--out={tmp_path}/{devices}.MINE.png"]
@@ -138,7 +143,7 @@ def test_two_processes_sample_what_one_does(tmp_path: Path, tiny: Tiny, start: C
             "--batch-size=24",
             "--guidance-scale=2",
         ]
-        run(start, words, processes, devices)
+        run(start, words, processes=processes, devices=devices)
         images.append(np.load(tmp_path / f"{devices}.0.npz")["images"].astype(int))
     assert (tmp_path / "4.0.png").stat().st_size > 500 and not list(tmp_path.glob("4.1.*"))
     assert images[0].shape == (30, 8, 8, 1) and np.ptp(images[0]) > 50

@@ -107,8 +107,8 @@ def single() -> dict[str, Any]:
 
 
 # On the mesh that has all three axes one family of each kind, and what no axis divides; the rest is slow.
-KINDS = ("dit", "vit", "resnet", "clip", "three heads", "long video")
-FAST = [*((family, ALL) for family in KINDS), ("dit", "fsdp=8")]
+KINDS = ("dit", "vit", "resnet", "clip", "three heads")
+FAST = [(family, ALL) for family in KINDS]
 REST = [(family, mesh) for family in FAMILIES for mesh in MESHES if (family, mesh) not in FAST]
 
 
@@ -159,7 +159,7 @@ def test_no_device_ever_holds_a_whole_array(mesh: str, tmp_path: Path) -> None:
             assert all(s.data.size * ways == x.size for s in x.addressable_shards)
 
 
-DRAWN = [("dit", "fsdp=8"), ("dit", ALL)]
+DRAWN = [("dit", ALL)]
 OTHERS = [(family, mesh) for family in ("dit", "unet") for mesh in MESHES if (family, mesh) not in DRAWN]
 
 

@@ -129,7 +129,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     monkeypatch.setattr(local, "WORKER", WORKER)
     monkeypatch.setattr(launch, "write_report", lambda root: None)
     monkeypatch.setattr(launch, "load_config", load_dict)
-    monkeypatch.setattr(launch, "check_evaluators", lambda source, flags: None)
+    monkeypatch.setattr(launch, "check_evaluators", lambda source, flags: ("fd", "other"))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
 
     def write(seeds: list[int], metric: str = "fd", sweep: str = "") -> Path:

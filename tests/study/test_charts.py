@@ -199,7 +199,8 @@ def test_the_pages_specification_only_widens_the_stills(
     folder: results.StudyFolder, fitted: dict[str, Any]
 ) -> None:
     for name, chart in charts.build(folder, fitted).items():
-        still, page = charts.styled(chart).to_dict(), charts.page_spec(chart)
+        still = charts.specification(chart)
+        page = charts.page_spec(still)
         if name != "slices":
             assert (page.pop("width"), page.pop("autosize")["type"]) == ("container", "fit-x")
             assert still.pop("width") == charts.WIDTH
@@ -208,9 +209,10 @@ def test_the_pages_specification_only_widens_the_stills(
 
 def test_stills_are_sharp_and_legible(folder: results.StudyFolder, fitted: dict[str, Any]) -> None:
     chart = charts.build(folder, fitted)["metric_gmacs"]
-    pixels = np.asarray(Image.open(BytesIO(charts.png(chart))))
+    drawn = charts.svg(charts.specification(chart))
+    pixels = np.asarray(Image.open(BytesIO(charts.png(drawn))))
     assert pixels.shape[0] > 700 and pixels.shape[1] > 1200 and pixels.std() > 5
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", charts.svg(chart))
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
     for text in (
         charts.GMACS,
         METRIC_AXIS,

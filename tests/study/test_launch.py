@@ -264,6 +264,7 @@ from tests.support.sweeps import WORKER, load_dict
 from scaling.study import launch
 from scaling.study.launchers import local
 local.WORKER, launch.load_config, launch.write_report = WORKER, load_dict, print
+launch.check_evaluators = lambda source, flags: ("fd",)
 sys.exit(launch.sweep({study!r}, {root!r}, workers={workers}))
 """
 

@@ -97,7 +97,7 @@ def test_runs_tell_how_they_are(make_study: Callable[..., Path], tmp_path: Path)
 def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no study\.json"):
         results.load(tmp_path)
-    (tmp_path / "study.json").write_text('{"runs": {}}')
+    (tmp_path / "study.json").write_text('{"name": "s", "metric": "fd", "lower_is_better": true, "runs": {}}')
     with pytest.raises(UserError, match=r"neither runs nor results\.csv"):
         results.load(tmp_path)
 

@@ -70,7 +70,7 @@ def train(arguments: list[str]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         line = {"step": step, "examples": step, "wall": step}
         trained = {**line, "event": "train", "values": {}, "in_steps": SECONDS}
-        measured = {**line, "event": "evaluate", "values": {"fd": 10.0 / step}}
+        measured = {**line, "event": "evaluate", "evaluator": "fd", "values": {"fd": 10.0 / step}}
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(f"{json.dumps(trained)}\n{json.dumps(measured)}\n")
     write("done")

@@ -13,4 +13,6 @@ def prepared(evaluator: Evaluator, name: str, run: Run, folder: Path = Path()) -
 
 
 def measured(evaluator: Evaluator, name: str, run: Run, weights: Any) -> dict[str, float]:
-    return prepared(evaluator, name, run)({"collections": {}, **weights}, 0)
+    values = prepared(evaluator, name, run)({"collections": {}, **weights}, 0)
+    assert sorted(values) == sorted(evaluator.metrics(name, run))  # a study's metric is checked by them
+    return values

@@ -91,8 +91,9 @@ def check_null_label(model: nn.Module, variables: Any, **inputs: Any) -> None:
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Leaves by their path: "blocks/mlp/up/kernel"."""
-    return flax.traverse_util.flatten_dict(tree, sep="/")
+    """Leaves by their path: "blocks/mlp/up/kernel"; arrays are NumPy's, whose sums need no compilation."""
+    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    return {name: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf for name, leaf in flat.items()}
 
 
 def block_kernels(depth: int, width: int, heads: int, prefix: str = "blocks") -> Sizes:

@@ -43,7 +43,8 @@ def test_another_seed_and_rate_trace_nothing_anew(
     assert traces == []
     first, second = (read_events(tmp_path / run)[-1]["values"] for run in ("first", "second"))
     assert first.keys() == second.keys() and first != second
-    loop.train(config.load(tiny[name], ["train.duration=9 steps"]), tmp_path / "longer")
+    longer = build.build(config.load(tiny[name], ["train.duration=9 steps"]))
+    state.make_step(longer).trace(state.abstract(longer), longer.batch(16), state.traced_hparams(longer))
     assert any("step" in traced for traced in traces)
 
 

@@ -25,16 +25,19 @@ A = [*SMALL, "model.depth=1", "evaluators.val.every=4 steps", "data.video.frames
 Read = Callable[[Path, Config], Any]
 
 
+def write_run(run: build.Run, folder: Path) -> None:
+    """A folder as training leaves it, with weights that are not those of a start."""
+    rng = np.random.default_rng(0)
+    shapes = state.abstract(run).params
+    random = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
+    create_run_from_weights(run, {"params": random}, folder, "a test")
+
+
 @pytest.fixture(scope="module")
 def image_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ViT's folder as training leaves it, with weights that are not those of a start."""
     folder = tmp_path_factory.mktemp("start") / "vit"
     overrides = ["data.batch_size=16", "model.depth=1", "model.pool=token", "optimizer.ema_decays=(0.5,)"]
-    run = build.build(config.load(VIT, overrides))
-    shapes = state.abstract(run)
-    rng = np.random.default_rng(0)
-    random = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes.params)
-    create_run_from_weights(run, {"params": random}, folder, "a test")
+    write_run(build.build(config.load(VIT, overrides)), folder)
     return folder
 
 
@@ -136,9 +139,7 @@ def test_only_what_a_pattern_finds_is_taken(image_run: Path) -> None:
 
 def test_position_tables_are_resized(tmp_path: Path) -> None:
     folder, cfg = tmp_path / "video", video("joint", None)
-    create_run_from_weights(
-        build.build(cfg), {"params": as_numpy(state.init(build.build(cfg)).params)}, folder, "a test"
-    )
+    write_run(build.build(cfg), folder)
     longer = build.build(video("joint", folder, "data.video.frames=8"))
     begun, *_ = warm_start.initial_state(longer)
     old = restore.restore_run(folder)
@@ -184,9 +185,7 @@ def test_no_such_run(tmp_path: Path) -> None:
 
 def test_a_video_model_does_not_start_from_another_video_family(tmp_path: Path) -> None:
     folder, cfg = tmp_path / "video", video("joint", None)
-    create_run_from_weights(
-        build.build(cfg), {"params": as_numpy(state.init(build.build(cfg)).params)}, folder, "a test"
-    )
+    write_run(build.build(cfg), folder)
     with pytest.raises(
         UserError,
         match=r"is a run of vivit, which timesformer cannot .* of timesformer or vit",
@@ -198,7 +197,7 @@ def test_weights_that_were_imported_to_be_used_start_a_run(tmp_path: Path) -> No
     folder = tmp_path / "imported"
     overrides = ["model.depth=1", "model.num_classes=21"]
     run = build.build(config.load(str(ROOT / "configs/pretrained.py:vit/A/14"), overrides))
-    create_run_from_weights(run, {"params": as_numpy(state.init(run).params)}, folder, "a test")
+    write_run(run, folder)
     begun, _, said = warm_start.initial_state(build.build(video("joint", folder)))
     weights = restore.restore_run(folder).weights["params"]
     np.testing.assert_array_equal(begun.params["norm"]["scale"], weights["norm"]["scale"])

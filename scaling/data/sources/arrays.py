@@ -4,9 +4,12 @@ import functools
 import gzip
 import importlib.util
 import logging
+import math
+import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -14,6 +17,8 @@ from scaling.data.sources.base import ArraySource
 from scaling.errors import UserError
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's dataset-fashion-mnist puts its files
+LARGEST_LABEL = 2**20  # of images: no model has a head for more classes
+MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes of this machine
 log = logging.getLogger(__name__)
 
 
@@ -89,22 +94,16 @@ def npz(path: Path, split: str) -> ArraySource:
 
 @functools.cache
 def _npz(path: Path) -> dict[str, ArraySource]:
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise UserError(f"data_dir={str(path)!r}: no such file; give one made by numpy.savez") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
-        raise UserError(f"data_dir={str(path)!r}: is not a whole npz file of arrays ({e})") from None
+    arrays, notices = _read_npz(path)
     splits = sorted(name.removesuffix("_images") for name in arrays if name.endswith("_images"))
     if "train" not in splits:
         raise UserError(
-            f"data_dir={str(path)!r}: needs train_images; it has {', '.join(arrays) or 'nothing'}"
+            f"data.data_dir={str(path)!r}: needs train_images; it has {', '.join(arrays) or 'nothing'}"
         )
     for split in splits:
         _check_arrays(path, split, arrays[f"{split}_images"], arrays.get(f"{split}_labels", np.zeros(0)))
     labels = {split: arrays[f"{split}_labels"] for split in splits}
-    notices = _notices(labels)
+    notices += _notices(labels)
     unread = sorted(arrays.keys() - {f"{split}_{kind}" for split in splits for kind in ("images", "labels")})
     if unread:
         notices.append(f"not read: {', '.join(unread)}, which are no SPLIT_images and SPLIT_labels")
@@ -115,6 +114,63 @@ def _npz(path: Path) -> dict[str, ArraySource]:
         split: ArraySource(path.stem, classes, arrays[f"{split}_images"], labels[split].astype(np.int32))
         for split in splits
     }
+
+
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the arrays of an npz file by their names, and a note of members that are none.
+
+    Headers are read first, since a small file may claim to hold more than there is memory.
+
+    Raises:
+        UserError: if the file cannot be read, is damaged, or its arrays hold Python objects or are too large.
+    """
+    key = f"data.data_dir={str(path)!r}"
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = [member for member in file.infolist() if member.filename.endswith(".npy")]
+            total = sum(_array_bytes(file, member) for member in members)
+            if total > MEMORY:
+                raise UserError(f"{key}: its arrays are {total / 2**30:.3g} GiB, more than there is memory")
+            arrays = {}
+            for member in members:
+                with file.open(member) as opened:
+                    arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(opened)
+            others = [member.filename for member in file.infolist() if member not in members]
+    except FileNotFoundError:
+        raise UserError(f"{key}: no such file; give one made by numpy.savez") from None
+    except UserError:
+        raise
+    except Exception as e:  # zipfile, its decompressors and NumPy's parser fail in many ways
+        reason = str(e).partition("\n")[0] or type(e).__name__
+        raise UserError(f"{key}: is not a whole npz file of arrays ({reason})") from None
+    return arrays, [f"not read: {', '.join(others)}, which are no arrays"] if others else []
+
+
+def _array_bytes(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Returns the bytes of a member's array, as its header claims and the archive's index confirms.
+
+    Raises:
+        ValueError: if the two differ, or the array holds Python objects.
+    """
+    with file.open(member) as opened:
+        version = np.lib.format.read_magic(opened)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"{member.filename} is of version {version}")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2
+        shape, _, dtype = read(opened)
+        begin = opened.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds Python objects; save it as numbers")
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or begin + size != member.file_size:
+        raise ValueError(f"{member.filename} has {member.file_size} bytes, and its header {size} of an array")
+    return size
+
+
+def _read_header_2(opened: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Reads the header of an array of version 2, or of version 3, whose names of fields are in UTF-8."""
+    header: tuple[tuple[int, ...], bool, np.dtype[Any]] = np.lib.format.read_array_header_2_0(opened)
+    return header
 
 
 def _check_arrays(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -133,8 +189,14 @@ def _check_arrays(path: Path, split: str, images: np.ndarray, labels: np.ndarray
             f"{path}: {split}_images: is {images.shape}, channels first [N, C, H, W]; must be [N, H, W, C]: "
             "save images.transpose(0, 2, 3, 1)"
         )
+    if 0 in images.shape[1:]:
+        raise UserError(f"{path}: {split}_images: is {images.shape}: images without pixels")
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         raise UserError(f"{path}: {split}_labels: must be {len(images)} whole numbers from 0, one an image")
+    if labels.max(initial=0) > LARGEST_LABEL:
+        raise UserError(
+            f"{path}: {split}_labels: has {labels.max()}, and classes count from 0; number them without gaps"
+        )
 
 
 def _notices(labels: dict[str, np.ndarray]) -> list[str]:
@@ -184,7 +246,9 @@ def _fashion_mnist(folder: Path, prefix: str) -> ArraySource:
     images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)  # [N, 28, 28]
     labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)  # [N]
     if len(images) != len(labels):
-        raise UserError(f"data_dir={str(folder)!r}: {len(images)} images but {len(labels)} labels ({prefix})")
+        raise UserError(
+            f"data.data_dir={str(folder)!r}: {len(images)} images but {len(labels)} labels ({prefix})"
+        )
     return ArraySource("fashion_mnist", 10, images[..., None], labels.astype(np.int32))
 
 
@@ -195,7 +259,7 @@ def _read_idx(path: Path, rank: int) -> np.ndarray:
         raw = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"data_dir={str(path.parent)!r}: {path.name} is not there; install Debian's "
+            f"data.data_dir={str(path.parent)!r}: {path.name} is not there; install Debian's "
             "dataset-fashion-mnist or give the folder of the idx files"
         ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile):

@@ -43,6 +43,10 @@ class Split:
     examples: int
     shards: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.shards <= self.examples:
+            raise UserError(f"shards={self.shards}: must be from 0 to the {self.examples} examples")
+
     @classmethod
     def of(cls, examples: int) -> "Split":
         """Returns the split of so many examples; its shards do not depend on the number of hosts."""
@@ -65,6 +69,14 @@ class Encoding:
     run: str  # folder of the autoencoder's run
     weights: str  # digest of the autoencoder's weights
     data: dict[str, Any]  # the `data` section that the images were read with
+
+    def __post_init__(self) -> None:
+        if self.views not in (1, 2):
+            raise UserError(f"views={self.views}: must be 1 or 2")
+        if len(self.shape) not in (3, 4) or min(self.shape) < 1:
+            raise UserError(f"shape={self.shape}: must be [h, w, Z] or [T, h, w, Z], each at least 1")
+        if self.num_classes < 0:
+            raise UserError(f"num_classes={self.num_classes}: must be at least 0")
 
     @property
     def layout(self) -> np.dtype[Any]:
@@ -90,14 +102,15 @@ def read(folder: Path) -> Latents:
         UserError: if the folder does not exist, or is incomplete.
     """
     manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict):
-        raise UserError(f"data_dir={str(folder)!r}: has no whole {MANIFEST}; `scaling encode` makes one")
+    if manifest is None:
+        raise UserError(f"data.data_dir={str(folder)!r}: has no whole {MANIFEST}; `scaling encode` makes one")
     return parse_dataclass(Latents, in_current_keys(manifest), str(folder / MANIFEST))
 
 
 def in_current_keys(description: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an encoding's description whose `data` section has today's keys."""
-    return {**description, **renamed({"data": description.get("data", {})})}
+    section = description.get("data", {})
+    return {**description, **renamed({"data": section})} if isinstance(section, Mapping) else {**description}
 
 
 class ShardWriter:
@@ -188,12 +201,15 @@ class LatentSource:
         self.latents, self.name, self.num_classes = latents, latents.name, latents.num_classes
         self.image_shape = latents.shape
         self.examples = latents.splits[split].examples
-        spans = [latents.splits[split].span(i) for i in range(latents.splits[split].shards)]
-        self.starts = np.array([span.start for span in spans])
-        self.paths = [latents.path(folder, split, i) for i in range(len(spans))]
-        for path, span in zip(self.paths, spans, strict=True):
-            require_whole(path, len(span))
-        self._readers: list[Any] = [None] * len(spans)
+        starts: list[int] = []
+        self.paths: list[Path] = []
+        for shard in range(latents.splits[split].shards):
+            span = latents.splits[split].span(shard)
+            starts.append(span.start)
+            self.paths.append(latents.path(folder, split, shard))
+            require_whole(self.paths[-1], len(span))
+        self.starts = np.array(starts)
+        self._readers: list[Any] = [None] * len(starts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {

@@ -126,7 +126,7 @@ def _open_folder(folder: Path, skip: bool, threads: int) -> FilePairs:
             pairs[key][kind] = part
     say_unread(folder, unread, READ)
     if not pairs:
-        raise UserError(f"data_dir: {folder} has no pairs, such as a.jpg and a.txt, or shards")
+        raise UserError(f"data.data_dir: {folder} has no pairs, such as a.jpg and a.txt, or shards")
     unread_of = _unread_by_pair(unread) if any(len(parts) < 2 for parts in pairs.values()) else {}
     keys = sorted(pairs)
     if skip:
@@ -134,7 +134,7 @@ def _open_folder(folder: Path, skip: bool, threads: int) -> FilePairs:
             keys, lambda key: _check_pair(pairs[key], unread_of.get(key)), f"pairs of {folder}", threads
         )
     if not keys:
-        raise UserError(f"data_dir: of {len(pairs)} pairs of {folder} none can be read")
+        raise UserError(f"data.data_dir: of {len(pairs)} pairs of {folder} none can be read")
     images, texts = zip(*(_image_and_text(pairs[key], unread_of.get(key)) for key in keys), strict=True)
     return FilePairs(folder.parent.name, images, texts)
 

@@ -142,7 +142,10 @@ class TfdsPairs:
 def _decode_captions(value: Any) -> tuple[str, ...]:
     """Returns the captions of a feature's value: one, several, or several with ids (as in coco_captions)."""
     captions = value["text"] if isinstance(value, dict) else [value] if isinstance(value, bytes) else value
-    return tuple(text.decode("utf-8") for text in captions)
+    try:
+        return tuple(text.decode("utf-8") for text in captions)
+    except UnicodeDecodeError as e:
+        raise UserError(f"caption {captions!r}: is not text in UTF-8 ({e.reason})") from None
 
 
 def tfds_set(name: str, folder: str | None, split: str, video: Video) -> TfdsSource | TfdsVideos | TfdsPairs:
@@ -161,7 +164,7 @@ def tfds_set(name: str, folder: str | None, split: str, video: Video) -> TfdsSou
     except (tfds.core.DatasetNotFoundError, ValueError, ModuleNotFoundError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"builder={name!r}: TFDS cannot make it ({reason}){_tensorflow_advice(error)}"
+            f"data.builder={name!r}: TFDS cannot make it ({reason}){_tensorflow_advice(error)}"
         ) from None
     features = builder.info.features
     by_name = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
@@ -176,7 +179,7 @@ def tfds_set(name: str, folder: str | None, split: str, video: Video) -> TfdsSou
     if key is not None:
         return TfdsPairs(builder.name, shape, _records(name, folder, split, builder, pixels), key)
     raise UserError(
-        f"builder={name!r}: needs a set with a feature `label` of known classes, or captions "
+        f"data.builder={name!r}: needs a set with a feature `label` of known classes, or captions "
         f"({', '.join(CAPTIONS)})"
     )
 
@@ -188,7 +191,7 @@ def _records(name: str, folder: str | None, split: str, builder: Any, pixels: st
     except NotImplementedError:  # TFDS raises it for a missing set, and for one stored as tfrecord
         place = f" --data_dir={folder}" if folder else ""
         raise UserError(
-            f"builder={name!r}: no array_record files in {builder.data_dir}; prepare them with "
+            f"data.builder={name!r}: no array_record files in {builder.data_dir}; prepare them with "
             f"`tfds build {name} --file_format=array_record{place}` (needs the package's tf extra)"
         ) from None
     except ValueError as error:
@@ -216,10 +219,12 @@ def _image_shape(name: str, features: dict[str, Any], tfds: Any) -> tuple[int | 
     if isinstance(features.get("video"), tfds.features.Sequence):
         image = features["video"].feature
     if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-        raise UserError(f"builder={name!r}: needs a set with a feature `image` or `video` of uint8 pixels")
+        raise UserError(
+            f"data.builder={name!r}: needs a set with a feature `image` or `video` of uint8 pixels"
+        )
     *sides, channels = image.shape
     if len(sides) != 2 or channels not in MODES:
         raise UserError(
-            f"builder={name!r}: has images of {image.shape}; needs [H, W, C] with C one of 1, 3, 4"
+            f"data.builder={name!r}: has images of {image.shape}; needs [H, W, C] with C one of 1, 3, 4"
         )
     return sides[0], sides[1], channels

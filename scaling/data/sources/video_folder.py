@@ -68,7 +68,7 @@ def video_folder(
     for name in _class_folders(root, split):
         if name not in classes:
             raise UserError(
-                f"data_dir={str(root)!r}: {split}/{name} is no class: {train_split} has no such folder"
+                f"data.data_dir={str(root)!r}: {split}/{name} is no class: {train_split} has no such folder"
             )
     entries = [
         (file, label) for label, name in enumerate(classes) for file in _video_files(root / split / name)
@@ -85,7 +85,7 @@ def video_folder(
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
         raise UserError(
-            f"data_dir={str(root)!r}: {len(empty)} of {len(classes)} classes have no videos in {split}: "
+            f"data.data_dir={str(root)!r}: {len(empty)} of {len(classes)} classes have no videos in {split}: "
             f"{', '.join(empty)}; add some, or remove the folders"
         )
     return VideoFolder(root.resolve().name, tuple(classes), tuple(file for file, _ in entries), labels, video)
