@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scaling import __version__
+from scaling import __version__, streams
 from scaling.errors import UserError
 from scaling.flag_types import amount, count, from_zero, path
 from scaling.overrides import FLAG
+from scaling.processes import Stopped, stop_by_exception
 
 Verb = Callable[[str, Any, str, str], argparse.ArgumentParser]  # adds a verb: name, function, help, example
 OVERRIDES = "--config.KEY=VALUE overrides any key of the config, e.g. --config.optimizer.learning_rate=3e-4"
+
+ANSWERS = ("models", "plan", "evaluate", "report")  # verbs that print what they were asked for
 
 FORMER_FLAGS = {  # former flag -> what it is now
     "--run": "the run's folder without a flag, after the verb",
@@ -23,7 +26,24 @@ FORMER_FLAGS = {  # former flag -> what it is now
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0 done, 1 some runs failed, 2 bad input, 128 + n on signal n."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    streams.secure()
+    try:
+        with stop_by_exception():
+            return _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as e:
+        print(f"error: {' '.join(str(e).split(chr(10)))}", file=sys.stderr)
+        return 2
+    except Stopped as e:
+        print(f"interrupted by {e}", file=sys.stderr)
+        return 128 + e.signum
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs one verb; returns the exit code.
+
+    Raises:
+        UserError: for bad input, or if the verb's answer could not be printed.
+    """
     arguments, overrides = _split(arguments)
     for flag in (argument.partition("=")[0] for argument in arguments):
         if flag in FORMER_FLAGS:
@@ -31,14 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if overrides and "config" not in vars(options):
         _parser().error(f"{FLAG}{overrides[0]}: {options.verb} takes no config")
-    try:
-        return options.run(options, overrides) or 0
-    except UserError as e:
-        print(f"error: {' '.join(str(e).split(chr(10)))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    code: int = options.run(options, overrides) or 0
+    if options.verb in ANSWERS and (reason := streams.lost()):
+        raise UserError(f"stdout: could not be written ({reason}); free space, then run the same command")
+    return code
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

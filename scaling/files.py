@@ -1,8 +1,11 @@
 """Files that are complete or absent: atomic writes, JSON, and locks."""
 
+import contextlib
 import fcntl
+import glob
 import json
 import os
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +24,29 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        temporary.replace(path)
+        _remove_abandoned(path)
+        with temporary.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # as long as it is written
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            temporary.replace(path)
     except OSError as e:
         temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path}: cannot be written ({e.strerror}); free space or choose another folder"
         ) from e
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes the temporary neighbours of processes that were killed while they wrote the file.
+
+    One that was changed a moment ago may be of a process that is about to lock it.
+    """
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - temporary.stat().st_mtime > 1.0:
+                with open_locked(temporary):
+                    temporary.unlink()
 
 
 def open_locked(path: Path) -> IO[str]:

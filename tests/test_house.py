@@ -25,7 +25,7 @@ ROOMS = (
     ("sampling",),
     ("models", "data", "metrics"),
     ("diffusion", "flops", "former_names", "overrides", "preprocessing", "randomness", "validation"),
-    ("files", "flag_types", "python_files"),
+    ("files", "flag_types", "processes", "progress", "python_files", "streams"),
     ("errors",),
 )
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

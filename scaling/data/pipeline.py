@@ -21,6 +21,7 @@ from scaling.data.sources.base import Columns, DeviceTransformed, Source, read_t
 from scaling.data.transforms import EPOCH, transform
 from scaling.data.video import ClipViews, Shuffled
 from scaling.errors import UserError
+from scaling.processes import end_with_parent
 
 if TYPE_CHECKING:  # importing scaling.data stays fast, and the command line's --help needs no jax
     import jax
@@ -150,7 +151,7 @@ def _read_ahead(
         if not flags.FLAGS.is_parsed():  # grain can only hand parsed absl flags to its workers
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=data.prefetch)
-        batches = batches.mp_prefetch(options)
+        batches = batches.mp_prefetch(options, end_with_parent)
     yield from batches  # closing this generator closes grain's, and with it the threads and processes
 
 

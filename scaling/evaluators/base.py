@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -28,6 +28,12 @@ Weights = Mapping[str, Any]  # {"params": ..., "collections": ...}
 Measure = Callable[[Weights, int], dict[str, float]]  # (weights, step) -> {name_metric: value}
 
 
+class Pictures(Protocol):
+    """A place that shows pictures, such as TensorBoard."""
+
+    def write_picture(self, step: int, name: str, picture: np.ndarray) -> None: ...
+
+
 def never_interrupted() -> None:
     """Does nothing: a `CheckInterrupt` where no signal is caught."""
 
@@ -41,6 +47,7 @@ class Context:
     folder: Path  # the run's folder, for pictures
     helpers: RunHelpers
     check_interrupt: CheckInterrupt = never_interrupted
+    pictures: Pictures | None = None  # where training shows them, beside the files
 
     def extras(self, weights: Weights) -> Extras:
         """Returns what a loss may read beside the parameters."""

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import logging
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from scaling.evaluators.base import CheckInterrupt, never_interrupted
 from scaling.files import write_atomic
 from scaling.metrics import frechet
 from scaling.parallel import sharding, tracing
+from scaling.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,10 @@ def _features_of(
     gather = tracing.jit_replicated(network.mesh, lambda x: x)
     size = 256 * network.mesh.size
     batch_sharding = sharding.batch_sharding(network.mesh, size, "batch_size")
-    for batch in data.eval_batches(images, split, size, batch_sharding):
+    batches = data.eval_batches(images, split, size, batch_sharding)
+    count = math.ceil(len(data.open_source(images, split)) / size)
+    show = jax.process_index() == 0
+    for batch in track(batches, f"features of {split}", count, examples=size, show=show):
         check_interrupt()
         yield network(batch["image"]).pooled[np.asarray(gather(batch["mask"])) > 0]
 

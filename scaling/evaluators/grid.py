@@ -8,7 +8,7 @@ import numpy as np
 
 from scaling.evaluators.base import Context, Evaluator, Measure, Weights
 from scaling.evaluators.generate import diffusion_of, make_generator, sampler_of
-from scaling.evaluators.image_grid import write_grid
+from scaling.evaluators.image_grid import first_frames, write_grid
 from scaling.run.build import Run
 from scaling.sampling import Sampling
 
@@ -29,7 +29,7 @@ class Grid(Evaluator):
         return ()
 
     def prepare(self, context: Context) -> Measure:
-        """Returns a function that writes `samples/step_<step>.png` and measures nothing."""
+        """Returns a function that writes `samples/step_<step>.png`, and shows it in TensorBoard."""
         generate = make_generator(context.run, self.sampling, self.batch_size, context.helpers.all())
 
         def write(weights: Weights, step: int) -> dict[str, float]:
@@ -40,6 +40,8 @@ class Grid(Evaluator):
             if jax.process_index() == 0:
                 images = np.concatenate(batches)[: self.samples]
                 write_grid(context.folder / "samples" / f"step_{step:08d}.png", images)
+                if context.pictures is not None:
+                    context.pictures.write_picture(step, context.name, first_frames(images))
             return {}
 
         return write

@@ -24,6 +24,11 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
     return sheet
 
 
+def first_frames(images: np.ndarray) -> np.ndarray:
+    """Arranges images, or the first frames of clips [N, T, H, W, C], in one picture uint8 [H', W', C]."""
+    return grid(images[:, 0] if images.ndim == 5 else images)
+
+
 def write_grid(path: Path, images: np.ndarray) -> None:
     """Writes a grid of images uint8 [N, H, W, 1 or 3], or clips [N, T, H, W, 1 or 3], as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from scaling.errors import UserError
 from scaling.parallel.mesh import AXES
 from scaling.plan import hardware
 from scaling.plan.compiler import Compiler, Request
 from scaling.plan.step_time import Plan, plan
+from scaling.progress import track
 from scaling.run.build import TRACED
 from scaling.run.options import Config
 from scaling.study import sweep
@@ -124,7 +123,8 @@ def search(compiler: Compiler, request: Request) -> list[Plan]:
             f"batch={batch}: no mesh of {request.topology} divides it; give another --global-batch"
         )
     plans = [
-        _first_that_fits(compiler, request, mesh, size, remat) for mesh, size in tqdm(choices, desc="plans")
+        _first_that_fits(compiler, request, mesh, size, remat)
+        for mesh, size in track(choices, "plans", len(choices), "plan")
     ]
     fitting = sorted((p for p in plans if p.fits), key=lambda p: p.step_time_ms / p.batch)
     if fitting:
@@ -159,7 +159,7 @@ def _smallest_slice(compiler: Compiler, request: Request, batch: int, remat: str
     """
     kind, (chip, torus) = request.topology.partition(":")[0], hardware.slice_of(request.topology)
     larger = [sides for sides in hardware.slices(chip) if math.prod(sides) > math.prod(torus)]
-    for sides in tqdm(larger, desc="larger slices"):
+    for sides in track(larger, "larger slices", len(larger), "slice"):
         topology = f"{kind}:{'x'.join(map(str, sides))}"
         able = (mesh for mesh in meshes(math.prod(sides)) if mesh["tensor"] == 1 and _divides(mesh, batch))
         for mesh in itertools.islice(able, 2):
@@ -188,7 +188,7 @@ def study(compiler: Compiler, folder: Path, request: Request) -> list[tuple[str,
         checked(each)
     plans: dict[str, Plan] = {}
     names, rows = sweep.run_names(loaded.sweep), []
-    for name, run, each in tqdm(list(zip(names, loaded.sweep, requests, strict=True)), desc="runs"):
+    for name, run, each in track(zip(names, loaded.sweep, requests, strict=True), "runs", len(names), "run"):
         # Runs that differ only in traced values do the same work.
         work = repr(sorted((key, value) for key, value in run.items() if key not in TRACED))
         if work not in plans:

@@ -38,7 +38,7 @@ from scaling.run.folder import steps_in
 
 log = logging.getLogger(__name__)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a failed write is reported once, here
-absl.logging.set_verbosity(absl.logging.ERROR)  # orbax logs every option that it sets itself
+absl.logging.set_verbosity(absl.logging.FATAL)  # orbax logs each option that it sets, and an error five times
 
 # Replicas share the writing of an array by slices; a small slice costs more to compile than to write.
 _ARRAYS = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
@@ -70,6 +70,8 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            # A folder that cannot be made in the background keeps its threads waiting for it, for 300 s.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             lightweight_initialize=True,  # damage is detected when a step is restored
         )
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -92,7 +94,8 @@ class Checkpoints:
             if error is None:
                 raise
         finally:
-            self.manager.close()
+            with contextlib.suppress(OSError, ValueError):  # it says again what `wait` has said
+                self.manager.close()
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -130,7 +133,8 @@ class Checkpoints:
         newest = f"step {steps[-1]} is kept" if steps else "none is kept"
         line = reason.strip().splitlines()[0][:200]
         return UserError(
-            f"{self.folder}: a checkpoint could not be written ({line}); {newest}: free space, then resume"
+            f"{self.folder}: a checkpoint could not be written ({line}); {newest}; "
+            "free space or give access, then resume"
         )
 
     def holds(self, step: int) -> bool:

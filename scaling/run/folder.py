@@ -4,9 +4,11 @@ It holds `config.json`, `metrics.jsonl`, `status.json`, `checkpoints/` and `samp
 checkpoint was damaged, and `evaluations.jsonl` if the run was measured beside its training. Each line of
 metrics is an event; a training event has `input_wait`, the seconds that the loop waited for batches since the
 one before, and `in_steps`, the seconds that it spent in training steps: with that wait, and without
-evaluations, saves, and the first step, which compiles. The status names the newest step that was `saved`,
-even if its checkpoint is lost. A lock, which is released when its process dies, admits one writer at a time.
-Of several processes only the first writes.
+evaluations, saves, and the first step, which compiles. Its `examples_per_second` is over that time.
+
+The status names the newest step that was `saved`, even if its checkpoint is lost, and the process by its
+number and its start, because numbers are given again. A lock, which is released when its process dies, admits
+one writer at a time. Of several processes only the first writes.
 """
 
 import contextlib
@@ -24,6 +26,7 @@ from typing import IO, Any, Literal, Self
 
 from scaling.errors import UserError
 from scaling.files import open_locked, read_json, with_checksum, without_checksum, write_atomic, write_json
+from scaling.processes import start_time
 from scaling.validation import check_value, shown
 
 HEARTBEAT_SECONDS = 10.0  # between two writes of `status.json`
@@ -40,7 +43,8 @@ SECTIONS = (
 )  # objects in `config.json`
 STATUS: dict[str, Any] = {  # types of the values in `status.json`
     "status": Literal["running", "interrupted", "done", "failed", "importing"], "step": int, "steps": int,
-    "saved": int | None, "host": str, "pid": int, "heartbeat": float, "reason": str | None,
+    "saved": int | None, "host": str, "pid": int, "pid_started": int | None, "heartbeat": float,
+    "reason": str | None,
 }  # fmt: skip
 # Keys that may differ when a run is resumed: they change what is measured or where, not what is learned.
 MAY_DIFFER = (
@@ -139,6 +143,7 @@ class RunFolder:
                     "saved": self._saved,
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
+                    "pid_started": start_time(os.getpid()),
                     "heartbeat": time.time(),
                     "reason": reason,
                 },

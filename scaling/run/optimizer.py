@@ -31,7 +31,7 @@ SCHEDULES: dict[str, Callable[[Optimizer, int, Sequence[int]], optax.Schedule]] 
     ),
 }
 
-Update = Callable[[Any, Any, Any, jax.Array, Mapping[str, jax.Array]], tuple[Any, Any, jax.Array]]
+Update = Callable[[Any, Any, Any, jax.Array, Mapping[str, jax.Array]], tuple[Any, Any, jax.Array, jax.Array]]
 
 
 def transform(options: Optimizer) -> optax.GradientTransformationExtraArgs:
@@ -77,7 +77,9 @@ def _l2(options: Optimizer) -> optax.GradientTransformationExtraArgs:
 
 
 def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequence[int] = ()) -> Update:
-    """Returns `update(grads, opt_state, params, step, traced_hparams) -> (params, opt_state, gradient norm)`.
+    """Returns `update(grads, opt_state, params, step, traced_hparams) -> (params, opt_state, norm, rate)`.
+
+    The norm is the gradient's, before it is clipped, and the rate is the step's, without any factors.
 
     `warmup` and `milestones` are steps from the start of the run, which has `total` steps. The rate and the
     decay are in `traced_hparams` ("learning_rate", "weight_decay"), so that runs that differ only in
@@ -94,7 +96,7 @@ def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequenc
 
     def update(
         grads: Any, opt_state: Any, params: Any, step: jax.Array, traced_hparams: Mapping[str, jax.Array]
-    ) -> tuple[Any, Any, jax.Array]:
+    ) -> tuple[Any, Any, jax.Array, jax.Array]:
         def move(keys: tuple[Any, ...], param: jax.Array, direction: jax.Array, multiple: Any) -> jax.Array:
             rule = rule_of(path_of(keys), options)
             if rule.frozen:
@@ -119,7 +121,7 @@ def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequenc
             if layered:
                 multiples = layer_decay.multiples(params, options.layer_decay)
             params = jax.tree_util.tree_map_with_path(move, params, directions, multiples)
-        return params, opt_state, norm
+        return params, opt_state, norm, rate
 
     return update
 

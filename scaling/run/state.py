@@ -161,7 +161,8 @@ def make_step(run: Run) -> Step:
     """Returns `step(state, batch, traced_hparams, helpers) -> (state, metrics)`, jitted.
 
     Runs that differ only in `traced_hparams` share it. The state is donated. The step updates the averages
-    too. Metrics are the objective's, over the global batch, with `loss` and `grad_norm`.
+    too. Metrics are the objective's, over the global batch, with `loss`, `grad_norm` and
+    `learning_rate`, the rate of this step.
 
     Raises:
         UserError: if a rule of the optimiser matches no parameter.
@@ -185,13 +186,15 @@ def make_step(run: Run) -> Step:
             return result.value, result
 
         grads, result = jax.grad(loss, has_aux=True)(state.params)
-        params, opt_state, norm = update(grads, state.opt_state, state.params, state.step, traced_hparams)
+        params, opt_state, norm, rate = update(
+            grads, state.opt_state, state.params, state.step, traced_hparams
+        )
         params = objective.bounded(params) if isinstance(objective, Bounded) else params
         collections = {**state.collections, **result.collections}
         new = {"params": params, "collections": collections}
         ema = {name: optimizer.ema_update(state.ema[name], new, decay) for name, decay in decays.items()}
         metrics = {name: result.sums[name] / result.counts[name] for name in result.sums}
-        metrics |= {"loss": result.value, "grad_norm": norm}
+        metrics |= {"loss": result.value, "grad_norm": norm, "learning_rate": rate}
         return State(state.step + 1, params, collections, opt_state, ema), metrics
 
     state_shardings = jax.tree.map(lambda s: s.sharding, abstract(run))

@@ -1,6 +1,5 @@
 """A job: one run to be trained, and what its folder says about it."""
 
-import os
 import socket
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.processes import lives
 from scaling.run.folder import read_events, read_status
 
 BEAT_SECONDS = 60.0  # age below which a heartbeat is that of a living process
@@ -72,10 +72,5 @@ class Job:
             return None
         if status.get("host") != socket.gethostname():
             return 0
-        try:
-            os.kill(status.get("pid", 0), 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass
-        return int(status.get("pid", 0))
+        pid = int(status.get("pid", 0))
+        return pid if lives(pid, status.get("pid_started")) else None

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,13 +9,14 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from tqdm import tqdm
-
+from scaling.processes import stop_signals
+from scaling.progress import Progress, say
 from scaling.run.folder import read_events
 from scaling.study.jobs import Job
 from scaling.study.launchers import Launcher
 
 POLL_SECONDS = 0.2  # time between two looks at the jobs
+LOOK_SECONDS = 0.5  # time between two looks at how far they are
 
 
 def run(
@@ -98,16 +98,12 @@ class _Attempt:
 class _Signals:
     """A context that catches the signals that stop a program, so that the runs can save."""
 
-    CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
     def __init__(self) -> None:
         self.first: int | None = None
         self.pending: list[int] = []
 
     def __enter__(self) -> Self:
-        # Under nohup, SIGHUP is ignored, and stays so.
-        signums = [s for s in self.CAUGHT if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
-        self.before = {s: signal.signal(s, self._catch) for s in signums}
+        self.before = {signum: signal.signal(signum, self._catch) for signum in stop_signals()}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -123,41 +119,34 @@ class _Signals:
         while self.pending:
             signum = self.pending.pop(0)
             if signum == signal.SIGKILL:
-                tqdm.write("killing the runs; what they saved before stays")
+                say("killing the runs; what they saved before stays")
             else:
-                tqdm.write(f"{len(attempts)} runs are saving; once more to kill them")
-                signum = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM  # what runs listen to
+                say(f"{len(attempts)} runs are saving; once more to kill them")
+                # A run that was started under nohup does not hear SIGHUP.
+                signum = signal.SIGTERM if signum == signal.SIGHUP else signum
             for attempt in attempts:
                 attempt.launcher.stop(attempt.handle, signum)
 
 
 class _Bar:
-    """A progress bar over all runs: how many are done (in fractions), steps of current ones, time left."""
+    """Progress over all runs: how many are done (in fractions), and the steps of current ones."""
 
     def __init__(self, jobs: Sequence[Job], done_before: Sequence[Job], title: str) -> None:
         self.jobs, self.finished = jobs, {job.name for job in done_before}
-        self.every = 0.5 if sys.stderr.isatty() else 10.0  # seconds between updates; rarer in a log file
         self.updated = 0.0
-        self.bar = tqdm(
-            total=len(jobs), initial=self._progress(), desc=title, dynamic_ncols=True,
-            bar_format="{desc}: {n:.1f}/{total} runs |{bar}| {elapsed}, {remaining} left{postfix}",
-        )  # fmt: skip
+        self.progress = Progress(title, len(jobs), "run", start=round(self._done(), 1))
         if done_before:
-            tqdm.write(f"{title}: {len(done_before)} of {len(jobs)} runs are done and kept")
+            say(f"{title}: {len(done_before)} of {len(jobs)} runs are done and kept")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._draw("")
-        self.bar.close()
+        self.progress.update(self._done())
+        self.progress.close()
 
-    def _progress(self) -> float:
+    def _done(self) -> float:
         return sum(1.0 if job.name in self.finished else job.fraction() for job in self.jobs)
-
-    def _draw(self, current: str) -> None:
-        self.bar.n = self._progress()
-        self.bar.set_postfix_str(current)
 
     def ended(self, name: str, reason: str | None, failed: dict[str, str], stopping: bool) -> None:
         """Prints how a run ended, and notes the reason in `failed` if it failed."""
@@ -166,12 +155,13 @@ class _Bar:
         self.finished.add(name)
         if reason is not None:
             failed[name] = reason
-        tqdm.write(f"done: {name}" if reason is None else f"failed: {name}: {reason}")
+        say(f"done: {name}" if reason is None else f"failed: {name}: {reason}")
 
     def show(self, jobs: Sequence[Job]) -> None:
-        """Updates the bar, unless it was updated a moment ago."""
-        if time.monotonic() - self.updated < self.every:
+        """Updates the progress, unless it was updated a moment ago."""
+        if time.monotonic() - self.updated < LOOK_SECONDS:
             return
         self.updated = time.monotonic()
         statuses = [(job.name, job.status()) for job in jobs]
-        self._draw(", ".join(f"{name} {s['step']}/{s['steps']}" for name, s in statuses if s.get("steps")))
+        steps = (f"{name} {s['step']}/{s['steps']}" for name, s in statuses if s.get("steps"))
+        self.progress.update(self._done(), ", ".join(steps))

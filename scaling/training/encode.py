@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from scaling import data, evaluators
 from scaling.data.sources.latents import (
@@ -30,13 +28,15 @@ from scaling.errors import UserError
 from scaling.evaluators import autoencoder
 from scaling.evaluators.autoencoder import RestoredAutoencoder
 from scaling.evaluators.base import require_images
-from scaling.files import read_json, write_json
+from scaling.files import open_locked, read_json, write_json
 from scaling.objectives.base import scaled
 from scaling.overrides import flat
 from scaling.parallel import sharding, tracing
 from scaling.parallel.mesh import Mesh
+from scaling.progress import Progress, track
 from scaling.run.options import Config
 
+LOCK = "lock"
 BEGUN = "encoding.json"  # description of the folder, written before its first shard
 # Keys of the description that may differ between two processes: they change no latent.
 CHANGE_NO_LATENT = ("run", "data.batch_size", "data.threads", "data.workers", "data.prefetch")
@@ -63,17 +63,31 @@ def encode(run: Path, cfg: Config, out: Path, batch_size: int) -> Latents | None
     mesh = sharding.make_mesh(Mesh(), jax.local_devices())  # each process encodes on its own devices
     sharding.batch_sharding(mesh, batch_size, "batch-size")
     _barrier("checked")  # a process that is still checking must not see a folder half made
+    first = jax.process_index() == 0
+    with _locked(out) if first else nullcontext():
+        if first:
+            _require_same(out, encoding)  # another may have begun since
+            if not (out / BEGUN).exists():
+                write_json(out / BEGUN, dataclasses.asdict(encoding))
+        _barrier("begun")
+        moments = _make_encoder(vae, encoding, mesh)
+        _write(out, encoding, cfg.data, sources, batch_size, moments)
+        _barrier("encoded")
+        return _complete(out, encoding, vae, cfg.data.train_split) if first else None
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Makes the folder, and holds its lock, which admits one encoding at a time and ends with its process."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        lock = open_locked(out / LOCK)
+    except BlockingIOError:
+        raise UserError(f"out={out}: another process is encoding there; wait for it or stop it") from None
     except OSError as e:
-        raise UserError(f"out={out}: cannot be made ({e.strerror}); choose another folder") from None
-    first = jax.process_index() == 0
-    if first and not (out / BEGUN).exists():
-        write_json(out / BEGUN, dataclasses.asdict(encoding))
-    moments = _make_encoder(vae, encoding, mesh)
-    _write(out, encoding, cfg.data, sources, batch_size, moments)
-    _barrier("encoded")
-    return _complete(out, encoding, vae, cfg.data.train_split) if first else None
+        raise UserError(f"out={out}: cannot be written ({e.strerror}); choose another folder") from None
+    with lock:
+        yield
 
 
 def _barrier(name: str) -> None:
@@ -136,7 +150,8 @@ def _require_same(out: Path, encoding: Encoding) -> None:
     """
     description = read_json(out / BEGUN)
     if description is None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        begun = (f".{BEGUN}.", LOCK)  # what is there if it was killed before it was described
+        if out.exists() and (not out.is_dir() or any(not p.name.startswith(begun) for p in out.iterdir())):
             raise UserError(f"out={out}: is no folder of latents; choose another, nothing is written over")
         return
     old, new = flat(in_current_keys(description)), flat(dataclasses.asdict(encoding))
@@ -191,23 +206,22 @@ def _write(
     shards = share(encoding, jax.process_index(), jax.process_count())
     missing = [shard for shard in shards if not encoding.path(out, *shard).exists()]
     total = sum(len(encoding.splits[split].span(i)) for split, i in missing)
-    interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds between updates
-    quiet = jax.process_index() > 0
-    with tqdm(total=total, unit="image", desc="encoding", mininterval=interval, disable=quiet) as bar:
+    first = jax.process_index() == 0
+    with Progress("encoding", total, "image", examples=1, show=first) as progress:
         for split, source in sources.items():
             spans = {i: encoding.splits[split].span(i)[::batch_size] for name, i in missing if name == split}
             starts = [start for span in spans.values() for start in span]
             with closing(data.host_batches(images, source, starts, batch_size)) as batches:
                 for i, span in spans.items():
                     records = _records(encoding, split, i, len(span), batches, moments)
-                    _write_shard(encoding.path(out, split, i), records, bar)
+                    _write_shard(encoding.path(out, split, i), records, progress)
 
 
-def _write_shard(path: Path, records: Iterator[np.ndarray], bar: Any) -> None:
+def _write_shard(path: Path, records: Iterator[np.ndarray], progress: Progress) -> None:
     with ShardWriter(path) as writer:
         for chunk in records:
             writer.write(chunk)
-            bar.update(len(chunk))
+            progress.advance(len(chunk))
 
 
 def _records(
@@ -248,7 +262,8 @@ def unit_scale(source: LatentSource, chunk: int = 1024) -> float:
     As in Rombach et al. 2022, appendix G; every view of every example is counted once.
     """
     sums, count = np.zeros(3), 0
-    for start in tqdm(range(0, len(source), chunk), unit="batch", desc="measuring the scale", disable=None):
+    starts = range(0, len(source), chunk)
+    for start in track(starts, "measuring the scale", len(starts), examples=chunk):
         moments = source.records(np.arange(start, min(start + chunk, len(source))))["moments"]
         mean, logvar = np.moveaxis(moments.astype(np.float64), 2, 0)  # [N, views, h, w, Z] each
         sums += mean.sum(), (mean**2).sum(), np.exp(logvar).sum()

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from scaling import evaluators
 from scaling.errors import UserError
@@ -17,6 +16,7 @@ from scaling.evaluators.base import (
     Context,
     Evaluator,
     Measure,
+    Pictures,
     never_interrupted,
     prepare,
 )
@@ -27,6 +27,7 @@ from scaling.models.conditioning import Condition
 from scaling.objectives.diffusion import Diffusion
 from scaling.parallel import sharding
 from scaling.parallel.mesh import Mesh
+from scaling.progress import track
 from scaling.run import build, restore
 from scaling.run.helpers import RunHelpers
 from scaling.run.options import Config
@@ -81,6 +82,7 @@ def prepare_all(
     folder: Path,
     helpers: RunHelpers,
     check_interrupt: CheckInterrupt = never_interrupted,
+    pictures: Pictures | None = None,
 ) -> dict[str, Measure]:
     """Prepares evaluators, whose runs are trained by now; returns their measurements by their names.
 
@@ -89,7 +91,7 @@ def prepare_all(
     """
     helpers.named()
     return {
-        name: prepare(evaluator, Context(name, run, folder, helpers, check_interrupt))
+        name: prepare(evaluator, Context(name, run, folder, helpers, check_interrupt, pictures))
         for name, evaluator in made.items()
     }
 
@@ -137,8 +139,7 @@ def sample(
     batches = generate(restored.weights, samples)
     count = -(-samples // batch_size)
     first = jax.process_index() == 0
-    quiet = None if first else True  # None disables the bar only where there is no terminal
-    shown = tqdm(batches, total=count, unit="batch", desc="sampling", disable=quiet)
+    shown = track(batches, "sampling", count, examples=batch_size, show=first)
     on_host = [jax.tree.map(np.asarray, batch) for batch in shown]
     if not first:
         return

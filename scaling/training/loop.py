@@ -23,6 +23,8 @@ from scaling.errors import UserError
 from scaling.evaluators.base import Evaluator, Measure, require_images
 from scaling.files import write_json
 from scaling.parallel import distributed, sharding
+from scaling.processes import Stopped, stop_signals
+from scaling.progress import Progress, say
 from scaling.run import build, optimizer, state
 from scaling.run.checkpoint import Checkpoints, Misfit
 from scaling.run.cost import run_cost
@@ -31,7 +33,7 @@ from scaling.run.helpers import RunHelpers
 from scaling.run.options import Config
 from scaling.training import config, resuming
 from scaling.training.evaluate import check_all, prepare_all
-from scaling.training.progress import Progress, ScalarWriter
+from scaling.training.tensorboard import TensorBoard
 from scaling.training.warm_start import initial_state
 
 Pending = tuple[int, dict[str, jax.Array]] | None  # a step's metrics, still on the device
@@ -46,7 +48,7 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """A request to stop, by SIGTERM or Ctrl-C: honoured between steps, and a second one at once."""
+    """A request to stop, by Ctrl-C, SIGTERM or SIGHUP: honoured between steps, and a second one at once."""
 
     def __init__(self) -> None:
         self.signum = 0
@@ -54,7 +56,7 @@ class Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other
-            for signum in (signal.SIGTERM, signal.SIGINT):
+            for signum in stop_signals():
                 self._previous[signum] = signal.signal(signum, self._request)
         return self
 
@@ -64,7 +66,7 @@ class Stop:
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:
-            raise KeyboardInterrupt
+            raise Stopped(signum)
         self.signum = signum
 
     def agreed(self) -> int:
@@ -91,7 +93,7 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
     Raises:
         UserError: for bad input, a diverged loss, a full disk; the run folder says why. For a folder that
             holds a run of another config, or whose checkpoint does not fit this one, nothing is written.
-        Interrupted: after SIGTERM or Ctrl-C, with the state saved.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP, with the state saved.
     """
     if not objectives.trains(cfg.objective.name):
         raise UserError(f"objective.name={cfg.objective.name!r}: has no loss to train by; name another")
@@ -182,11 +184,16 @@ def _fit(
     cfg, total = run.config, run.steps
     main = jax.process_index() == 0
     name = folder.path.name
-    with Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints:
+    if main:
+        say(f"{name}: {total} steps of {cfg.data.batch_size} examples")
+    with (
+        Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints,
+        TensorBoard(folder.path / "tensorboard") if main else contextlib.nullcontext() as board,
+    ):
         restored = checkpoints.restore(state.abstract(run), saved)
         helpers = RunHelpers(run, None if saved is None else folder.path)
         measured = {name: evaluator for name, evaluator in made.items() if evaluator.in_training}
-        measures = prepare_all(measured, run, folder.path, helpers, stop.check)
+        measures = prepare_all(measured, run, folder.path, helpers, stop.check, board)
         write_config(folder, run, helpers=helpers, fingerprint=fingerprint)
         if restored:
             (current, start), message = restored, f"resumed at step {restored[1]}"
@@ -194,8 +201,7 @@ def _fit(
             current, start, message = initial_state(run)
         folder.open_metrics(start)
         folder.begin(start, total)
-        writer = ScalarWriter(folder.path / "tensorboard") if main else None
-        with Progress(name, start, total, cfg.data.batch_size, show=main) as progress:
+        with Progress(name, total, start=start, examples=cfg.data.batch_size, show=main) as progress:
             if message:
                 progress.say(message)
             if jax.process_count() > 1:
@@ -206,10 +212,8 @@ def _fit(
                 name: (measures[name], run.due(evaluator.every, f"evaluators.{name}.every"))
                 for name, evaluator in measured.items()
             }
-            loop = _Loop(run, due, helpers, folder, stop, checkpoints, progress, writer, start)
+            loop = _Loop(run, due, helpers, folder, stop, checkpoints, progress, board, start)
             loop.train(current, start)
-        if writer is not None:
-            writer.close()
     return loop.last
 
 
@@ -225,13 +229,13 @@ class _Loop:
         stop: Stop,
         checkpoints: Checkpoints,
         progress: Progress,
-        writer: ScalarWriter | None,
+        board: TensorBoard | None,
         start: int,
     ) -> None:
         self.run, self.evaluators, self.helpers = run, evaluators, helpers
         self.folder, self.stop = folder, stop
-        self.checkpoints, self.progress, self.writer = checkpoints, progress, writer
-        cfg = run.config
+        self.checkpoints, self.progress, self.board = checkpoints, progress, board
+        self.start, cfg = start, run.config
         self.save_due = run.due(cfg.checkpoint.every, "checkpoint.every")
         # Processes read the file at different times, so only events up to the restored step count.
         events = [e for e in read_events(folder.path) if e["event"] == "evaluate" and e["step"] <= start]
@@ -239,6 +243,7 @@ class _Loop:
         self.saving: int | None = None  # the step whose checkpoint is being written
         self.waited = 0.0  # seconds spent waiting for batches since the last line of metrics
         self.in_steps = 0.0  # seconds spent in steps since then: all but evaluation, saves and compilation
+        self.steps_timed = 0  # steps in that time
         self.mark = time.perf_counter()  # the moment up to which time is accounted for
         self.last: dict[str, float] = {k: v for e in events for k, v in e.get("values", {}).items()}
 
@@ -258,12 +263,15 @@ class _Loop:
                 self._save_and_evaluate(current, step)
                 self._stop_if_signalled(step)
                 self._lap()
+                batch = self._next(batches) if step < total else None
             except Interrupted:
                 self._read(pending)
                 self._save(current, step)
                 raise
-            if step < total:
-                current, metrics = step_fn(current, self._next(batches), traced_hparams, helpers)
+            if batch is not None:
+                if step == start:
+                    self.progress.say("compiling the step")
+                current, metrics = step_fn(current, batch, traced_hparams, helpers)
                 if step == start:
                     self._lap()  # the first call compiles
                 self._read(pending)  # metrics of the step before, while the device is busy with this one
@@ -272,7 +280,12 @@ class _Loop:
 
     def _next(self, batches: Iterator[dict[str, jax.Array]]) -> dict[str, jax.Array]:
         start = time.perf_counter()
-        batch = next(batches)
+        try:
+            batch = next(batches)
+        except Exception:
+            if self.stop.signum and jax.process_count() == 1:  # it has ended the loader's processes too
+                raise Interrupted(self.stop.signum) from None
+            raise
         self.waited += time.perf_counter() - start
         return batch
 
@@ -290,11 +303,17 @@ class _Loop:
         if not all(math.isfinite(values[k]) for k in ("loss", "grad_norm")):
             raise self._diverged(f"step {step}: loss={values['loss']}, grad_norm={values['grad_norm']}")
         self.folder.step = step
-        self.progress.update(step, values["loss"])
+        self.steps_timed += step > self.start + 1
+        self.progress.update(step, f"loss {values['loss']:.4g}", last=step == self.run.steps)
         if step % self.run.config.train.log_every == 0 or step == self.run.steps:
             times = {"input_wait": round(self.waited, 4), "in_steps": round(self.in_steps, 4)}
+            if self.steps_timed:
+                examples = self.steps_timed * self.run.config.data.batch_size
+                times["examples_per_second"] = round(examples / max(self.in_steps, 1e-9), 2)
+                if self.board is not None:
+                    self.board.write_scalars(step, {"examples_per_second": times["examples_per_second"]})
             self._event("train", step, values, **times)
-            self.waited = self.in_steps = 0.0
+            self.waited, self.in_steps, self.steps_timed = 0.0, 0.0, 0
 
     def _diverged(self, what: str) -> UserError:
         """Returns the error that says how to go on from what is saved."""
@@ -314,8 +333,8 @@ class _Loop:
 
     def _event(self, event: str, step: int, values: dict[str, float], **more: Any) -> None:
         self.folder.event(event, step, step * self.run.config.data.batch_size, values, **more)
-        if self.writer is not None:
-            self.writer.write_scalars(step, values)
+        if self.board is not None:
+            self.board.write_scalars(step, values)
 
     def _stop_if_signalled(self, step: int) -> None:
         """Stops the run if it was signalled; several processes compare only every `log_every` steps."""

@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
 from scaling.errors import UserError
+from scaling.progress import say
 from scaling.run import build, restore
 from scaling.run.evaluation_log import EvaluationLog
 from scaling.run.folder import read_status, steps_in
@@ -52,7 +52,7 @@ def watch(folder: Path, poll_seconds: float = POLL_SECONDS) -> None:
                         values = measure(weights, step)
                         log.append(step, name, values)
                         text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
-                        tqdm.write(f"{folder.name}: step {step}: {text or name}")
+                        say(f"{folder.name}: step {step}: {text or name}")
                     measured.add((step, name))
             if status.get("status") == "done" and not steps:
                 return
@@ -66,5 +66,5 @@ def _weights(folder: Path, run: build.Run, step: int) -> dict[str, object] | Non
     except UserError:
         if step in steps_in(folder / "checkpoints"):
             raise
-        tqdm.write(f"{folder.name}: step {step}: was deleted before it was measured")
+        say(f"{folder.name}: step {step}: was deleted before it was measured")
         return None

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,11 +82,12 @@ def run_verb(
 
 
 def start_verb(
-    words: Sequence[str], env: dict[str, str] | None = None, **options: Any
+    words: Sequence[str], env: Mapping[str, str | None] | None = None, **options: Any
 ) -> subprocess.Popen[str]:
-    """Starts a verb in a process of its own on one device."""
+    """Starts a verb in a process of its own on one device, without the variables that `env` has as None."""
     flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ.get("XLA_FLAGS", ""))
-    there = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **(env or {})}
+    variables = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **(env or {})}
+    there = {key: value for key, value in variables.items() if value is not None}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
     return subprocess.Popen(
         [sys.executable, "-m", "scaling", *words], env=there, cwd=ROOT, text=True, **pipes

@@ -188,7 +188,7 @@ def test_option_types_list_what_there_is() -> None:
         ({"condition_dropout": 1.5}, r"^condition_dropout=1.5: must be in \[0, 1\]$"),
         (
             {"path": "straight", "prediction": "v"},
-            r"^model.learn_sigma=True: objective.path='straight' .*learn_sigma=False",
+            r"^model.learn_sigma=True: objective.path='straight' .*False",
         ),
         ({"dropout": 0.1}, r"^dropout=0.1: not an option of diffusion, which has path, "),
     ],

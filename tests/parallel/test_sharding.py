@@ -102,7 +102,7 @@ def test_adamw_is_optax_adamw(tiny: Tiny) -> None:
         traced_hparams = {"learning_rate": jnp.float32(0.1), "weight_decay": jnp.float32(0.3)}
         for i in range(3):
             grads = {"w": jnp.asarray([0.5, 1.0, -2.0]) * (i + 1)}
-            params, ours_state, _ = update(grads, ours_state, params, jnp.asarray(i), traced_hparams)
+            params, ours_state, *_ = update(grads, ours_state, params, jnp.asarray(i), traced_hparams)
             moves, their_state = reference.update(grads, their_state, theirs)
             theirs = optax.apply_updates(theirs, moves)
     np.testing.assert_allclose(params["w"], theirs["w"], rtol=1e-6)

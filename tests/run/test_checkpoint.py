@@ -200,8 +200,8 @@ def test_a_class_more_in_the_data_is_an_error_and_nothing_is_touched(tmp_path: P
         with pytest.raises(UserError) as error:
             loop.train(cfg, run)
         assert str(error.value) == (
-            f"data: npz has not the same labels or captions, as the run in {run} had it; put its data back, or "
-            "choose another folder"
+            f"data: npz has not the same labels or captions, as the run in {run} had it; put its data back, "
+            "or choose another folder"
         )
         assert contents(run) == before
     with_classes(tmp_path / "digits.npz", 10)

@@ -35,7 +35,7 @@ def steps(
         "weight_decay": jnp.float32(options.weight_decay),
     }
     for i, grad in enumerate(GRADS):
-        params, kept, _ = update({"w": jnp.asarray(grad)}, kept, params, jnp.asarray(i), traced_hparams)
+        params, kept, *_ = update({"w": jnp.asarray(grad)}, kept, params, jnp.asarray(i), traced_hparams)
         seen.append(np.asarray(params["w"]))
     return np.stack(seen)
 
@@ -228,12 +228,13 @@ def test_each_parameter_is_updated_by_its_rule() -> None:
     first, second = ({path: np.zeros((2, 3)) for path in paths} for _ in range(2))
     for step in range(3):
         grads = {path: rng.normal(size=(2, 3)).astype(np.float32) for path in paths}
-        current, kept, norm = update(
+        current, kept, norm, step_rate = update(
             unflatten_dict(grads, sep="/"), kept, current, jnp.asarray(step), hparams
         )
         moving = [grad for path, grad in grads.items() if path != "positions"]
         whole = np.sqrt(sum((grad.astype(np.float64) ** 2).sum() for grad in moving))
         np.testing.assert_allclose(norm, whole, rtol=1e-6)
+        np.testing.assert_allclose(step_rate, 0.1 * min(step / 2, 1), rtol=1e-6)
         for path in paths[:-1]:
             grad, rate = grads[path] * min(1, 0.5 / whole), 0.1 * min(step / 2, 1)
             if path.startswith("patch/"):
@@ -263,7 +264,7 @@ def test_sgd_of_some_with_l2_is_pytorchs() -> None:
     kept = optimizer.transform(options).init(params)
     hparams = {"learning_rate": jnp.float32(0.1), "weight_decay": jnp.float32(0.3)}
     for i, grad in enumerate(GRADS):
-        params, kept, _ = update(
+        params, kept, *_ = update(
             {name: jnp.asarray(grad) for name in start}, kept, params, jnp.asarray(i), hparams
         )
         for tensor in tensors.values():

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from scaling import processes
 from scaling.errors import UserError
 from scaling.files import read_json
 from scaling.study import launch
+from scaling.study.jobs import Job
 from tests.support.sweeps import BASE, CLASSIFIED, load_dict, starts
 
 WRITE_REPORT = launch.write_report
@@ -285,7 +287,7 @@ def wait_for(folder: Path, step: int) -> None:
     raise AssertionError(f"{folder} did not reach step {step}")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_passed_on_and_the_same_command_resumes(
     study: Callable[..., Path], tmp_path: Path, signum: signal.Signals
 ) -> None:
@@ -298,7 +300,8 @@ def test_signals_are_passed_on_and_the_same_command_resumes(
     assert process.returncode == 128 + signum, err
     assert f"stopped by {signum.name}; resume with: scaling sweep {file} --workdir {root} --workers 2" in out
     for seed in (0, 1):
-        assert (root / f"runs/seed={seed}/signal.txt").read_text() == signum.name
+        heard = "SIGTERM" if signum == signal.SIGHUP else signum.name  # under nohup a run hears no SIGHUP
+        assert (root / f"runs/seed={seed}/signal.txt").read_text() == heard
         assert json.loads((root / f"runs/seed={seed}/status.json").read_text())["status"] == "interrupted"
     assert not (root / "runs/seed=2").exists()
 
@@ -320,6 +323,31 @@ def test_after_a_killed_sweep_its_runs_are_waited_for_and_kept(
     assert launch.sweep(file, root) == 0
     assert "an earlier sweep's process" in capsys.readouterr().out
     assert len(starts(root, "runs/seed=0")) == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_waits_for_another_hosts_run_ends_at_once(
+    study: Callable[..., Path], tmp_path: Path, signum: signal.Signals
+) -> None:
+    """Its heartbeat may be stale for a minute, and it hears no signal from here."""
+    root, file = tmp_path / "w", study([0])
+    (root / "runs/seed=0").mkdir(parents=True)
+    elsewhere = {"status": "running", "step": 1, "steps": 4, "host": "elsewhere", "pid": 1}
+    (root / "runs/seed=0/status.json").write_text(json.dumps({**elsewhere, "heartbeat": time.time()}))
+    process = start(file, root, "0.1")
+    assert process.stdout is not None and "is still training it; waiting" in process.stdout.readline()
+    process.send_signal(signum)
+    assert process.wait(timeout=20) == 128 + signum  # the heartbeat is young for 60 s
+    process.communicate()
+
+
+@pytest.mark.parametrize(("started", "trains"), [(0, True), (1, False)])
+def test_a_process_is_known_by_its_number_and_its_start(tmp_path: Path, started: int, trains: bool) -> None:
+    status = {"status": "running", "heartbeat": time.time(), "host": os.uname().nodename, "pid": os.getpid()}
+    ticks = processes.start_time(os.getpid())
+    assert ticks is not None
+    (tmp_path / "status.json").write_text(json.dumps({**status, "pid_started": ticks + started}))
+    assert Job("run", tmp_path, "c.py", []).trained_by() == (os.getpid() if trains else None)
 
 
 def test_an_evaluator_that_refuses_says_so_once_and_before_its_classifier_is_trained(

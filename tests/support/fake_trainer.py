@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from scaling.processes import start_time
 from scaling.worker import serve
 
 STEPS = int(os.environ.get("FAKE_STEPS", "4"))
@@ -37,6 +38,7 @@ def train(arguments: list[str]) -> int:
     def write(state: str, reason: str | None = None) -> None:
         value = {"status": state, "step": step, "steps": STEPS, "reason": reason, "pid": os.getpid()}
         value |= {"host": socket.gethostname(), "heartbeat": time.time()}
+        value["pid_started"] = start_time(os.getpid())
         (folder / ".status").write_text(json.dumps(value))
         (folder / ".status").replace(status)
 

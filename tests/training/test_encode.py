@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from scaling.convert import stablehlo
 from scaling.data.sources.latents import MANIFEST, LatentSource, ShardWriter, read
 from scaling.errors import UserError
 from scaling.evaluators import Frechet, Grid, autoencoder
-from scaling.files import read_json
+from scaling.files import open_locked, read_json
 from scaling.models import vae
 from scaling.run import build, restore
 from scaling.run.folder import read_events
@@ -111,11 +112,26 @@ def test_stopped_half_way_it_keeps_whole_shards_and_ends_with_the_same_bytes(
     with pytest.raises(UserError, match=r"has no whole latents\.json"):
         read(out)
     (out / ".train-00002-of-00004.array_record.99999").write_bytes(b"what a killed process leaves")
+    with (
+        open_locked(out / "lock"),
+        pytest.raises(UserError, match=r"^out=.*: another process is encoding there; wait"),
+    ):
+        encode.encode(vae_run, cfg, out, 64)
     encode.encode(vae_run, cfg, out, 64)
     assert {name: (out / name).stat().st_mtime_ns for name in whole} == whole
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in folder.iterdir())
     for path in folder.iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def test_killed_before_it_was_described_it_begins_again(tmp_path: Path, vae_run: Path, folder: Path) -> None:
+    out = tmp_path / "latents"
+    out.mkdir()
+    for name in ("lock", ".encoding.json.99999"):
+        (out / name).write_text("")
+    os.utime(out / ".encoding.json.99999", (0, 0))
+    encode.encode(vae_run, config.load(TINY, FLIP), out, 64)
+    assert {p.name for p in out.iterdir()} == {p.name for p in folder.iterdir()}
 
 
 def test_a_shard_that_is_damaged_is_named_and_a_missing_one_written_again(

@@ -17,6 +17,7 @@ import pytest
 
 from scaling.errors import UserError
 from scaling.overrides import flat
+from scaling.processes import start_time
 from scaling.run import restore
 from scaling.run.folder import RunFolder, read_events
 from scaling.run.options import Config
@@ -57,13 +58,17 @@ def test_a_run_leaves_what_the_run_folder_promises(tmp_path: Path, tiny: Tiny) -
     assert described["cost"]["tokens"] == 4
     assert status(tmp_path / "run") | {"heartbeat": 0} == {
         "status": "done", "step": 8, "steps": 8, "saved": 8, "host": os.uname().nodename, "pid": os.getpid(),
-        "heartbeat": 0, "reason": None,
+        "pid_started": start_time(os.getpid()), "heartbeat": 0, "reason": None,
     }  # fmt: skip
     events = read_events(tmp_path / "run")
     assert [e["step"] for e in events if e["event"] == "train"] == list(range(1, 9))
     assert all(0 <= e["input_wait"] <= e["wall"] for e in events if e["event"] == "train")
     in_steps = [e["in_steps"] for e in events if e["event"] == "train"]
     assert 0 < sum(in_steps) < events[-1]["wall"] and min(in_steps) >= 0
+    trained = [e for e in events if e["event"] == "train"]
+    assert [e["values"]["learning_rate"] for e in trained] == [pytest.approx(1e-3)] * 8
+    assert ["examples_per_second" in e for e in trained] == [False] + [True] * 7  # the first step compiles
+    assert [e["examples_per_second"] * e["in_steps"] for e in trained[1:]] == pytest.approx([16] * 7, rel=0.1)
     assert [e["step"] for e in events if e["event"] == "evaluate"] == [4, 8]
     assert events[-1]["values"].keys() == {"val_loss", "val_top1", "val_top5"} == last.keys()
     assert list((tmp_path / "run/tensorboard").glob("events.out.tfevents.*"))
@@ -122,7 +127,10 @@ def test_killed_and_resumed_is_bit_identical(
     assert_same(read_state(workdir, cfg), read_state(unbroken, cfg))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "signum",
+    [signal.SIGHUP, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGTERM, signal.SIGINT))],
+)
 def test_told_to_stop_it_saves_and_the_same_command_resumes(
     signum: int, tmp_path: Path, unbroken: Path, tiny: Tiny, start: Start, read_state: Read
 ) -> None:

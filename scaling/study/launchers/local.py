@@ -1,6 +1,5 @@
 """Jobs on this machine, in processes that take one after the other (`scaling/worker.py`)."""
 
-import contextlib
 import json
 import os
 import shlex
@@ -10,8 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
+from scaling.progress import say
 from scaling.study.jobs import Job
 from scaling.study.results import last_line
 
@@ -36,14 +34,14 @@ class Local:
             self._start(handle)
         else:
             process = handle.earlier or ""
-            tqdm.write(f"{job.name}: an earlier sweep's process {process} is still training it; waiting")
+            say(f"{job.name}: an earlier sweep's process {process} is still training it; waiting")
         return handle
 
     def alive(self, handle: "_Handle") -> bool:
         """Returns whether the job is being trained; what an earlier sweep left unfinished starts again."""
         if handle.earlier is not None:
             if handle.job.trained_by() is not None:
-                return True
+                return not handle.abandoned
             if handle.stopped or handle.job.done():
                 return False
             handle.earlier = None
@@ -51,12 +49,18 @@ class Local:
         return handle.worker is not None and handle.worker.working()
 
     def stop(self, handle: "_Handle", signum: int) -> None:
-        """Sends the job's process a signal, also that of an earlier sweep."""
+        """Sends the job's process a signal, also that of an earlier sweep; one out of reach is left alone."""
         handle.stopped = True
-        pid = handle.worker.process.pid if handle.worker else handle.earlier
-        if pid:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+        pid = handle.worker.process.pid if handle.worker else handle.job.trained_by()
+        try:
+            if pid:
                 os.kill(pid, signum)
+            else:  # on another host, if it still lives
+                handle.abandoned = True
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            handle.abandoned = True
 
     def reason(self, handle: "_Handle") -> str:
         """Returns why the job could not start, the signal that ended it, or the last line of its log."""
@@ -101,6 +105,7 @@ class _Handle:
     worker: "_Worker | None" = None
     error: str = ""  # why it could not start
     stopped: bool = False
+    abandoned: bool = False  # out of reach of signals: it is waited for no more
 
 
 def _cores(slot: int, slots: int) -> set[int] | None:
