@@ -188,9 +188,10 @@ def _fit(
         say(f"{name}: {total} steps of {cfg.data.batch_size} examples")
     with (
         Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints,
-        TensorBoard(folder.path / "tensorboard") if main else contextlib.nullcontext() as board,
+        contextlib.ExitStack() as opened,
     ):
         restored = checkpoints.restore(state.abstract(run), saved)
+        board = opened.enter_context(TensorBoard(folder.path / "tensorboard")) if main else None
         helpers = RunHelpers(run, None if saved is None else folder.path)
         measured = {name: evaluator for name, evaluator in made.items() if evaluator.in_training}
         measures = prepare_all(measured, run, folder.path, helpers, stop.check, board)
