@@ -113,7 +113,7 @@ def _goes_on(work: str, folder: Path, **limits: Any) -> Outcome:
 
 
 def _again(work: str, out: Path, outcome: Outcome) -> Outcome:
-    """Runs a command that ended in one line again, and compares what it made; returns the outcome if it is due."""
+    """Runs a command that ended in one line again, and compares what it made; returns the outcome, if due."""
     if outcome.kind == "clear":
         code, said = _run(WORKS[work].words(out))
         if code != 0:
