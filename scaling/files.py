@@ -37,6 +37,25 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         ) from e
 
 
+def write_all(file: IO[bytes], data: bytes) -> None:
+    """Writes to an unbuffered file, which keeps nothing back that could fail once more when it is closed."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder, and those above it, unless it is there; returns it.
+
+    Raises:
+        UserError: if it cannot be made (a full disk, a folder without permission).
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be made ({e.strerror}); free space or give access to it") from None
+    return path
+
+
 def _remove_abandoned(path: Path) -> None:
     """Removes the temporary neighbours of processes that were killed while they wrote the file.
 

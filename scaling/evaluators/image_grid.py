@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scaling.files import write_atomic
+from scaling.files import make_folder, write_atomic
 
 FRAME_MS = 125  # milliseconds that a frame of a clip is shown
 
@@ -31,7 +31,7 @@ def first_frames(images: np.ndarray) -> np.ndarray:
 
 def write_grid(path: Path, images: np.ndarray) -> None:
     """Writes a grid of images uint8 [N, H, W, 1 or 3], or clips [N, T, H, W, 1 or 3], as a PNG file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     frames = np.moveaxis(images, 1, 0) if images.ndim == 5 else images[None]  # [T, N, H, W, C]
     first, *others = (_picture(grid(frame)) for frame in frames)
     animation = dict(save_all=True, append_images=others, duration=FRAME_MS, loop=0) if others else {}

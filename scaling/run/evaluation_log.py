@@ -16,7 +16,7 @@ class EvaluationLog:
     def __init__(self, folder: Path) -> None:
         self.path = folder / EVALUATIONS
         self._lock: IO[str] | None = None
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         try:

@@ -25,7 +25,15 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from scaling.errors import UserError
-from scaling.files import open_locked, read_json, with_checksum, without_checksum, write_atomic, write_json
+from scaling.files import (
+    open_locked,
+    read_json,
+    with_checksum,
+    without_checksum,
+    write_all,
+    write_atomic,
+    write_json,
+)
 from scaling.processes import start_time
 from scaling.validation import check_value, shown
 
@@ -64,7 +72,7 @@ class RunFolder:
         self.step, self.steps = 0, 0
         self.started = time.monotonic()
         self._lock: IO[str] | None = None
-        self._metrics: IO[str] | None = None
+        self._metrics: IO[bytes] | None = None
         self._stop = threading.Event()
         self._writing = threading.Lock()  # held to write status.json: the heartbeat is another thread
         self._saved: int | None = None
@@ -228,21 +236,27 @@ def read_evaluations(path: Path | str) -> dict[int, dict[str, float]]:
     return dict(sorted(steps.items()))
 
 
-def open_events(path: Path, events: Iterable[Mapping[str, Any]]) -> IO[str]:
-    """Opens a file of events to append to, which holds these and no more."""
+def open_events(path: Path, events: Iterable[Mapping[str, Any]]) -> IO[bytes]:
+    """Opens a file of events to append to, which holds these and no more.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     write_atomic(path, "".join(json.dumps(with_checksum(event)) + "\n" for event in events))
-    return path.open("a")
+    try:
+        return path.open("ab", buffering=0)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror}); give access to it, then resume") from e
 
 
-def append_event(file: IO[str], event: Mapping[str, Any]) -> None:
+def append_event(file: IO[bytes], event: Mapping[str, Any]) -> None:
     """Appends a line and hands it to the operating system.
 
     Raises:
         UserError: if it cannot be written.
     """
     try:
-        file.write(json.dumps(with_checksum(event)) + "\n")
-        file.flush()
+        write_all(file, (json.dumps(with_checksum(event)) + "\n").encode())
     except OSError as e:
         raise UserError(f"{file.name}: cannot be written ({e.strerror}); free space, then resume") from e
 

@@ -12,7 +12,7 @@ import pandas as pd
 import vl_convert
 from PIL import Image
 
-from scaling.files import write_atomic
+from scaling.files import make_folder, write_atomic
 from scaling.study.laws import PERCENT, describe, envelope
 from scaling.study.plot_data import VARIED, View, slices, view
 from scaling.study.results import StudyFolder
@@ -107,8 +107,7 @@ def side_by_side(panels: Sequence[alt.LayerChart]) -> alt.HConcatChart:
 
 def draw(folder: StudyFolder, specs: Mapping[str, Spec]) -> dict[str, Path]:
     """Writes each chart into `charts/` as SVG and PNG; returns the PNG of each by name."""
-    out = folder.path / "charts"
-    out.mkdir(exist_ok=True)
+    out = make_folder(folder.path / "charts")
     for name, chart in specs.items():
         vectors = svg(chart)
         write_atomic(out / f"{name}.svg", vectors)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from scaling.files import write_atomic
+from scaling.files import make_folder, write_atomic
 from scaling.study.results import RunRecord, StudyFolder
 
 CELL, GAP = 360, 16  # pixels: width of a grid on the picture, about, and the space around it
@@ -50,9 +50,8 @@ def draw_samples(folder: StudyFolder) -> Path | None:
         for line, text in enumerate(caption.split("\n")):
             canvas.text((x, y + line * LINE), text, fill="#222222", font=font)
         picture.paste(image, (x, y + 2 * LINE))
-    file, buffer = folder.path / "charts" / "samples.png", io.BytesIO()
+    file, buffer = make_folder(folder.path / "charts") / "samples.png", io.BytesIO()
     picture.save(buffer, format="png")
-    file.parent.mkdir(exist_ok=True)
     write_atomic(file, buffer.getvalue())
     return file
 

@@ -13,6 +13,7 @@ import numpy as np
 from clu import asynclib
 
 from scaling.errors import UserError
+from scaling.files import make_folder, write_all
 
 
 def _import_tensorboardx() -> Any:
@@ -40,8 +41,8 @@ class TensorBoard:
         self._format = _import_tensorboardx()
         self.path = folder / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}"
         self._pool = asynclib.Pool("tensorboard", max_workers=1)  # one thread keeps the order
+        make_folder(folder)
         try:
-            folder.mkdir(exist_ok=True)
             self._file = self.path.open("ab", buffering=0)
         except OSError as e:
             raise self._failed(e) from e
@@ -84,13 +85,9 @@ class TensorBoard:
         length = struct.pack("<Q", len(data))
         frame = length + struct.pack("<I", checksum(length)) + data + struct.pack("<I", checksum(data))
         try:
-            self._pool(self._write_all)(frame)
+            self._pool(write_all)(self._file, frame)
         except asynclib.AsyncError as e:
             raise self._failed(e.__cause__ or e) from e
-
-    def _write_all(self, frame: bytes) -> None:
-        while frame:
-            frame = frame[self._file.write(frame) :]
 
     def _failed(self, error: BaseException) -> UserError:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -5,6 +5,7 @@ In the end the result is that of an unbroken run, bit by bit; nothing temporary 
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import uuid
@@ -53,10 +54,13 @@ def _draw(rng: random.Random, work: str) -> Kill:
 
 def _try(work: str, kills: list[Kill], folder: Path) -> Outcome:
     out, mark = folder / "out", f"FAULTS_CASE={uuid.uuid4()}"
-    expected, shared, landed = unbroken(work), shared_memory(), 0
-    for turn, kill in enumerate(kills):
-        code, said = _run(work, out, mark, kill, 0.6**turn)  # what is left becomes less
+    expected, shared, landed, less = unbroken(work), shared_memory(), 0, 1.0
+    for kill in kills:
+        if less == 1.0:
+            shutil.rmtree(out, ignore_errors=True)  # it had ended before it was killed
+        code, said = _run(work, out, mark, kill, less)
         landed += code != 0
+        less = 0.6 * less if code != 0 else 1.0  # less is left to do
         if "Traceback" in said:
             return Outcome("traceback", f"{kill}: {said[-600:]}")
         if code is None:
@@ -66,8 +70,6 @@ def _try(work: str, kills: list[Kill], folder: Path) -> Outcome:
             return Outcome("unclear", f"{kill}: exit {code}: {said[-300:]}")
         if work != "sweep" and not wait_until(lambda: not processes_with(mark), 15):
             return Outcome("differs", f"{kill}: processes are left: {_end(mark)}")
-        if code == 0:
-            break  # it had ended before
     code, said = _run(work, out, mark)
     if code != 0 and not (work == "import" and _is_whole(out)):
         return Outcome("unclear", f"run again: exit {code}: {said[-500:]}")
@@ -92,7 +94,7 @@ def _run(
         env |= hook_env(out, place, kill.delay, kill.signum, kill.whose)
     process = start_verb(WORKS[work].words(out), env)
     if kill is not None and kill.timed:
-        wait_until(lambda: process.poll() is not None, kill.share * whole.seconds)
+        wait_until(lambda: process.poll() is not None, 0.8 * kill.share * whole.seconds)
         if kill.signum != signal.SIGKILL:  # it is asked to end only once it can hear
             wait_until(lambda: process.poll() is not None or _hears(process.pid, kill.signum), SECONDS)
         process.send_signal(kill.signum)

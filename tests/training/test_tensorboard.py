@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from scaling.errors import UserError
-from scaling.training import config, loop
+from scaling.training import config, loop, tensorboard
 from scaling.training.tensorboard import TensorBoard
 
 
@@ -50,10 +50,10 @@ def test_a_runs_values_and_pictures_are_there(tmp_path: Path, tiny: dict[str, st
 
 
 def test_a_full_disk_is_an_error_at_the_next_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Any, frame: bytes) -> None:
+    def full(file: Any, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     said = r"tfevents.*: cannot be written \(No space left on device\); free"
     with pytest.raises(UserError, match=said), TensorBoard(tmp_path / "tensorboard") as board:
-        monkeypatch.setattr(TensorBoard, "_write_all", full)
+        monkeypatch.setattr(tensorboard, "write_all", full)
         board.write_scalars(1, {"loss": 1.0})
