@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from typing import IO, Any
 
 from scaling.errors import UserError
 
+LOCK = "lock"  # name of a folder's file that is locked
 CHECKSUM = "crc32"  # key of a JSON object's checksum
 
 
@@ -41,6 +43,12 @@ def write_all(file: IO[bytes], data: bytes) -> None:
     """Writes to an unbuffered file, which keeps nothing back that could fail once more when it is closed."""
     while data:
         data = data[file.write(data) :]
+
+
+def sha256(path: Path) -> str:
+    """Returns the digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(path: Path) -> Path:
@@ -83,6 +91,21 @@ def open_locked(path: Path) -> IO[str]:
     return file
 
 
+def lock_folder(folder: Path, key: str, busy: str) -> IO[str]:
+    """Makes a folder, and opens its file `lock` as `open_locked` does; `key` is what gave the folder.
+
+    Raises:
+        UserError: if another process holds the lock, which `busy` describes, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open_locked(folder / LOCK)
+    except BlockingIOError:
+        raise UserError(f"{key}={folder}: {busy}; wait for it or stop it") from None
+    except OSError as e:
+        raise UserError(f"{key}={folder}: cannot be written ({e.strerror}); choose another folder") from e
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON, atomically; an object has its checksum in it."""
     if isinstance(value, dict):
@@ -102,7 +125,7 @@ def without_checksum(value: dict[str, Any]) -> dict[str, Any]:
         ValueError: if it is not what was written.
     """
     content = {key: part for key, part in value.items() if key != CHECKSUM}
-    if value.get(CHECKSUM, _checksum(content)) != _checksum(content):
+    if CHECKSUM in value and value[CHECKSUM] != _checksum(content):
         raise ValueError(f"is not what was written; take {CHECKSUM!r} out if you changed it")
     return content
 

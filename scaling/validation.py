@@ -126,6 +126,19 @@ def check_value(value: Any, hint: Any, key: str) -> Any:
     raise UserError(f"{key}={shown(value)}: must be {_describe(hint)}")
 
 
+def check_stored(path: object, values: Mapping[str, Any], hints: Mapping[str, Any], advice: str) -> None:
+    """Checks the values that a file holds against the types that they must have.
+
+    Raises:
+        UserError: if one is missing or of another type; the message names the file, and ends with `advice`.
+    """
+    for key, hint in hints.items():
+        try:
+            check_value(values.get(key), hint, key)
+        except UserError as e:
+            raise UserError(f"{path}: {e}; {advice}") from None
+
+
 def _require_in_range(value: Any, key: str) -> None:
     """Checks that a number is finite, and not too large for the 32 bits that it has on a device."""
     if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:

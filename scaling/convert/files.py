@@ -1,7 +1,6 @@
 """Foreign checkpoints as files: reading one runs no code from it, and writing one is all or nothing."""
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from scaling.errors import UserError
-from scaling.files import read_json
+from scaling.files import read_json, sha256
 
 Tensors = Mapping[str, np.ndarray]
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
@@ -203,7 +202,7 @@ def write_folder(out: Path, name: str, tensors: Tensors, others: Mapping[str, by
             (staging / file).write_bytes(content)
         written = sorted(path.name for path in staging.iterdir())
         sums = staging / SUMS
-        sums.write_text("".join(f"{_sha256(staging / file)}  {file}\n" for file in written))
+        sums.write_text("".join(f"{sha256(staging / file)}  {file}\n" for file in written))
         for file in written:
             shutil.copymode(sums, staging / file)  # safetensors' are for their owner alone
         staging.replace(out)
@@ -224,17 +223,12 @@ def require_unchanged(source: Path) -> None:
         sums = (folder / SUMS).read_bytes().decode(errors="replace") if (folder / SUMS).is_file() else ""
         for digest, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", sums, re.MULTILINE):
             file = folder / name
-            if source in (folder, file) and file.is_file() and _sha256(file) != digest:
+            if source in (folder, file) and file.is_file() and sha256(file) != digest:
                 raise UserError(
                     f"{file}: is not what {SUMS} lists; copy it again, or delete {SUMS} if you changed it"
                 )
     except OSError as e:
         raise UserError(f"{e.filename}: cannot be read ({e.strerror}); give access to it") from None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_shards(folder: Path, name: str, tensors: Tensors) -> None:

@@ -4,7 +4,6 @@ from scaling.data.options import DATASETS, Data, Info, info, open_source, open_v
 from scaling.data.pipeline import (
     cyclic_batches,
     eval_batches,
-    fingerprint,
     host_batches,
     train_batches,
     view_batches,
@@ -19,7 +18,6 @@ __all__ = [
     "TextInfo",
     "cyclic_batches",
     "eval_batches",
-    "fingerprint",
     "host_batches",
     "info",
     "named_transform",

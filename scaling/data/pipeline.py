@@ -9,7 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -123,17 +122,6 @@ def eval_rows(step: int, source: Source, data: Data, batch_size: int, rows: np.n
     _require_labels(source, columns, indices)
     batch = _transform_and_stack(columns, data.eval_transforms, data.image_size or 0, 0, positions)
     return {**batch, "mask": (positions < len(source)).astype(np.float32)}
-
-
-def fingerprint(data: Data, split: str, examples: int = 64) -> str:
-    """Returns a digest of a split's number of examples, and of some images as evaluation sees them.
-
-    The images lie evenly over the split: reading few is enough to notice a data set that was made anew.
-    """
-    source = open_source(data, split)
-    rows = np.unique(np.linspace(0, len(source) - 1, examples).astype(np.int64))
-    image = eval_rows(0, source, data, len(source), rows)["image"]
-    return hashlib.sha256(f"{len(source)} {image.shape}".encode() + image.tobytes()).hexdigest()[:16]
 
 
 def _read_ahead(

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from scaling import data
+from scaling.data import fingerprints
 from scaling.evaluators.base import CheckInterrupt, never_interrupted
 from scaling.files import write_atomic
 from scaling.metrics import frechet
@@ -61,14 +62,14 @@ def reference_stats(
 ) -> ReferenceStats:
     """Returns the statistics of every example of a split, from the network's folder if they are there.
 
-    The file records the weights and images that it is of (`data.fingerprint`); statistics of others are
+    The file records the weights and images that it is of (`fingerprints.of_images`); statistics of others are
     measured again.
     """
     view = _view_options(images)
     own = network.images is not None and view == _view_options(network.images)
     suffix = "" if own else f"_{zlib.crc32(repr(view).encode()):08x}"
     path = network.folder / f"features_{split}{suffix}.npz"
-    identity = f"{network.identity} {split} {view} {data.fingerprint(images, split)}"
+    identity = f"{network.identity} {split} {view} {fingerprints.of_images(images, split)}"
     stats = _read_stats(path, identity)
     if stats is None:
         stats = _measure(network, _features_of(network, split, images, check_interrupt))

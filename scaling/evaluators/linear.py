@@ -48,12 +48,10 @@ class Linear(Evaluator):
         Raises:
             UserError: if this evaluator cannot measure the run.
         """
+        super().check(name, run, needed)
         images = self.images(name, run)
-        for split in self.splits().values():
-            open_source(images, split)  # raises if the split does not exist
         if not info(images).num_classes:
             raise UserError(f"evaluators.{name}.data: {images.name} has no labels; name images that have")
-        super().check(name, run, needed)
         has_features = isinstance(run.objective, HasFeatures) and isinstance(run.model, HasFeatures)
         if self.inputs == "features" and not has_features:
             raise UserError(

@@ -26,7 +26,7 @@ from typing import IO, Any, Literal, Self
 
 from scaling.errors import UserError
 from scaling.files import (
-    open_locked,
+    lock_folder,
     read_json,
     with_checksum,
     without_checksum,
@@ -35,20 +35,14 @@ from scaling.files import (
     write_json,
 )
 from scaling.processes import start_time
-from scaling.validation import check_value, shown
+from scaling.validation import check_stored, shown
 
 HEARTBEAT_SECONDS = 10.0  # between two writes of `status.json`
 METRICS = "metrics.jsonl"  # file of what training has logged and measured
 EVALUATIONS = "evaluations.jsonl"  # file of what other processes than training's have measured
-SECTIONS = (
-    "config",
-    "data",
-    "fingerprint",
-    "model",
-    "cost",
-    "helpers",
-    "imported",
-)  # objects in `config.json`
+# Objects in `config.json`, and numbers in its `cost`.
+SECTIONS = ("config", "data", "fingerprint", "model", "cost", "helpers", "imported")
+COST = ("params", "gmacs", "tokens", "train_flops_per_step")
 STATUS: dict[str, Any] = {  # types of the values in `status.json`
     "status": Literal["running", "interrupted", "done", "failed", "importing"], "step": int, "steps": int,
     "saved": int | None, "host": str, "pid": int, "pid_started": int | None, "heartbeat": float,
@@ -59,7 +53,6 @@ MAY_DIFFER = (
     "mesh.", "evaluators.", "sampling.", "checkpoint.", "train.log_every", "data.threads", "data.workers",
     "data.prefetch", "model.remat", "model.unroll",
 )  # fmt: skip
-COST = ("params", "gmacs", "tokens", "train_flops_per_step")  # numbers in its `cost`
 MEND = "put the file back, or choose another folder"
 log = logging.getLogger(__name__)
 
@@ -81,17 +74,7 @@ class RunFolder:
     def __enter__(self) -> Self:
         if not self.writer:
             return self
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open_locked(self.path / "lock")
-        except BlockingIOError:
-            raise UserError(
-                f"workdir={self.path}: another process is writing this run; wait for it or stop it"
-            ) from None
-        except OSError as e:
-            raise UserError(
-                f"workdir={self.path}: cannot be written ({e.strerror}); choose another folder"
-            ) from e
+        self._lock = lock_folder(self.path, "workdir", "another process is writing this run")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -229,8 +212,13 @@ def steps_in(folder: Path) -> list[int]:
 
 def read_evaluations(path: Path | str) -> dict[int, dict[str, float]]:
     """Returns the evaluated values of a run by step, of training and of processes beside it."""
+    return evaluations_of([*read_events(path), *read_events(path, EVALUATIONS)])
+
+
+def evaluations_of(events: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """Returns the evaluated values among the events by step."""
     steps: dict[int, dict[str, float]] = {}
-    for event in [*read_events(path), *read_events(path, EVALUATIONS)]:
+    for event in events:
         if event["event"] == "evaluate":
             steps.setdefault(event["step"], {}).update(event.get("values", {}))
     return dict(sorted(steps.items()))
@@ -316,12 +304,7 @@ def read_status(folder: Path | str) -> dict[str, Any] | None:
     if not status:
         return None
     status = {"step": 0, "steps": 0, "heartbeat": 0.0, **status}
-    for key, kind in STATUS.items():
-        if key in status or key == "status":
-            try:
-                check_value(status.get(key), kind, key)
-            except UserError as e:
-                raise UserError(f"{path}: {e}; {MEND}") from None
+    check_stored(path, status, {key: STATUS[key] for key in STATUS if key in status or key == "status"}, MEND)
     return status
 
 
@@ -359,7 +342,6 @@ def read_description(folder: Path | str) -> dict[str, Any] | None:
 def _check_cost(path: Path, cost: dict[str, Any] | None) -> None:
     for name in COST if cost is not None else ():
         value = (cost or {}).get(name, "nothing")
-        if type(value) not in (int, float) and (
-            value is not None or name not in ("tokens", "train_flops_per_step")
-        ):
+        uncounted = value is None and name in ("tokens", "train_flops_per_step")
+        if type(value) not in (int, float) and not uncounted:
             raise UserError(f"{path}: cost.{name}={shown(value)}: must be a number; {MEND}")

@@ -20,7 +20,7 @@ from scaling.errors import UserError
 from scaling.files import read_json
 from scaling.former_names import require_current
 from scaling.python_files import load_module
-from scaling.validation import check_value
+from scaling.validation import check_stored
 
 Overrides = dict[str, Any]  # dotted config name -> value, of one run
 Part = Mapping[str, Sequence[Any]] | Sequence[Overrides]  # axes, or a sweep
@@ -243,11 +243,7 @@ def stored(root: Path) -> dict[str, Any] | None:
     if study is None:
         return None
     study = {"title": "", "question": "", "study": "", "config": "", "overrides": {}, "base": {}, **study}
-    for key, kind in STORED.items():
-        try:
-            check_value(study.get(key), kind, key)
-        except UserError as e:
-            raise UserError(f"{path}: {e}; {advice}") from None
+    check_stored(path, study, STORED, advice)
     return study
 
 

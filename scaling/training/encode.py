@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from scaling.errors import UserError
 from scaling.evaluators import autoencoder
 from scaling.evaluators.autoencoder import RestoredAutoencoder
 from scaling.evaluators.base import require_images
-from scaling.files import open_locked, read_json, write_json
+from scaling.files import LOCK, lock_folder, read_json, write_json
 from scaling.objectives.base import scaled
 from scaling.overrides import flat
 from scaling.parallel import sharding, tracing
@@ -36,7 +36,6 @@ from scaling.parallel.mesh import Mesh
 from scaling.progress import Progress, track
 from scaling.run.options import Config
 
-LOCK = "lock"
 BEGUN = "encoding.json"  # description of the folder, written before its first shard
 # Keys of the description that may differ between two processes: they change no latent.
 CHANGE_NO_LATENT = ("run", "data.batch_size", "data.threads", "data.workers", "data.prefetch")
@@ -64,7 +63,7 @@ def encode(run: Path, cfg: Config, out: Path, batch_size: int) -> Latents | None
     sharding.batch_sharding(mesh, batch_size, "batch-size")
     _barrier("checked")  # a process that is still checking must not see a folder half made
     first = jax.process_index() == 0
-    with _locked(out) if first else nullcontext():
+    with lock_folder(out, "out", "another process is encoding there") if first else nullcontext():
         if first:
             _require_same(out, encoding)  # another may have begun since
             if not (out / BEGUN).exists():
@@ -74,20 +73,6 @@ def encode(run: Path, cfg: Config, out: Path, batch_size: int) -> Latents | None
         _write(out, encoding, cfg.data, sources, batch_size, moments)
         _barrier("encoded")
         return _complete(out, encoding, vae, cfg.data.train_split) if first else None
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Makes the folder, and holds its lock, which admits one encoding at a time and ends with its process."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open_locked(out / LOCK)
-    except BlockingIOError:
-        raise UserError(f"out={out}: another process is encoding there; wait for it or stop it") from None
-    except OSError as e:
-        raise UserError(f"out={out}: cannot be written ({e.strerror}); choose another folder") from None
-    with lock:
-        yield
 
 
 def _barrier(name: str) -> None:

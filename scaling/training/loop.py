@@ -106,7 +106,7 @@ def train(cfg: Config, workdir: Path | str) -> dict[str, float]:
         try:
             run = build.build(cfg)
             require_images(cfg.data, cfg.data.train_split, run.image_shape, "data.train_split")
-            fingerprint = fingerprints.fingerprint(cfg.data)
+            fingerprint = fingerprints.of_training(cfg.data)
             if saved is not None:
                 resuming.require_same_tokens(folder.path, run)
                 resuming.require_same_data(folder.path, cfg, fingerprint)
@@ -358,6 +358,8 @@ class _Loop:
                 self.progress.say(f"step {step}: {text or name}")
 
     def _save(self, current: state.State, step: int) -> None:
+        if step in self.checkpoints.steps():  # as where a run is resumed
+            return
         if names := state.not_finite(self.run, current):
             raise self._diverged(f"step {step}: {names[0]} is not finite ({len(names)} arrays are not)")
         meta = {"step": step, "data_position": step, "config": self.run.config.raw}

@@ -72,13 +72,17 @@ def run_verb(
     words: Sequence[str], seconds: float = 120.0, env: dict[str, str] | None = None, **options: Any
 ) -> Outcome:
     """Runs a verb on bad input, in a process of its own on one device, and judges how it ends."""
-    process = start_verb(words, env, **options)
+    return judge(*finish(start_verb(words, env, **options), seconds))
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> tuple[int, str]:
+    """Waits for a verb; returns its exit code, `LATE` if it does not end in time, and all that it said."""
     try:
-        said = process.communicate(timeout=seconds)[0]
+        said, code = process.communicate(timeout=seconds), process.returncode
     except subprocess.TimeoutExpired:
         process.kill()
-        return judge(LATE, process.communicate()[0])
-    return judge(process.returncode, said)
+        said, code = process.communicate(), LATE
+    return code, "".join(filter(None, said))
 
 
 def start_verb(

@@ -7,14 +7,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from scaling.run.folder import read_status
-from tests.faults.harness import Case, Outcome, start_verb, wait_until
+from tests.faults.harness import LATE, Case, Outcome, finish, start_verb, wait_until
 from tests.faults.runs import (
     WORKS,
     Kill,
@@ -63,7 +62,7 @@ def _try(work: str, kills: list[Kill], folder: Path) -> Outcome:
         less = 0.6 * less if code != 0 else 1.0  # less is left to do
         if "Traceback" in said:
             return Outcome("traceback", f"{kill}: {said[-600:]}")
-        if code is None:
+        if code == LATE:
             return Outcome("hang", f"{kill}: {said[-300:]}")
         failed = 1 if "worker" in kill.whose else 0  # the sweep says that a run has failed
         if code not in (0, failed, -kill.signum, 128 + kill.signum):
@@ -84,10 +83,8 @@ def _try(work: str, kills: list[Kill], folder: Path) -> Outcome:
     return Outcome("fine", f"{landed} kills")
 
 
-def _run(
-    work: str, out: Path, mark: str, kill: Kill | None = None, less: float = 1.0
-) -> tuple[int | None, str]:
-    """Runs a command, killed on its way or not; returns its exit code, None if it hangs, and output."""
+def _run(work: str, out: Path, mark: str, kill: Kill | None = None, less: float = 1.0) -> tuple[int, str]:
+    """Runs a command, killed on its way or not; returns its exit code, `LATE` if it hangs, and output."""
     env, whole = dict([mark.split("=")]), unbroken(work)
     if kill is not None and not kill.timed:
         place = 1 + int(kill.share * less * whole.places[kill.whose])
@@ -98,12 +95,7 @@ def _run(
         if kill.signum != signal.SIGKILL:  # it is asked to end only once it can hear
             wait_until(lambda: process.poll() is not None or _hears(process.pid, kill.signum), SECONDS)
         process.send_signal(kill.signum)
-    try:
-        said = process.communicate(timeout=SECONDS)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return None, process.communicate()[0]
-    return process.returncode, said
+    return finish(process, SECONDS)
 
 
 def _hears(pid: int, signum: int) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.faults.harness import LATE, Case, Outcome, judge, start_verb, wait_until
+from tests.faults.harness import Case, Outcome, finish, judge, start_verb, wait_until
 from tests.faults.runs import WORKS, inputs, temporaries, unbroken
 
 SECONDS = 120.0  # that a verb may take to end
@@ -137,16 +137,7 @@ def _run(
     for stream in streams.values():
         if stream not in (subprocess.PIPE, subprocess.STDOUT):
             os.close(stream)
-    return _finish(process)
-
-
-def _finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    try:
-        said, code = process.communicate(timeout=SECONDS), process.returncode
-    except subprocess.TimeoutExpired:
-        process.kill()
-        said, code = process.communicate(), LATE
-    return code, "".join(filter(None, said))
+    return finish(process, SECONDS)
 
 
 def _close(descriptors: tuple[int, ...]) -> None:
@@ -201,7 +192,7 @@ def _becomes_read_only(name: str, folder: Path) -> Outcome:
     wait_until(lambda: (out / "checkpoints/4").exists() or process.poll() is not None, SECONDS)
     (out / name).mkdir(exist_ok=True)
     (out / name).chmod(0o555)
-    code, said = _finish(process)
+    code, said = finish(process, SECONDS)
     (out / name).chmod(0o755)
     outcome = Outcome("fine") if code == 0 else judge(code, said)
     return _again("train", out, outcome) if outcome.kind in ("fine", "clear") else outcome
@@ -235,7 +226,7 @@ def _two(work: str, folder: Path) -> Outcome:
     """Starts a command twice: one goes on, and one says so in a line."""
     out = folder / "out"
     both = [start_verb(WORKS[work].words(out)) for _ in range(2)]
-    ended = sorted((_finish(process) for process in both), key=lambda each: each[0])
+    ended = sorted((finish(process, SECONDS) for process in both), key=lambda each: each[0])
     if ended[0][0] != 0:
         return Outcome("unclear", f"exit {ended[0][0]}: {ended[0][1][-300:]}")
     if ended[1][0] == 0:  # it began when the other was done

@@ -94,7 +94,7 @@ def _allow_user_error(read: Any, given: Any) -> None:
     try:
         read(given)
     except UserError as e:
-        assert str(e)
+        assert str(e) and "\n" not in str(e)
 
 
 def test_a_runs_config_that_is_none_is_named(tmp_path: Path) -> None:
