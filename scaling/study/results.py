@@ -1,8 +1,8 @@
 """A study folder as a table: one row for each run and evaluated step."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,14 @@ import pandas as pd
 from scaling.errors import UserError
 from scaling.files import write_atomic
 from scaling.former_names import current_key, renamed
-from scaling.run.folder import METRICS, read_description, read_evaluations, read_events, read_status
+from scaling.run.folder import (
+    EVALUATIONS,
+    METRICS,
+    evaluations_of,
+    read_description,
+    read_events,
+    read_status,
+)
 from scaling.study.sweep import Overrides, Study, is_seed, stored
 from scaling.study.sweep import load as load_study
 
@@ -33,6 +40,7 @@ class RunRecord:
     step: int
     steps: int
     config: Mapping[str, Any]  # the whole config.json, {} if there is none
+    evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # by step
 
     @property
     def label(self) -> str:
@@ -170,28 +178,41 @@ def point_label(overrides: Mapping[str, Any]) -> str:
 
 
 def _read_run(folder: Path, overrides: Mapping[str, Any]) -> RunRecord:
-    try:
-        status = read_status(folder)
-    except UserError as e:
-        return RunRecord(folder.name, folder, overrides, "broken", str(e), 0, 0, _read_config(folder)[0])
     config, fault = _read_config(folder)
+    evaluations: dict[int, dict[str, float]] = {}
+    try:
+        events = read_events(folder)
+        evaluations = evaluations_of([*events, *read_events(folder, EVALUATIONS)])
+        state = _state(folder, config, fault, events)
+    except UserError as e:
+        state = "broken", str(e), 0, 0
+    return RunRecord(folder.name, folder, overrides, *state, config, evaluations)
+
+
+def _state(
+    folder: Path, config: Mapping[str, Any], fault: str | None, events: Sequence[Mapping[str, Any]]
+) -> tuple[str, str | None, int, int]:
+    """Returns the status, the reason, the step and the number of steps of a run's `RunRecord`.
+
+    Raises:
+        UserError: if `status.json` cannot be read.
+    """
+    status = read_status(folder)
+    step, steps = (status["step"], status["steps"]) if status else (0, 0)
     if fault and (fault != ABSENT or (status and status["status"] == "done")):
-        step, steps = (status["step"], status["steps"]) if status else (0, 0)
-        return RunRecord(folder.name, folder, overrides, "broken", fault, step, steps, config)
+        return "broken", fault, step, steps
     if status is None and config:
-        fault = f"{folder / 'status.json'}: is missing; the same sweep finds out where the run is"
-        return RunRecord(folder.name, folder, overrides, "broken", fault, 0, 0, config)
+        lost = f"{folder / 'status.json'}: is missing"
+        return "broken", f"{lost}; the same sweep finds out where the run is", step, steps
     if status is None:
         reason = last_line(folder / "log.txt")
-        kind = "failed" if reason else "missing"
-        return RunRecord(folder.name, folder, overrides, kind, reason, 0, 0, config)
-    kind, reason = status["status"], status.get("reason")
-    if kind == "running" and time.time() - status["heartbeat"] > SILENT_SECONDS:
-        kind, reason = "broken", f"ended without a word at step {status['step']}"
-    if kind == "done" and all(event["step"] != status["steps"] for event in read_events(folder)):
-        lost = f"{folder / METRICS}: has no line of the last step, {status['steps']}"
-        kind, reason = "broken", f"{lost}; put it back, or delete the run to train it again"
-    return RunRecord(folder.name, folder, overrides, kind, reason, status["step"], status["steps"], config)
+        return "failed" if reason else "missing", reason, step, steps
+    if status["status"] == "running" and time.time() - status["heartbeat"] > SILENT_SECONDS:
+        return "broken", f"ended without a word at step {step}", step, steps
+    if status["status"] == "done" and all(event["step"] != steps for event in events):
+        lost = f"{folder / METRICS}: has no line of the last step, {steps}"
+        return "broken", f"{lost}; put it back, or delete the run to train it again", step, steps
+    return status["status"], status.get("reason"), step, steps
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], str | None]:
@@ -238,10 +259,6 @@ def _table(runs: list[RunRecord]) -> pd.DataFrame:
 
 def _rows(run: RunRecord, swept: list[str]) -> list[dict[str, Any]]:
     cost, model = run.config.get("cost") or {}, run.config.get("model") or {}
-    try:
-        evaluations = read_evaluations(run.folder)
-    except UserError:
-        return []
     return [
         {
             "run": run.name,
@@ -255,7 +272,7 @@ def _rows(run: RunRecord, swept: list[str]) -> list[dict[str, Any]]:
             "train_flops": cost["train_flops_per_step"] * step if cost else None,
             **values,
         }
-        for step, values in evaluations.items()
+        for step, values in run.evaluations.items()
     ]
 
 

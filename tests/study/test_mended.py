@@ -76,6 +76,19 @@ def test_a_row_stays_without_its_runs_config(
     assert folder.table.gmacs.notna().sum() == len(before.table) - 4
 
 
+@pytest.mark.parametrize("lost", ["status.json", "metrics.jsonl"])
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_what_a_run_has_lost_is_said(
+    make_study: Callable[..., Path], tmp_path: Path, lost: str, unreadable: bool
+) -> None:
+    root = make_study(tmp_path / "w", sizes="AF")
+    (root / "runs/variant=A-7_seed=0" / lost).unlink()
+    if unreadable:
+        (root / "runs/variant=A-7_seed=0" / lost).mkdir()
+    (run,) = [run for run in results.read(root).runs if run.status != "done"]
+    assert run.name == "variant=A-7_seed=0" and run.status == "broken" and lost in str(run.reason)
+
+
 @pytest.mark.parametrize("content", ["[1]", "null", "{", "{}", '{"runs": [1]}'])
 def test_a_study_json_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "study.json").write_text(content)
