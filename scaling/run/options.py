@@ -140,7 +140,8 @@ class Train:
         )
         if parse_duration(self.duration, "duration")[1] == "%":
             raise UserError(f"duration={self.duration!r}: must be in steps, examples or epochs")
-        _require("init_from", self.init_from, self.init_from != "", "the folder of a run, or None")
+        for key in ("init_from", "continue_from"):
+            _require(key, getattr(self, key), getattr(self, key) != "", "the folder of a run, or None")
 
 
 @dataclass(frozen=True)
