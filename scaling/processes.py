@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,10 @@ def stop_signals() -> list[int]:
 
 @contextlib.contextmanager
 def stop_by_exception() -> Iterator[None]:
-    """Has the signals that stop a program raise `Stopped` in the main thread, until the block ends."""
+    """Has the signals that stop a program raise `Stopped` in the main thread, until the block ends.
+
+    Where Python ignores exceptions (`__del__`, a callback of the garbage collector), it is raised again later.
+    """
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers in no other
         yield
         return
@@ -36,12 +40,20 @@ def stop_by_exception() -> Iterator[None]:
     def _stop(signum: int, frame: FrameType | None) -> None:
         raise Stopped(signum)
 
+    def _again(ignored: "sys.UnraisableHookArgs") -> None:
+        if isinstance(ignored.exc_value, Stopped):
+            threading.Timer(0.01, os.kill, (os.getpid(), ignored.exc_value.signum)).start()
+        else:
+            hook(ignored)
+
+    hook, sys.unraisablehook = sys.unraisablehook, _again
     previous = {signum: signal.signal(signum, _stop) for signum in stop_signals()}
     try:
         yield
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+        sys.unraisablehook = hook
 
 
 # --- lives ---

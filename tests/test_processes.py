@@ -32,6 +32,20 @@ def test_what_stops_a_program_is_an_exception(signum: signal.Signals) -> None:
     assert error.value.signum == signum and signal.getsignal(signum) == before
 
 
+def test_what_python_ignores_is_raised_again() -> None:
+    """As jax's callback of the garbage collector would swallow it."""
+
+    class Deaf:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.001)
+
+    with pytest.raises(processes.Stopped, match=r"^SIGTERM$"), processes.stop_by_exception():
+        deaf = Deaf()
+        del deaf
+        time.sleep(5)
+
+
 def test_a_hang_up_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

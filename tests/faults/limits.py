@@ -18,7 +18,7 @@ from tests.faults.runs import WORKS, inputs, temporaries, unbroken
 
 SECONDS = 120.0  # that a verb may take to end
 FILE_SIZES = (0, 300, 1500, 2600, 5000, 11000, 20000, 40000, 100000)  # bytes
-OPEN_FILES = (16, 20, 24, 28, 40)
+OPEN_FILES = (20, 24, 40, 80, 120)
 DISKS = (40, 150, 300, 500, 800)  # KiB
 ENVIRONMENTS: dict[str, dict[str, str | None]] = {
     "no HOME": {"HOME": None},

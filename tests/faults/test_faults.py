@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.harness import FAULTS, PARTS, ROOT, Case, Outcome, cases_of, judge, try_case
 
-EVERY = {"damage": 40, "input": 23}  # part -> one of so many cases is tried here
+EVERY = {"damage": 40, "input": 23, "kills": 44, "limits": 59}  # part -> one of so many cases is tried here
 
 
 @pytest.mark.parametrize("part", EVERY)

@@ -108,7 +108,7 @@ def test_each_damaged_checkpoint_is_one_line_of_the_command(
     assert process.returncode == 0, said
     own = [line for line in said.splitlines() if line.startswith("run: ")]
     others = [line for line in said.splitlines() if not line.startswith("run: ")]
-    assert own[0] == "run: resumed at step 1"
+    assert own[:2] == ["run: 8 steps of 16 examples", "run: resumed at step 1"]
     assert len(others) == len(DAMAGES), said
     for line, step in zip(others, sorted(DAMAGES, reverse=True), strict=True):
         assert f"{run}/checkpoints/{step}: is damaged (" in line
