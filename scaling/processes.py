@@ -31,13 +31,18 @@ def stop_signals() -> list[int]:
 def stop_by_exception() -> Iterator[None]:
     """Has the signals that stop a program raise `Stopped` in the main thread, until the block ends.
 
-    Where Python ignores exceptions (`__del__`, a callback of the garbage collector), it is raised again later.
+    Raises:
+        Stopped: upon a signal; a moment later where Python ignores exceptions (`__del__`, a callback of the
+            garbage collector), and in place of an error that it became (while jaxlib is imported).
     """
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers in no other
         yield
         return
 
+    heard: list[int] = []
+
     def _stop(signum: int, frame: FrameType | None) -> None:
+        heard.append(signum)
         raise Stopped(signum)
 
     def _again(ignored: "sys.UnraisableHookArgs") -> None:
@@ -50,6 +55,10 @@ def stop_by_exception() -> Iterator[None]:
     previous = {signum: signal.signal(signum, _stop) for signum in stop_signals()}
     try:
         yield
+    except Exception:
+        if heard:
+            raise Stopped(heard[0]) from None
+        raise
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
