@@ -22,7 +22,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of what small tests do
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a call stack for each operation costs a fifth of it
 
 import gc
 import re

@@ -105,6 +105,6 @@ def test_the_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert xl2["gflops"] == pytest.approx(2 * xl2["gmacs"]) and xl2["gmacs"] == pytest.approx(
         118.621, rel=1e-3
     )
-    assert cli.main(["models", "--name=vit"]) == 0
+    assert cli.main(["models", "--name=timesformer"]) == 0
     assert "B/16" in capsys.readouterr().out
     assert cli.main(["models", "--name=resnext"]) == 2

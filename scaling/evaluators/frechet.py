@@ -32,9 +32,8 @@ class Frechet(Evaluator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("classifier", "classifier_config"):
-            if not getattr(self, key):
-                raise UserError(f"{key}='': must name the {'config' if 'config' in key else 'run folder'}")
+        if not self.classifier.strip():
+            raise UserError(f"classifier={self.classifier!r}: must be the folder of a run")
 
     def needs(self) -> list[tuple[str, str]]:
         return [(self.classifier_config, self.classifier)]

@@ -46,7 +46,7 @@ ocp.type_handlers.register_type_handler(jax.Array, _ARRAYS, override=True)
 
 
 class Misfit(UserError):
-    """The error that a checkpoint's arrays are not those of the config; `folder` is its run's."""
+    """The error that a run is not of this config or these data; `folder` is the run's."""
 
     def __init__(self, message: str, folder: Path) -> None:
         super().__init__(message)

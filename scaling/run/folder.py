@@ -304,7 +304,7 @@ def _say_once(text: str) -> None:
 
 
 def read_status(folder: Path | str) -> dict[str, Any] | None:
-    """Returns the content of a run's `status.json`, or None if there is none.
+    """Returns the content of a run's `status.json`, or None if there is none, or nothing in it.
 
     Keys that older runs lack are left out, but for the step, the number of steps and the heartbeat.
 
@@ -313,7 +313,7 @@ def read_status(folder: Path | str) -> dict[str, Any] | None:
     """
     path = Path(folder) / "status.json"
     status = read_json(path, MEND)
-    if status is None:
+    if not status:
         return None
     status = {"step": 0, "steps": 0, "heartbeat": 0.0, **status}
     for key, kind in STATUS.items():
@@ -359,5 +359,7 @@ def read_description(folder: Path | str) -> dict[str, Any] | None:
 def _check_cost(path: Path, cost: dict[str, Any] | None) -> None:
     for name in COST if cost is not None else ():
         value = (cost or {}).get(name, "nothing")
-        if type(value) not in (int, float) and (name, value) != ("tokens", None):
+        if type(value) not in (int, float) and (
+            value is not None or name not in ("tokens", "train_flops_per_step")
+        ):
             raise UserError(f"{path}: cost.{name}={shown(value)}: must be a number; {MEND}")

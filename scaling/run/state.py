@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
+from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scaling.objectives.base import NO_HELPERS, Bounded, Extras, Helpers
@@ -81,7 +82,7 @@ def with_weights(fresh: State, params: Any, collections: Any) -> State:
         "params": _replace_leaves(fresh.params, params),
         "collections": _replace_leaves(fresh.collections, collections),
     }
-    averages = {name: jax.tree.map(jnp.copy, new) for name in fresh.ema}
+    averages = {name: jax.tree.map(_copy, new, new) for name in fresh.ema}
     return fresh.replace(**new, ema=averages)  # type: ignore[attr-defined]
 
 
@@ -89,7 +90,12 @@ def _replace_leaves(old: Any, new: Any) -> Any:
     """Returns `old` with copies of the leaves that `new` has, in the types and shardings of `old`."""
     if isinstance(old, Mapping):
         return {key: _replace_leaves(value, new[key]) if key in new else value for key, value in old.items()}
-    return jax.device_put(jnp.array(new, old.dtype), old.sharding)
+    return _copy(new, old)
+
+
+def _copy(array: Any, like: Any) -> jax.Array:
+    """Returns a copy in the type and sharding of `like`; nothing is compiled."""
+    return jax.device_put(jnp.asarray(array, like.dtype), like.sharding, may_alias=False)
 
 
 @shared_by_runs
@@ -126,6 +132,28 @@ def initialiser(run: Run) -> Any:
 def init(run: Run) -> State:
     """Returns a fresh state, each array initialised directly in its sharding."""
     return initialiser(run)(traced_hparams(run)["seed"])
+
+
+def init_from(run: Run, params: Any, collections: Any) -> State:
+    """Returns a fresh state with these weights; those that the trees leave out are initialised.
+
+    If none are left out, nothing is drawn.
+    """
+    like = abstract(run)
+    every: Any = {"params": like.params, **like.collections}
+    given: Any = {"params": params, **collections}
+    if flatten_dict(every).keys() - flatten_dict(given).keys():
+        return with_weights(init(run), params, collections)
+    start: Callable[[Any], State] = _start(run)
+    return start(_replace_leaves(every, given))
+
+
+@shared_by_runs
+def _start(run: Run) -> Any:
+    """Returns the jitted function of a run's variables, which it takes over, to its state of step 0."""
+    out_shardings = jax.tree.map(lambda s: s.sharding, abstract(run))
+    first = partial(_first_state, run.config.optimizer)
+    return jax.jit(first, out_shardings=out_shardings, donate_argnums=0)
 
 
 @shared_by_runs

@@ -11,7 +11,7 @@ import pandas as pd
 from scaling.errors import UserError
 from scaling.files import write_atomic
 from scaling.former_names import current_key, renamed
-from scaling.run.folder import read_description, read_evaluations, read_status
+from scaling.run.folder import METRICS, read_description, read_evaluations, read_events, read_status
 from scaling.study.sweep import Overrides, Study, is_seed, stored
 from scaling.study.sweep import load as load_study
 
@@ -178,6 +178,9 @@ def _read_run(folder: Path, overrides: Mapping[str, Any]) -> RunRecord:
     if fault and (fault != ABSENT or (status and status["status"] == "done")):
         step, steps = (status["step"], status["steps"]) if status else (0, 0)
         return RunRecord(folder.name, folder, overrides, "broken", fault, step, steps, config)
+    if status is None and config:
+        fault = f"{folder / 'status.json'}: is missing; the same sweep finds out where the run is"
+        return RunRecord(folder.name, folder, overrides, "broken", fault, 0, 0, config)
     if status is None:
         reason = last_line(folder / "log.txt")
         kind = "failed" if reason else "missing"
@@ -185,6 +188,9 @@ def _read_run(folder: Path, overrides: Mapping[str, Any]) -> RunRecord:
     kind, reason = status["status"], status.get("reason")
     if kind == "running" and time.time() - status["heartbeat"] > SILENT_SECONDS:
         kind, reason = "broken", f"ended without a word at step {status['step']}"
+    if kind == "done" and all(event["step"] != status["steps"] for event in read_events(folder)):
+        lost = f"{folder / METRICS}: has no line of the last step, {status['steps']}"
+        kind, reason = "broken", f"{lost}; put it back, or delete the run to train it again"
     return RunRecord(folder.name, folder, overrides, kind, reason, status["step"], status["steps"], config)
 
 

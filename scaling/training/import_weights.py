@@ -33,7 +33,7 @@ def create_run_from_weights(
         UserError: if `out` cannot be written.
     """
     collections = {name: tree for name, tree in variables.items() if name != "params"}
-    initial = state.with_weights(state.init(run), variables["params"], collections)
+    initial = state.init_from(run, variables["params"], collections)
     with RunFolder(out) as folder:
         folder.status(IMPORTING)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of an import that was cut off

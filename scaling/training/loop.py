@@ -163,7 +163,8 @@ def _commit() -> str | None:
     """Returns the git commit of the package's source, with "+" if files differ; None outside a checkout."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        # Without a lock on the index, which would stay behind if a limit of this process ended git.
+        command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
@@ -188,9 +189,10 @@ def _fit(
         say(f"{name}: {total} steps of {cfg.data.batch_size} examples")
     with (
         Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints,
-        TensorBoard(folder.path / "tensorboard") if main else contextlib.nullcontext() as board,
+        contextlib.ExitStack() as opened,
     ):
         restored = checkpoints.restore(state.abstract(run), saved)
+        board = opened.enter_context(TensorBoard(folder.path / "tensorboard")) if main else None
         helpers = RunHelpers(run, None if saved is None else folder.path)
         measured = {name: evaluator for name, evaluator in made.items() if evaluator.in_training}
         measures = prepare_all(measured, run, folder.path, helpers, stop.check, board)

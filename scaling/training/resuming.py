@@ -12,6 +12,7 @@ from scaling.evaluators.base import require_tokenizer
 from scaling.overrides import flat, tupled
 from scaling.run import build
 from scaling.run import config as run_config
+from scaling.run.checkpoint import Misfit
 from scaling.run.folder import MAY_DIFFER, read_description, read_status
 from scaling.run.options import Config
 from scaling.validation import parse_dataclass
@@ -68,13 +69,13 @@ def require_same_data(path: Path, cfg: Config, fingerprint: Mapping[str, Any]) -
     """Checks that the training data, of this `fingerprint`, are those that the folder's run began with.
 
     Raises:
-        UserError: if they are others.
+        Misfit: if they are others.
     """
     before = (read_description(path) or {}).get("fingerprint")
     if before and (difference := fingerprints.difference(before, fingerprint)):
-        raise UserError(
-            f"data: {cfg.data.name} {difference}, as the run in {path} had it; put its data back, or choose "
-            "another folder"
+        advice = "put its data back, or choose another folder"
+        raise Misfit(
+            f"data: {cfg.data.name} {difference}, as the run in {path} had it; {advice}", path.absolute()
         )
 
 

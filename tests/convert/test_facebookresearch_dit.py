@@ -124,7 +124,7 @@ def test_a_training_checkpoint_becomes_a_run_and_opens_there_again(tmp_path: Pat
     torch.save({"ema": net.state_dict(), "args": argparse.Namespace(lr=1e-4)}, tmp_path / "dit.pt")
     assert transfer.import_run("facebookresearch", tmp_path / "dit.pt", cfg, tmp_path / "run") == []
     transfer.export_run("facebookresearch", tmp_path / "run", tmp_path / "back")
-    assert [file.name for file in (tmp_path / "back").iterdir()] == ["model.safetensors"]
+    assert {file.name for file in (tmp_path / "back").iterdir()} == {"model.safetensors", "SHA256SUMS"}
     back, before = load_file(tmp_path / "back/model.safetensors"), originals.tensors(net)
     net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in back.items()}, strict=True)
     assert all(np.array_equal(back[name], before[name]) for name in back if name != "pos_embed")

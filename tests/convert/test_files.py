@@ -146,7 +146,11 @@ def test_a_folder_is_written_whole_in_shards_and_never_over_another(
 ) -> None:
     tensors = {f"t{i}": np.full((4, 4), i, np.float32) for i in range(5)}
     files.write_folder(tmp_path / "one", "model", tensors, {"config.json": b"{}"})
-    assert sorted(f.name for f in (tmp_path / "one").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(f.name for f in (tmp_path / "one").iterdir()) == [
+        "SHA256SUMS",
+        "config.json",
+        "model.safetensors",
+    ]
     monkeypatch.setattr(files, "SHARD", 2 * 64)
     files.write_folder(tmp_path / "three", "model", tensors, {})
     assert len(list((tmp_path / "three").glob("model-0000?-of-00003.safetensors"))) == 3

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scaling.data import Data, eval_batches, info, open_source, train_batches
 from scaling.data.sources.latents import MANIFEST, LatentSource, ShardWriter, Split, read
 from scaling.errors import UserError
+from scaling.files import read_json
 from tests.support.latents import write_latents
 
 Records = dict[str, np.ndarray]
@@ -175,7 +176,8 @@ def test_folders_that_are_none(folder: Path, tmp_path: Path) -> None:
         open_source(section(folder), "val")
     with pytest.raises(UserError, match=r"data_dir=.*: has no whole latents\.json; `scaling encode`"):
         info(section(tmp_path / "none"))
-    described = json.loads((folder / MANIFEST).read_text())
+    described = read_json(folder / MANIFEST)
+    assert described
     (folder / MANIFEST).write_text(json.dumps({**described, "views": "two"}))
     with pytest.raises(UserError, match=r"latents\.json\.views='two': must be an integer"):
         info(section(folder))

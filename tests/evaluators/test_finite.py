@@ -33,6 +33,7 @@ from scaling.sampling import Sampling
 from scaling.training import config, evaluate, loop
 from scaling.training.import_weights import create_run_from_weights
 from tests.support.measuring import prepared
+from tests.support.run_folders import write_run
 
 ROOT = Path(__file__).parents[2]
 EULER = Sampling(integrator="euler", steps=2)
@@ -103,7 +104,8 @@ def test_an_evaluator_refuses_what_is_not_finite_by_name(kind: str, classifier: 
     run = build.build(config.load(str(ROOT / path), overrides))
     evaluator.check("mine", run)
     measure = prepared(evaluator, "mine", run, tmp_path)
-    assert measure(state.eval_weights(state.init(run)), 3) or kind == "grid"
+    values = measure(state.eval_weights(state.init(run)), 3)
+    assert sorted(values) == sorted(evaluator.metrics("mine", run)) and (values or kind == "grid")
     message = r"^evaluators\.mine: step 3: .*(not finite|=nan).*; look at the weights and the images$"
     with pytest.raises(NotFinite, match=message) as e:
         measure(spoilt(run), 3)
@@ -221,7 +223,7 @@ def test_captions_by_another_vocabulary_are_refused(tmp_path: Path) -> None:
     every = {f"evaluators.{name}.every": "100 %" for name in ("val", "tones", "probe")}
     cfg = config.load(str(ROOT / path), {**given, **every})
     run = build.build(cfg)
-    create_run_from_weights(run, {"params": {}}, tmp_path / "run", "a test")
+    write_run(run, tmp_path / "run")
     vocabulary.write_text("#version\nr e\nre d</w>\nf o\n")
     tokenizer_of.cache_clear()  # as in a process that starts anew
     again = restore.restore_run(tmp_path / "run").run

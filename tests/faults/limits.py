@@ -116,7 +116,7 @@ def _goes_on(work: str, folder: Path, **limits: Any) -> Outcome:
 
 
 def _again(work: str, out: Path, outcome: Outcome) -> Outcome:
-    """Runs a command that ended in one line again, and compares what it made; returns the outcome, if due."""
+    """Runs a command that ended in one line again; returns the outcome if it makes what is due."""
     if outcome.kind == "clear":
         code, said = _run(WORKS[work].words(out))
         if code != 0:

@@ -7,9 +7,13 @@ import pytest
 
 from tests.faults.harness import FAULTS, PARTS, ROOT, Case, Outcome, cases_of, judge, try_case
 
-EVERY = {"damage": 40, "input": 23, "kills": 44, "limits": 59}  # part -> one of so many cases is tried here
+EVERY = {"kills": 22, "damage": 40, "input": 31, "limits": 40}  # part -> one of so many cases is tried here
 
 
+# Limits are set between fork and exec, which JAX and others warn of.
+@pytest.mark.filterwarnings(
+    "ignore:os.fork", "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("part", EVERY)
 def test_a_sample_of_the_cases_finds_no_fault(part: str, tmp_path: Path) -> None:
     found = {}

@@ -35,6 +35,12 @@ def task(form: str, **options: Any) -> Contrastive:
     return Contrastive(SIGMOID if form == "sigmoid" else MODEL, form=form, **options)  # type: ignore[arg-type]
 
 
+def each_and_last(options: list[dict[str, int]]) -> list[Any]:
+    """Every option of the softmax, and the sigmoid's last, which has all of them; its others are slow."""
+    rest = [pytest.param("sigmoid", each, marks=pytest.mark.slow) for each in options[:-1]]
+    return [*(("softmax", each) for each in options), ("sigmoid", options[-1]), *rest]
+
+
 def by_loop(e: Embeddings, real: np.ndarray, form: str) -> dict[str, np.ndarray]:
     """One pair at a time, in float64."""
     rows = np.flatnonzero(real)
@@ -81,8 +87,9 @@ def assert_close(a: jax.Array, b: jax.Array) -> None:
     np.testing.assert_allclose(a, b, rtol=0, atol=max(1e-6, 1e-5 * float(jnp.abs(b).max())))
 
 
-@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("options", [{"chunk": 4}, {"microbatch": 4}, {"chunk": 2, "microbatch": 8}])
+@pytest.mark.parametrize(
+    ("form", "options"), each_and_last([{"chunk": 4}, {"microbatch": 4}, {"chunk": 2, "microbatch": 8}])
+)
 def test_chunks_and_cached_gradients_change_nothing(form: str, options: dict[str, int]) -> None:
     batch, whole = pairs(16), task(form)
     params = jax.jit(whole.init)(jax.random.key(0), batch)["params"]
@@ -130,8 +137,9 @@ def test_cached_gradients_need_less_memory() -> None:
     assert room(task("softmax", microbatch=16, chunk=16)) < room(task("softmax")) / 3
 
 
-@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("options", [{}, {"chunk": 8}, {"chunk": 8, "microbatch": 8}])
+@pytest.mark.parametrize(
+    ("form", "options"), each_and_last([{}, {"chunk": 8}, {"chunk": 8, "microbatch": 8}])
+)
 def test_eight_devices_give_the_loss_and_the_gradient_of_one(form: str, options: dict[str, int]) -> None:
     """The gradient as a vector, to 1e-5 of its length: single entries are differences of far larger ones."""
     of, batch = task(form, **options), pairs(32)

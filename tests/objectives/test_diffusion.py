@@ -186,7 +186,10 @@ def test_option_types_list_what_there_is() -> None:
         ({"prediction": "score"}, r"^prediction='score': must be one of eps, x, v$"),
         ({"weighting": "p2"}, r"^weighting='p2': must be one of uniform, min-snr$"),
         ({"condition_dropout": 1.5}, r"^condition_dropout=1.5: must be in \[0, 1\]$"),
-        ({"path": "straight", "prediction": "v"}, r"^learn_sigma=True: path='straight' .*learn_sigma=False"),
+        (
+            {"path": "straight", "prediction": "v"},
+            r"^model.learn_sigma=True: objective.path='straight' .*False",
+        ),
         ({"dropout": 0.1}, r"^dropout=0.1: not an option of diffusion, which has path, "),
     ],
 )

@@ -18,6 +18,7 @@ import pytest
 
 from scaling.data.sources import arrays
 from scaling.errors import UserError
+from scaling.files import read_json
 from scaling.run import build, state
 from scaling.run.checkpoint import Checkpoints
 from scaling.run.checkpoint_reading import LEFT_OUT
@@ -108,7 +109,7 @@ def test_each_damaged_checkpoint_is_one_line_of_the_command(
     assert process.returncode == 0, said
     own = [line for line in said.splitlines() if line.startswith("run: ")]
     others = [line for line in said.splitlines() if not line.startswith("run: ")]
-    assert own[:2] == ["run: 8 steps of 16 examples", "run: resumed at step 1"]
+    assert "run: resumed at step 1" in own
     assert len(others) == len(DAMAGES), said
     for line, step in zip(others, sorted(DAMAGES, reverse=True), strict=True):
         assert f"{run}/checkpoints/{step}: is damaged (" in line
@@ -199,8 +200,8 @@ def test_a_class_more_in_the_data_is_an_error_and_nothing_is_touched(tmp_path: P
         with pytest.raises(UserError) as error:
             loop.train(cfg, run)
         assert str(error.value) == (
-            f"{run}/checkpoints/8: params/head/bias is [10] there and [11] in this config (6 of 74 arrays "
-            "differ); choose another folder, or give the config and data that it was trained with"
+            f"data: npz has not the same labels or captions, as the run in {run} had it; put its data back, "
+            "or choose another folder"
         )
         assert contents(run) == before
     with_classes(tmp_path / "digits.npz", 10)
@@ -209,7 +210,7 @@ def test_a_class_more_in_the_data_is_an_error_and_nothing_is_touched(tmp_path: P
 
 
 def test_reading_a_run_whose_config_is_of_other_arrays(run: Path) -> None:
-    described = json.loads((run / "config.json").read_text())
+    described = read_json(run / "config.json")
     described["data"]["num_classes"] = 11
     (run / "config.json").write_text(json.dumps(described))
     before = contents(run)

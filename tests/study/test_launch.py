@@ -15,6 +15,7 @@ import pytest
 
 from scaling import processes
 from scaling.errors import UserError
+from scaling.files import read_json
 from scaling.study import launch
 from scaling.study.jobs import Job
 from tests.support.sweeps import BASE, CLASSIFIED, load_dict, starts
@@ -230,7 +231,7 @@ def test_an_older_study_is_read_in_todays_words(
         text = file.read_text().replace("config='c.py'", "config={'vit': 'c.py', 'swin': 'd.py'}")
         file.write_text(text)
     assert launch.sweep(file, root) == 0
-    run, described = root / "runs/name=vit/config.json", json.loads((root / "study.json").read_text())
+    run, described = root / "runs/name=vit/config.json", read_json(root / "study.json")
     base = {f"{section}.{key}": value for section, keys in OLDER.items() for key, value in keys.items()}
     sources = ("c.py.", "d.py.") if several else ("",)
     described["base"] = {f"{source}{key}": value for source in sources for key, value in base.items()}

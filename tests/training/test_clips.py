@@ -18,8 +18,9 @@ from scaling.objectives.diffusion import Diffusion
 from scaling.run import build, restore
 from scaling.run.folder import read_events
 from scaling.run.helpers import RunHelpers
-from scaling.training import config, encode, evaluate, import_weights, loop
+from scaling.training import config, encode, evaluate, loop
 from tests.support import clip_denoiser
+from tests.support.run_folders import write_run
 
 SUPPORT = Path(__file__).parents[1] / "support"
 TINY = str(SUPPORT / "tiny_clips.py")
@@ -81,7 +82,7 @@ def test_latents_of_clips_are_those_of_their_frames(tmp_path: Path) -> None:
     overrides: dict[str, Any] = {"data.name": "npz", "data.data_dir": str(tmp_path / "colours.npz")}
     overrides |= {"model.channels": 3, "model.widths": (4,)}
     images = build.build(config.load(str(SUPPORT / "tiny_vae.py"), overrides))
-    import_weights.create_run_from_weights(images, {"params": {}}, tmp_path / "vae", "no other")
+    write_run(images, tmp_path / "vae")
     cfg = config.load(TINY)
     encode.encode(tmp_path / "vae", cfg, tmp_path / "latents", 8)
     given = {"data.name": "latents", "data.data_dir": str(tmp_path / "latents")}

@@ -19,14 +19,15 @@ from scaling.convert import stablehlo
 from scaling.data.sources.latents import MANIFEST, LatentSource, ShardWriter, read
 from scaling.errors import UserError
 from scaling.evaluators import Frechet, Grid, autoencoder
-from scaling.files import open_locked
+from scaling.files import open_locked, read_json
 from scaling.models import vae
 from scaling.run import build, restore
 from scaling.run.folder import read_events
 from scaling.run.helpers import RunHelpers
 from scaling.sampling import to_uint8
-from scaling.training import config, encode, evaluate, import_weights, loop
+from scaling.training import config, encode, evaluate, loop
 from tests.support.measuring import prepared
+from tests.support.run_folders import write_run
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/support/tiny_vae.py")
@@ -35,9 +36,9 @@ FLIP = {"data.train_transforms": ("flip",)}
 
 @pytest.fixture(scope="module")
 def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The autoencoder as it starts: its moments are as good as any."""
+    """An autoencoder with random weights: its moments are as good as any."""
     folder = tmp_path_factory.mktemp("vae") / "run"
-    import_weights.create_run_from_weights(build.build(config.load(TINY)), {"params": {}}, folder, "no other")
+    write_run(build.build(config.load(TINY)), folder)
     return folder
 
 
@@ -210,7 +211,7 @@ def test_another_encoding_is_refused_and_nothing_is_touched(
     assert before == {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     other = tmp_path / "other"
     other.mkdir()
-    begun = json.loads((folder / "encoding.json").read_text())
+    begun = read_json(folder / "encoding.json")
     (other / "encoding.json").write_text(json.dumps({**begun, "weights": "0" * 16}))
     refused(vae_run, FLIP, other, r"holds latents with weights='0{16}', not '\w+'")
     assert [p.name for p in other.iterdir()] == ["encoding.json"]
@@ -334,7 +335,7 @@ def test_a_folder_with_former_keys_is_read_and_kept(tmp_path: Path, vae_run: Pat
     older = tmp_path / "latents"
     shutil.copytree(folder, older)
     for name in (MANIFEST, encode.BEGUN):
-        description = json.loads((older / name).read_text())
+        description = read_json(older / name)
         images = description["data"]
         images["augment"], images["text"]["too_long"] = (
             images.pop("train_transforms"),
@@ -350,7 +351,7 @@ def test_a_folder_with_former_keys_is_read_and_kept(tmp_path: Path, vae_run: Pat
 def test_an_autoencoder_that_has_changed_decodes_nothing(
     folder: Path, vae_run: Path, tmp_path: Path, tiny: dict[str, str]
 ) -> None:
-    described = json.loads((folder / MANIFEST).read_text())
+    described = read_json(folder / MANIFEST)
     (tmp_path / "latents").mkdir()
     for path in folder.glob("*.array_record"):
         (tmp_path / "latents" / path.name).write_bytes(path.read_bytes())

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from scaling.errors import UserError
+from scaling.files import read_json
 from scaling.overrides import flat
 from scaling.processes import start_time
 from scaling.run import restore
@@ -200,7 +201,8 @@ def test_an_older_runs_config_is_read_in_todays_words(tmp_path: Path, tiny: Tiny
     ]
     cfg = config.load(tiny["vit"], crops)
     measured = loop.train(cfg, tmp_path)
-    described = json.loads((tmp_path / "config.json").read_text())
+    described = read_json(tmp_path / "config.json")
+    assert described
     older = described["config"]
     del older["preprocessing"], older["model"]["epsilon"], older["data"]["unreadable"]
     older["data"] |= {"augment": ["center_crop_100"], "eval_transforms": ["center_crop_100"]}

@@ -16,21 +16,13 @@ from scaling.overrides import flat
 from scaling.run import build, restore, state
 from scaling.run.options import Config
 from scaling.training import config, loop, warm_start
-from scaling.training.import_weights import create_run_from_weights
+from tests.support.run_folders import write_run
 
 ROOT = Path(__file__).parents[2]
 VIT, VIDEO = str(ROOT / "configs/mnist_vit.py:A/14"), str(ROOT / "configs/mnist_vivit.py:")
 SMALL = ["data.batch_size=16", "train.duration=4 steps", "train.log_every=1", "checkpoint.every=2 steps"]
 A = [*SMALL, "model.depth=1", "evaluators.val.every=4 steps", "data.video.frames=4", "data.video.stride=1"]
 Read = Callable[[Path, Config], Any]
-
-
-def write_run(run: build.Run, folder: Path) -> None:
-    """A folder as training leaves it, with weights that are not those of a start."""
-    rng = np.random.default_rng(0)
-    shapes = state.abstract(run).params
-    random = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
-    create_run_from_weights(run, {"params": random}, folder, "a test")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +71,18 @@ def test_weights_live_where_the_mesh_has_them(image_run: Path) -> None:
     assert_same(as_numpy(begun.params), as_numpy(alone.params))
     assert jax.tree.map(lambda a: a.sharding, begun.params) == jax.tree.map(
         lambda a: a.sharding, state.abstract(cut).params
+    )
+
+
+def test_a_start_from_all_weights_is_a_fresh_one_with_them() -> None:
+    """Nothing is initialised, and yet the optimiser, the averages and the places are the same."""
+    overrides = ["data.batch_size=16", "model.depth=1", "model.pool=mean", "optimizer.ema_decays=(0.5,)"]
+    run = build.build(config.load(VIT, [*overrides, "mesh.fsdp=2"]))
+    weights = jax.tree.map(lambda s: np.full(s.shape, 2, s.dtype), state.abstract(run).params)
+    started, expected = state.init_from(run, weights, {}), state.with_weights(state.init(run), weights, {})
+    assert_same(as_numpy(started), as_numpy(expected))
+    assert jax.tree.map(lambda a: a.sharding, started) == jax.tree.map(
+        lambda a: a.sharding, state.abstract(run)
     )
 
 
