@@ -4,13 +4,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 # --- signals ---
+
+DEAF = ("__del__", "_xla_gc_callback")  # functions whose exceptions Python ignores; the second is jax's
 
 
 class Stopped(KeyboardInterrupt):
@@ -43,15 +44,13 @@ def stop_by_exception() -> Iterator[None]:
 
     def _stop(signum: int, frame: FrameType | None) -> None:
         heard.append(signum)
+        while frame is not None:
+            if frame.f_code.co_name in DEAF:
+                threading.Timer(0.01, os.kill, (os.getpid(), signum)).start()  # once it has returned
+                return
+            frame = frame.f_back
         raise Stopped(signum)
 
-    def _again(ignored: "sys.UnraisableHookArgs") -> None:
-        if isinstance(ignored.exc_value, Stopped):
-            threading.Timer(0.01, os.kill, (os.getpid(), ignored.exc_value.signum)).start()
-        else:
-            hook(ignored)
-
-    hook, sys.unraisablehook = sys.unraisablehook, _again
     previous = {signum: signal.signal(signum, _stop) for signum in stop_signals()}
     try:
         yield
@@ -62,7 +61,6 @@ def stop_by_exception() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-        sys.unraisablehook = hook
 
 
 # --- lives ---

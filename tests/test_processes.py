@@ -38,7 +38,6 @@ def test_what_python_ignores_is_raised_again() -> None:
     class Deaf:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
-            time.sleep(0.001)
 
     with pytest.raises(processes.Stopped, match=r"^SIGTERM$"), processes.stop_by_exception():
         deaf = Deaf()
