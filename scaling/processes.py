@@ -11,6 +11,8 @@ from types import FrameType
 
 # --- signals ---
 
+DEAF = ("__del__", "_xla_gc_callback")  # functions whose exceptions Python ignores; the second is jax's
+
 
 class Stopped(KeyboardInterrupt):
     """The exception by which SIGTERM and SIGHUP end a verb, as Ctrl-C does by `KeyboardInterrupt`."""
@@ -28,17 +30,34 @@ def stop_signals() -> list[int]:
 
 @contextlib.contextmanager
 def stop_by_exception() -> Iterator[None]:
-    """Has the signals that stop a program raise `Stopped` in the main thread, until the block ends."""
+    """Has the signals that stop a program raise `Stopped` in the main thread, until the block ends.
+
+    Raises:
+        Stopped: upon a signal; a moment later where Python ignores exceptions (`__del__`, a callback of the
+            garbage collector), and in place of an error that it became (while jaxlib is imported).
+    """
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers in no other
         yield
         return
 
+    heard: list[int] = []
+
     def _stop(signum: int, frame: FrameType | None) -> None:
+        heard.append(signum)
+        while frame is not None:
+            if frame.f_code.co_name in DEAF:
+                threading.Timer(0.01, os.kill, (os.getpid(), signum)).start()  # once it has returned
+                return
+            frame = frame.f_back
         raise Stopped(signum)
 
     previous = {signum: signal.signal(signum, _stop) for signum in stop_signals()}
     try:
         yield
+    except Exception:
+        if heard:
+            raise Stopped(heard[0]) from None
+        raise
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)

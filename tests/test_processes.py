@@ -32,6 +32,30 @@ def test_what_stops_a_program_is_an_exception(signum: signal.Signals) -> None:
     assert error.value.signum == signum and signal.getsignal(signum) == before
 
 
+def test_what_python_ignores_is_raised_again() -> None:
+    """As jax's callback of the garbage collector would swallow it."""
+
+    class Deaf:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(processes.Stopped, match=r"^SIGTERM$"), processes.stop_by_exception():
+        deaf = Deaf()
+        del deaf
+        time.sleep(5)
+
+
+def test_an_error_that_a_signal_became_is_the_signal() -> None:
+    """As while a module in C is imported."""
+    with pytest.raises(processes.Stopped, match=r"^SIGTERM$"), processes.stop_by_exception():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise ImportError("no such module") from None
+    with pytest.raises(ImportError), processes.stop_by_exception():
+        raise ImportError("no such module")
+
+
 def test_a_hang_up_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

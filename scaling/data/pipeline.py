@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+import resource
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # importing scaling.data stays fast, and the command line's -
     from jax.sharding import NamedSharding
 
 HostBatch = dict[str, np.ndarray]
+Batches = Generator[dict[str, "jax.Array"], None, None]  # to be closed if they are not read to their end
+OPEN_FILES, OPEN_FILES_PER_WORKER = 32, 16  # that grain has at once: blocks of memory to free, and pipes
 
 
 @functools.lru_cache(maxsize=4)
@@ -124,6 +128,21 @@ def eval_rows(step: int, source: Source, data: Data, batch_size: int, rows: np.n
     return {**batch, "mask": (positions < len(source)).astype(np.float32)}
 
 
+def _require_open_files(workers: int) -> None:
+    """Checks that this process may open what reading by worker processes takes at least, in pipes and memory.
+
+    Raises:
+        UserError: if it may not.
+    """
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    needed = sum(1 for _ in Path("/dev/fd").iterdir()) + OPEN_FILES + OPEN_FILES_PER_WORKER * workers
+    if resource.RLIM_INFINITY != allowed < needed:
+        raise UserError(
+            f"data.workers={workers}: takes {needed} open files, and the system allows {allowed}; raise that "
+            "(ulimit -n), or lower data.workers"
+        )
+
+
 def _read_ahead(
     read: Callable[[int], HostBatch], start: int, stop: int, data: Data, workers: int
 ) -> Generator[HostBatch, None, None]:
@@ -134,6 +153,7 @@ def _read_ahead(
     read_options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=buffer_size)
     batches = grain.MapDataset.range(start, stop).map(read).to_iter_dataset(read_options)
     if workers:
+        _require_open_files(workers)
         from absl import flags
 
         if not flags.FLAGS.is_parsed():  # grain can only hand parsed absl flags to its workers
@@ -164,7 +184,7 @@ def _on_devices(
     sharding: "NamedSharding",
     batch_size: int,
     prefetch: int,
-) -> Iterator[dict[str, "jax.Array"]]:
+) -> Batches:
     """Yields global arrays [B, ...] of each host batch, with transfers started `prefetch` batches early."""
     import jax
 
@@ -188,9 +208,7 @@ def _on_devices(
         yield from ready
 
 
-def train_batches(
-    data: Data, seed: int, start_step: int, sharding: "NamedSharding"
-) -> Iterator[dict[str, "jax.Array"]]:
+def train_batches(data: Data, seed: int, start_step: int, sharding: "NamedSharding") -> Batches:
     """Returns the batches of steps start_step, start_step + 1, ... without end, placed by `sharding`.
 
     Each has the source's columns (`Info.columns`). Batch s is the same for any `start_step`, devices and
@@ -214,12 +232,12 @@ def train_batches(
 
 
 def _transform_on_devices(
-    batches: Iterator[dict[str, "jax.Array"]],
+    batches: Batches,
     source: DeviceTransformed,
     seed: int,
     start: int,
     sharding: "NamedSharding",
-) -> Iterator[dict[str, "jax.Array"]]:
+) -> Batches:
     """Yields batches after the source's `device_transform`, that of step s with the key of (seed, s).
 
     Random numbers have the shape of the global batch, so they are the same on any mesh.
@@ -234,14 +252,12 @@ def _transform_on_devices(
         )
 
     compiled = jax.jit(transform_batch, out_shardings=sharding)
-    with contextlib.closing(batches):  # type: ignore[type-var]
+    with contextlib.closing(batches):
         for step, batch in enumerate(batches, start):
             yield compiled(batch, np.uint32(step))
 
 
-def eval_batches(
-    data: Data, split: str, batch_size: int, sharding: "NamedSharding"
-) -> Iterator[dict[str, "jax.Array"]]:
+def eval_batches(data: Data, split: str, batch_size: int, sharding: "NamedSharding") -> Batches:
     """Returns batches of every example of a split once, in order: the source's columns and mask float32 [B].
 
     The last batch is padded to `batch_size` with mask 0. Threads read, never worker processes: starting
@@ -255,7 +271,7 @@ def eval_batches(
 
 def cyclic_batches(
     data: Data, split: str, batch_size: int, sharding: "NamedSharding", batches: int
-) -> Iterator[dict[str, "jax.Array"]]:
+) -> Batches:
     """Returns `batches` full batches of a split as evaluation sees it, in order; example 0 follows the last.
 
     Raises:
@@ -273,7 +289,7 @@ def cyclic_batches(
 
 def view_batches(
     data: Data, split: str, views: tuple[int, int], batch_size: int, sharding: "NamedSharding"
-) -> Iterator[dict[str, "jax.Array"]]:
+) -> Batches:
     """Returns batches as `eval_batches` does, with every example as views[0] x views[1] clips.
 
     There are views[0] clips in time and views[1] crops in space. `batch_size` counts clips. Row r of the
@@ -285,9 +301,7 @@ def view_batches(
     return _eval_pass(cropped, source, batch_size, sharding)
 
 
-def _eval_pass(
-    data: Data, source: Source, batch_size: int, sharding: "NamedSharding"
-) -> Iterator[dict[str, "jax.Array"]]:
+def _eval_pass(data: Data, source: Source, batch_size: int, sharding: "NamedSharding") -> Batches:
     """Returns batches of all examples of a source, in order."""
     image_shape(data, source)
     rows = local_rows(sharding, batch_size)

@@ -111,6 +111,7 @@ class Checkpoints:
         needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(self.folder).free
         if free < needed:
             raise self._write_error(f"{needed / 2**20:,.1f} MiB needed, {free / 2**20:,.1f} MiB free")
+        hide_abandoned_reads()  # and writes, if one fails
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(dict(meta)))
         try:
             self.manager.save(step, args=args)

@@ -163,7 +163,8 @@ def _commit() -> str | None:
     """Returns the git commit of the package's source, with "+" if files differ; None outside a checkout."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        # Without a lock on the index, which would stay behind if a limit of this process ended git.
+        command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
@@ -249,9 +250,13 @@ class _Loop:
         self.last: dict[str, float] = {k: v for e in events for k, v in e.get("values", {}).items()}
 
     def train(self, current: state.State, start: int) -> None:
+        cfg = self.run.config
+        place = self.run.batch_sharding()
+        with contextlib.closing(data.train_batches(cfg.data, cfg.train.seed, start, place)) as batches:
+            self._train(current, start, batches)
+
+    def _train(self, current: state.State, start: int, batches: Iterator[dict[str, jax.Array]]) -> None:
         run, total = self.run, self.run.steps
-        cfg = run.config
-        batches = data.train_batches(cfg.data, cfg.train.seed, start, run.batch_sharding())
         step_fn, traced_hparams = state.make_step(run), state.traced_hparams(run)
         helpers = self.helpers.named()
         pending: Pending = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from clu import asynclib
@@ -41,12 +41,7 @@ class TensorBoard:
         self._format = _import_tensorboardx()
         self.path = folder / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}"
         self._pool = asynclib.Pool("tensorboard", max_workers=1)  # one thread keeps the order
-        make_folder(folder)
-        try:
-            self._file = self.path.open("ab", buffering=0)
-        except OSError as e:
-            raise self._failed(e) from e
-        self._append(file_version="brain.Event:2")
+        self._file: IO[bytes] | None = None  # opened when there is something to write
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +53,8 @@ class TensorBoard:
             if error is None:
                 raise self._failed(e.__cause__ or e) from e
         finally:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one value per name.
@@ -79,6 +75,13 @@ class TensorBoard:
 
     def _append(self, **fields: Any) -> None:
         """Appends an event in the background, framed as a TFRecord: length, its checksum, data, checksum."""
+        if self._file is None:
+            make_folder(self.path.parent)
+            try:
+                self._file = self.path.open("ab", buffering=0)
+            except OSError as e:
+                raise self._failed(e) from e
+            self._append(file_version="brain.Event:2")
         checksum = self._format.record_writer.masked_crc32c
         event = self._format.event_file_writer.event_pb2.Event(wall_time=time.time(), **fields)
         data = event.SerializeToString()

@@ -1,7 +1,9 @@
 """The global order, restarts, hosts, and exact evaluation, on eight virtual devices."""
 
+import dataclasses
 import gc
 import itertools
+import resource
 import threading
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from scaling.data import Data, eval_batches, open_source, train_batches
-from scaling.data.pipeline import eval_rows, local_rows, shuffled, train_rows
+from scaling.data.pipeline import eval_rows, host_batches, local_rows, shuffled, train_rows
 from scaling.data.transforms import transform
 from scaling.errors import UserError
 from tests.support.shardings import sharding
@@ -224,3 +226,14 @@ def test_a_batch_that_the_mesh_does_not_divide() -> None:
     with pytest.raises(UserError, match="batch_size=60: must be a multiple of 8"):
         eval_batches(data, "test", 60, sharding(8, 1, 1))
     next(train_batches(data, 0, 0, sharding(2, 2, 2)))  # 4 divides 60
+
+
+def test_workers_that_may_open_too_few_files_are_refused_before_they_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
+    batches = host_batches(dataclasses.replace(DIGITS, workers=4), open_source(DIGITS, "train"), [0], 4)
+    with pytest.raises(
+        UserError, match=r"^data\.workers=4: takes \d+ open files, and the system allows 64; "
+    ):
+        next(batches)
