@@ -187,7 +187,12 @@ def run_digest(folder: Path) -> str:
     """Returns a digest of a run: the values of its events, and the arrays of its newest checkpoint."""
     events = [[e["event"], e["step"], e["examples"], e["values"]] for e in read_events(folder)]
     newest = folder / "checkpoints" / str(steps_in(folder / "checkpoints")[-1])
-    arrays = jax.tree.leaves(ocp.PyTreeCheckpointer().restore(newest / "state"))
+    checkpointer = ocp.PyTreeCheckpointer()
+    kinds = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        checkpointer.metadata(newest / "state").item_metadata.tree,
+    )
+    arrays = jax.tree.leaves(checkpointer.restore(newest / "state", restore_args=kinds))
     pictures = [path.read_bytes() for path in sorted(folder.glob("samples/*.png"))]
     return _digest([json.dumps(events).encode(), *(np.asarray(x).tobytes() for x in arrays), *pictures])
 
