@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scaling import __version__, streams
+from scaling import __version__, law_verbs, streams
 from scaling.errors import UserError
 from scaling.flag_types import amount, count, from_zero, path
 from scaling.overrides import FLAG
@@ -15,7 +15,7 @@ from scaling.processes import Stopped, stop_by_exception
 Verb = Callable[[str, Any, str, str], argparse.ArgumentParser]  # adds a verb: name, function, help, example
 OVERRIDES = "--config.KEY=VALUE overrides any key of the config, e.g. --config.optimizer.learning_rate=3e-4"
 
-ANSWERS = ("models", "plan", "evaluate", "report")  # verbs that print what they were asked for
+ANSWERS = ("models", "plan", "evaluate", "report", "law")  # verbs that print what they were asked for
 
 FORMER_FLAGS = {  # former flag -> what it is now
     "--run": "the run's folder without a flag, after the verb",
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _run_verbs(verb)
     _study_verbs(verb)
+    law_verbs.add(verb)
     _weights_verbs(verb)
     return parser
 

@@ -44,6 +44,18 @@ def amount(text: str) -> float:
     return number
 
 
+def positive(text: str) -> float:
+    """Returns a finite number above 0.
+
+    Raises:
+        ArgumentTypeError: if it is none.
+    """
+    number = amount(text)
+    if number == 0:
+        raise ArgumentTypeError(f"{text!r}: must be above 0")
+    return number
+
+
 def path(text: str) -> Path:
     """Returns the path of a file or a folder.
 

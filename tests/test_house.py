@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = (
     ("__main__", "worker"),
     ("cli",),
+    ("law_verbs",),
     ("plan",),
     ("study",),
     ("convert",),
@@ -23,7 +24,7 @@ ROOMS = (
     ("parallel",),
     ("objectives",),
     ("sampling",),
-    ("models", "data", "metrics"),
+    ("models", "data", "metrics", "laws"),
     ("diffusion", "flops", "former_names", "overrides", "preprocessing", "randomness", "validation"),
     ("files", "flag_types", "processes", "progress", "python_files", "streams"),
     ("errors",),
