@@ -89,6 +89,10 @@ class Chain:
         """Draws uniform indices [count] int32."""
         return jax.random.randint(rng, (count,), 0, len(self))
 
+    def quantiles(self, count: int) -> jax.Array:
+        """Returns the middles of `count` equal parts of what `draw` draws, [count] int32."""
+        return jnp.asarray((np.arange(count) + 0.5) / count * len(self), jnp.int32)
+
     def time(self, where: jax.Array) -> jax.Array:
         """Returns the time that the model is given, float32 of the shape of `where`."""
         return _lookup(self._time, where)
@@ -163,6 +167,10 @@ class Straight:
     def draw(self, rng: jax.Array, count: int) -> jax.Array:
         """Draws uniform times [count] float32."""
         return jax.random.uniform(rng, (count,), minval=self.low, maxval=self.high)
+
+    def quantiles(self, count: int) -> jax.Array:
+        """Returns the middles of `count` equal parts of what `draw` draws, [count] float32."""
+        return jnp.asarray(self.low + (np.arange(count) + 0.5) / count * (self.high - self.low), jnp.float32)
 
     def time(self, where: jax.Array) -> jax.Array:
         """Returns the time that the model is given: t."""

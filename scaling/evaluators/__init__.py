@@ -5,6 +5,7 @@ from typing import Any
 
 from scaling.errors import UserError
 from scaling.evaluators.base import Evaluator
+from scaling.evaluators.denoising import DenoisingLoss
 from scaling.evaluators.frechet import Frechet
 from scaling.evaluators.grid import Grid
 from scaling.evaluators.linear import Linear
@@ -17,6 +18,7 @@ from scaling.validation import default_options, parse_dataclass
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "metrics": Metrics,
+    "denoising_loss": DenoisingLoss,
     "frechet": Frechet,
     "grid": Grid,
     "linear": Linear,

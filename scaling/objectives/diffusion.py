@@ -93,27 +93,37 @@ class Diffusion:
         Metrics: loss, mse (unweighted), and vb (the bound's term in bits per dimension) if the variance is
         learned.
         """
-        path = diffusion.PATHS[self.path]
-        if self.prediction != "v":
-            path = path.trimmed()
         x = scaled(batch["image"])  # [B, ..., C]
-        position = path.draw(derive_key(rng, "time"), x.shape[0])  # [B]
-        broadcast_position = position.reshape(-1, *(1,) * (x.ndim - 1))  # [B, 1, ..., 1]
-        point = path.point(broadcast_position)
+        position = self.trained_path.draw(derive_key(rng, "time"), x.shape[0])  # [B]
         eps = jax.random.normal(derive_key(rng, "noise"), x.shape)  # [B, ..., C]
-        x_t = diffusion.noised(x, eps, point)  # [B, ..., C]
         condition = self.conditioning.of(batch, extras.helpers)
         condition = self._some_dropped(condition, extras, x.shape[0], rng) if train else condition
+        return summarise(self.errors(params, x, position, eps, condition), batch, extras.collections)
+
+    @property
+    def trained_path(self) -> diffusion.Path:
+        """The path between the positions that are trained on."""
+        path = diffusion.PATHS[self.path]
+        return path if self.prediction == "v" else path.trimmed()
+
+    def errors(
+        self, params: Params, x: jax.Array, position: jax.Array, eps: jax.Array, condition: Condition
+    ) -> dict[str, jax.Array]:
+        """Returns the metrics of `loss`, each [B], at positions [B] with noise eps [B, ..., C]."""
+        path = self.trained_path
+        broadcast_position = position.reshape(-1, *(1,) * (x.ndim - 1))  # [B, 1, ..., 1]
+        point = path.point(broadcast_position)
+        x_t = diffusion.noised(x, eps, point)  # [B, ..., C]
         output, raw = self.predict(params, x_t, path.time(position), condition)  # [B, ..., C]
         target = diffusion.target(self.prediction, x, eps, point)  # [B, ..., C]
         mse = ((output - target) ** 2).mean(axis=tuple(range(1, x.ndim)))  # [B]
         loss = diffusion.weight(self.weighting, self.prediction, point).reshape(-1) * mse  # [B]
         if raw is None:
-            return summarise({"loss": loss, "mse": mse}, batch, extras.collections)
+            return {"loss": loss, "mse": mse}
         assert isinstance(path, diffusion.Chain)  # ensured by __post_init__
         x_hat, _ = diffusion.estimates(self.prediction, output, x_t, point)
         vb = diffusion.vlb(path, broadcast_position, x, x_t, x_hat, raw)  # [B]
-        return summarise({"loss": loss + vb, "mse": mse, "vb": vb}, batch, extras.collections)
+        return {"loss": loss + vb, "mse": mse, "vb": vb}
 
     def _some_dropped(self, condition: Condition, extras: Extras, count: int, rng: jax.Array) -> Condition:
         """Returns conditions, some of them the null one; a rate in `traced_hparams` takes precedence."""

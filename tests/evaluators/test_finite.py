@@ -13,6 +13,7 @@ from scaling.data import tokenizer_of
 from scaling.errors import NotFinite, UserError
 from scaling.evaluators import (
     EVALUATORS,
+    DenoisingLoss,
     Frechet,
     Grid,
     Linear,
@@ -44,6 +45,7 @@ CLIP = (
 CASES: dict[str, tuple[str, dict[str, Any], Any]] = {  # kind -> config, overrides, an evaluator of them
     "metrics": ("tests/support/tiny_vit.py", {}, Metrics(batch_size=128)),
     "linear": ("tests/support/tiny_vit.py", {}, Linear(inputs="features", batch_size=512)),
+    "denoising_loss": ("tests/support/tiny_dit.py", {}, DenoisingLoss(batch_size=64, examples=64)),
     "grid": ("tests/support/tiny_dit.py", {}, Grid(samples=8, batch_size=8, sampling=EULER)),
     "frechet": (
         "tests/support/tiny_dit.py",
