@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # importing scaling.data stays fast, and the command line's -
 
 HostBatch = dict[str, np.ndarray]
 Batches = Generator[dict[str, "jax.Array"], None, None]  # to be closed if they are not read to their end
-OPEN_FILES, OPEN_FILES_PER_WORKER = 32, 16  # that grain has at once: blocks of memory to free, and pipes
+OPEN_FILES, OPEN_FILES_PER_WORKER = 64, 16  # at once: of a checkpoint and memory that is freed; of pipes
 
 
 @functools.lru_cache(maxsize=4)

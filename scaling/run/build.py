@@ -57,6 +57,21 @@ class Run:
         batch, epoch = self.config.data.batch_size, self.info.train_examples
         return duration(text, key, batch, epoch, self.steps)
 
+    def kept_steps(self) -> list[int]:
+        """Returns the steps whose checkpoints stay for ever.
+
+        Raises:
+            UserError: if one is not of the run.
+        """
+        steps = [self.steps_of(text, "checkpoint.keep_at") for text in self.config.checkpoint.keep_at]
+        for text, step in zip(self.config.checkpoint.keep_at, steps, strict=True):
+            if not 1 <= step <= self.steps:
+                raise UserError(
+                    f"checkpoint.keep_at={text!r}: is step {step}, and the run has {self.steps}; "
+                    "name one of them"
+                )
+        return steps
+
     def due(self, text: str, key: str) -> Callable[[int], bool]:
         """Returns a function that tells whether something is due at a step.
 
@@ -170,6 +185,19 @@ def _variable_shapes(run: Run) -> dict[str, Any]:
     return shapes
 
 
+def _check_cooldown(run: Run) -> None:
+    options = run.config.optimizer
+    if options.cooldown is None:
+        return
+    steps = run.steps_of(options.cooldown, "optimizer.cooldown")
+    others = run.steps - run.steps_of(options.warmup, "optimizer.warmup")
+    if not 1 <= steps <= others:
+        raise UserError(
+            f"optimizer.cooldown={options.cooldown!r}: is {steps} steps, and {others} follow the warm-up; "
+            "make it shorter"
+        )
+
+
 def build(
     config: Config,
     devices: list[jax.Device] | None = None,
@@ -206,7 +234,9 @@ def build(
     run.steps_of(config.optimizer.warmup, "optimizer.warmup")
     for milestone in config.optimizer.lr_milestones:
         run.steps_of(milestone, "optimizer.lr_milestones")
+    _check_cooldown(run)
     run.due(config.checkpoint.every, "checkpoint.every")
+    run.kept_steps()
     return run
 
 

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -59,12 +59,15 @@ class Checkpoints:
     Use it as a context manager: on exit it waits for the checkpoint that is being written.
     """
 
-    def __init__(self, folder: Path | str, keep: int = 2, read_only: bool = False) -> None:
+    def __init__(
+        self, folder: Path | str, keep: int = 2, read_only: bool = False, keep_at: Sequence[int] = ()
+    ) -> None:
         self.folder, self.read_only = Path(folder).absolute(), read_only
         if read_only and not self.folder.is_dir():
             raise UserError(f"{self.folder}: no checkpoints there; train the run first")
         policies = ocp.checkpoint_managers
         kept = [policies.LatestN(keep), reading_locks.KeepWhatIsRead(self.folder)]
+        kept += [policies.CustomSteps(list(keep_at))] if keep_at else []
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else policies.AnyPreservationPolicy(kept),
             create=not read_only,

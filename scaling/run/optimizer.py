@@ -21,17 +21,29 @@ OPTIMIZERS: dict[str, Callable[[Optimizer], optax.GradientTransformation]] = {
 }
 
 # Schedules of the rate after the warm-up, as a share of its peak, over the steps that remain.
-SCHEDULES: dict[str, Callable[[Optimizer, int, Sequence[int]], optax.Schedule]] = {
-    "constant": lambda options, steps, milestones: optax.constant_schedule(1.0),
-    "cosine": lambda options, steps, milestones: optax.cosine_decay_schedule(
+SCHEDULES: dict[str, Callable[[Optimizer, int, Sequence[int], int], optax.Schedule]] = {
+    "constant": lambda options, steps, milestones, cooldown: optax.constant_schedule(1.0),
+    "cosine": lambda options, steps, milestones, cooldown: optax.cosine_decay_schedule(
         1.0, max(steps, 1), options.final_lr_ratio
     ),
-    "step": lambda options, steps, milestones: optax.piecewise_constant_schedule(
+    "step": lambda options, steps, milestones, cooldown: optax.piecewise_constant_schedule(
         1.0, dict.fromkeys(milestones, 0.1)
+    ),
+    "wsd": lambda options, steps, milestones, cooldown: optax.join_schedules(
+        [optax.constant_schedule(1.0), _cooldown(options.final_lr_ratio, cooldown)], [steps - cooldown]
     ),
 }
 
 Update = Callable[[Any, Any, Any, jax.Array, Mapping[str, jax.Array]], tuple[Any, Any, jax.Array, jax.Array]]
+
+
+def _cooldown(final: float, steps: int) -> optax.Schedule:
+    """Returns a decay from 1 by the root of the share of `steps` that is over (Hägele et al. 2024, eq. 2)."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        return 1.0 - (1.0 - final) * jnp.sqrt(jnp.clip(step / steps, 0.0, 1.0))
+
+    return rate
 
 
 def transform(options: Optimizer) -> optax.GradientTransformationExtraArgs:
@@ -76,20 +88,23 @@ def _l2(options: Optimizer) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def make_update(options: Optimizer, warmup: int, total: int, milestones: Sequence[int] = ()) -> Update:
+def make_update(
+    options: Optimizer, warmup: int, total: int, milestones: Sequence[int] = (), cooldown: int = 0
+) -> Update:
     """Returns `update(grads, opt_state, params, step, traced_hparams) -> (params, opt_state, norm, rate)`.
 
     The norm is the gradient's, before it is clipped, and the rate is the step's, without any factors.
 
-    `warmup` and `milestones` are steps from the start of the run, which has `total` steps. The rate and the
-    decay are in `traced_hparams` ("learning_rate", "weight_decay"), so that runs that differ only in
-    them share one compiled step. AdamW's decay is decoupled (Loshchilov & Hutter 2019):
-    p <- p - rate * lr_scale * (direction + decay * p). Frozen parameters do not count in the norm.
+    `warmup` and `milestones` are steps from the start of the run, which has `total` steps, and `cooldown` is
+    the number of steps before its end. The rate and the decay are in `traced_hparams` ("learning_rate",
+    "weight_decay"), so that runs that differ only in them share one compiled step. AdamW's decay is
+    decoupled (Loshchilov & Hutter 2019): p <- p - rate * lr_scale * (direction + decay * p). Frozen
+    parameters do not count in the norm.
     """
     tx = transform(options)
     warmup_schedule = optax.linear_schedule(0.0, 1.0, max(warmup, 1))
     main_schedule = SCHEDULES[options.schedule](
-        options, total - warmup, [milestone - warmup for milestone in milestones]
+        options, total - warmup, [milestone - warmup for milestone in milestones], cooldown
     )
     schedule = optax.join_schedules([warmup_schedule, main_schedule], [warmup])
     l2, layered = options.weight_decay_mode == "l2", options.layer_decay != 1.0

@@ -62,10 +62,11 @@ class Optimizer:
 
     name: OptimizerName = "adamw"
     learning_rate: float = 1e-4  # peak rate
-    schedule: Literal["constant", "cosine", "step"] = "constant"
+    schedule: Literal["constant", "cosine", "step", "wsd"] = "constant"
     warmup: str = "0 steps"  # duration of the linear rise from 0 to the peak rate
     lr_milestones: tuple[str, ...] = ()  # durations after which the "step" schedule divides the rate by 10
-    final_lr_ratio: float = 0.0  # final rate of the "cosine" schedule, as a share of learning_rate
+    cooldown: str | None = None  # duration of the decay that ends the "wsd" schedule
+    final_lr_ratio: float = 0.0  # final rate of "cosine" and "wsd", as a share of learning_rate
     layer_decay: float = 1.0  # factor of the rate per layer from the head down
     weight_decay: float = 0.0  # global coefficient, multiplied by the learning rate
     weight_decay_mode: Literal["decoupled", "l2"] = "decoupled"  # "l2": gradient term, before momentum
@@ -93,7 +94,11 @@ class Optimizer:
         _require("ema_decays", self.ema_decays, all(0 <= d < 1 for d in self.ema_decays), "decays in [0, 1)")
         _require("final_lr_ratio", self.final_lr_ratio, 0 <= self.final_lr_ratio <= 1, "in [0, 1]")
         _require("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
-        step, cosine = self.schedule == "step", self.schedule == "cosine"
+        step, wsd, ends = (
+            self.schedule == "step",
+            self.schedule == "wsd",
+            self.schedule in ("cosine", "wsd"),
+        )
         _require(
             "lr_milestones",
             self.lr_milestones,
@@ -103,9 +108,17 @@ class Optimizer:
         _require(
             "final_lr_ratio",
             self.final_lr_ratio,
-            cosine or not self.final_lr_ratio,
-            "0 but with schedule='cosine'",
+            ends or not self.final_lr_ratio,
+            "0 but with schedule='cosine' or 'wsd'",
         )
+        _require(
+            "cooldown",
+            self.cooldown,
+            (self.cooldown is not None) == wsd,
+            "a duration with schedule='wsd', else None",
+        )
+        if self.cooldown is not None:
+            parse_duration(self.cooldown, "cooldown")
         parse_duration(self.warmup, "warmup")
         for milestone in self.lr_milestones:
             parse_duration(milestone, "lr_milestones")
@@ -150,8 +163,11 @@ class Checkpoint:
 
     every: str = "25 %"  # duration between two checkpoints
     keep: int = 2  # number of newest checkpoints that stay on disk
+    keep_at: tuple[str, ...] = ()  # durations after which one is saved that stays for ever
 
     def __post_init__(self) -> None:
+        for duration in self.keep_at:
+            parse_duration(duration, "keep_at")
         _require("keep", self.keep, self.keep >= 1, "at least 1")
         check_period(self.every, "every")
 

@@ -171,7 +171,8 @@ def make_step(run: Run) -> Step:
     optimizer.check_rules(options, run.variable_shapes["params"])
     warmup = run.steps_of(options.warmup, "optimizer.warmup")
     milestones = [run.steps_of(milestone, "optimizer.lr_milestones") for milestone in options.lr_milestones]
-    update = optimizer.make_update(options, warmup, run.steps, milestones)
+    cooldown = run.steps_of(options.cooldown, "optimizer.cooldown") if options.cooldown else 0
+    update = optimizer.make_update(options, warmup, run.steps, milestones, cooldown)
     decays = optimizer.ema_names(options)
 
     def step(

@@ -188,7 +188,9 @@ def _fit(
     if main:
         say(f"{name}: {total} steps of {cfg.data.batch_size} examples")
     with (
-        Checkpoints(folder.path / "checkpoints", cfg.checkpoint.keep) as checkpoints,
+        Checkpoints(
+            folder.path / "checkpoints", cfg.checkpoint.keep, keep_at=run.kept_steps()
+        ) as checkpoints,
         contextlib.ExitStack() as opened,
     ):
         restored = checkpoints.restore(state.abstract(run), saved)
@@ -238,7 +240,8 @@ class _Loop:
         self.folder, self.stop = folder, stop
         self.checkpoints, self.progress, self.board = checkpoints, progress, board
         self.start, cfg = start, run.config
-        self.save_due = run.due(cfg.checkpoint.every, "checkpoint.every")
+        due, kept = run.due(cfg.checkpoint.every, "checkpoint.every"), run.kept_steps()
+        self.save_due = lambda step: due(step) or step in kept
         # Processes read the file at different times, so only events up to the restored step count.
         events = [e for e in read_events(folder.path) if e["event"] == "evaluate" and e["step"] <= start]
         self.evaluated = {(e["step"], e.get("evaluator")) for e in events}

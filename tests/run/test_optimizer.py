@@ -24,10 +24,14 @@ GRADS = [np.array([0.5, 1.0, -2.0], np.float32) * (i + 1) for i in range(7)]
 
 
 def steps(
-    options: Optimizer, warmup: int = 0, total: int = 7, milestones: tuple[int, ...] = ()
+    options: Optimizer,
+    warmup: int = 0,
+    total: int = 7,
+    milestones: tuple[int, ...] = (),
+    cooldown: int = 0,
 ) -> np.ndarray:
     """The parameters [7, 3] after each of seven updates from (1, -2, 3)."""
-    update = optimizer.make_update(options, warmup, total, milestones)
+    update = optimizer.make_update(options, warmup, total, milestones, cooldown)
     params = {"w": jnp.asarray([1.0, -2.0, 3.0])}
     kept, seen = optimizer.transform(options).init(params), []
     traced_hparams = {
@@ -66,6 +70,15 @@ def test_drops_count_from_the_start_of_the_run_warm_up_and_all() -> None:
         steps(options, warmup=2, milestones=(4, 6)), axis=0, prepend=[[1.0, -2.0, 3.0]]
     ) / np.stack(GRADS)
     np.testing.assert_allclose(moved.mean(axis=1), [0.0, 0.5, 1.0, 1.0, 0.1, 0.1, 0.01], rtol=1e-4, atol=1e-6)
+
+
+def test_wsd_is_constant_until_it_cools_down_by_the_root_of_the_time() -> None:
+    plain = {"name": "sgd", "b1": 0.0, "learning_rate": 1.0, "param_rules": ()}
+    options = Optimizer(**plain, schedule="wsd", cooldown="4 steps", final_lr_ratio=0.2)
+    moved = -np.diff(steps(options, warmup=2, total=7, cooldown=4), axis=0, prepend=[[1.0, -2.0, 3.0]])
+    cooling = [1 - 0.8 * (n / 4) ** 0.5 for n in range(4)]
+    expected = [0.0, 0.5, 1.0, *cooling]  # two of warm-up, one stable, four that cool down
+    np.testing.assert_allclose((moved / np.stack(GRADS)).mean(axis=1), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_l2_leaves_out_what_the_rules_leave_out() -> None:
