@@ -12,12 +12,13 @@ import optax
 from scaling import models
 from scaling.errors import UserError
 from scaling.parallel.sharding import path_of
-from scaling.run import layer_decay
+from scaling.run import layer_decay, muon
 from scaling.run.options import Optimizer, ParamRule
 
 OPTIMIZERS: dict[str, Callable[[Optimizer], optax.GradientTransformation]] = {
     "adamw": lambda options: optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps),
     "sgd": lambda options: optax.trace(decay=options.b1),
+    "muon": lambda options: muon.scale_by_muon(),
 }
 
 # Schedules of the rate after the warm-up, as a share of its peak, over the steps that remain.
@@ -153,10 +154,10 @@ def _selects(rule: ParamRule, path: str) -> bool:
 
 
 def check_rules(options: Optimizer, params: Any) -> None:
-    """Checks that every rule selects some parameter (or shape).
+    """Checks that every rule selects some parameter (or shape), and one for Muon matrices alone.
 
     Raises:
-        UserError: for a rule that selects none.
+        UserError: for a rule that does not.
     """
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
     for i, rule in enumerate(options.param_rules):
@@ -166,6 +167,11 @@ def check_rules(options: Optimizer, params: Any) -> None:
                 f"optimizer.param_rules[{i}].match={rule.match!r}: matches no parameter{of_role} of the "
                 f"model, such as {paths[0]}; correct the rule, or leave it out"
             )
+    for path in paths:
+        rule = rule_of(path, options)
+        if rule.optimizer == "muon" and models.role_of(path).kind != "matrix":
+            place = f"optimizer.param_rules[{options.param_rules.index(rule)}].optimizer='muon'"
+            raise UserError(f"{place}: takes matrices, and {path} is none; add role='matrix' to the rule")
 
 
 def ema_names(options: Optimizer) -> dict[str, float]:

@@ -13,7 +13,7 @@ from scaling.preprocessing import Preprocessing
 from scaling.sampling import Sampling
 from scaling.validation import LARGEST_FLOAT, LARGEST_INT, shown
 
-OptimizerName = Literal["adamw", "sgd"]
+OptimizerName = Literal["adamw", "sgd", "muon"]
 
 
 def _pattern(key: str, text: str) -> None:
@@ -46,7 +46,7 @@ class ParamRule:
     lr_scale: float = 1.0  # factor of the learning rate
     weight_decay: float | None = None  # None for the global one
     frozen: bool = False  # whether the parameters stay as they are
-    optimizer: OptimizerName | None = None  # None for the global one
+    optimizer: OptimizerName | None = None  # None for the global one; "muon" is for matrices
 
     def __post_init__(self) -> None:
         _pattern("match", self.match)
@@ -80,6 +80,8 @@ class Optimizer:
     )
 
     def __post_init__(self) -> None:
+        by_rule = "adamw or sgd; muon is for matrices, by a rule: ParamRule(role='matrix', optimizer='muon')"
+        _require("name", self.name, self.name != "muon", by_rule)
         _require("learning_rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
         _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         _require("b1", self.b1, 0 <= self.b1 < 1, "in [0, 1)")
