@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stop_by_exception():
             return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as e:
-        print(f"error: {' '.join(str(e).split(chr(10)))}", file=sys.stderr)
+        print(f"error: {e}", file=sys.stderr)
         return 2
     except Stopped as e:
         print(f"interrupted by {e}", file=sys.stderr)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scaling.errors import UserError
+from scaling.errors import UserError, one_line
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def say_unread(folder: Path, unread: Iterable[str], read: str) -> None:
     suffixes = [Path(name).suffix.lower() or Path(name).name for name in unread if not hidden(name)]
     if suffixes:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in Counter(suffixes).most_common(10))
-        log.warning("%s: %d files in it are not read (%s): %s", folder, len(suffixes), counts, read)
+        log.warning("%s: %d files in it are not read (%s): %s", folder, len(suffixes), one_line(counts), read)
 
 
 def hidden(name: str) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from scaling.errors import UserError
+from scaling.validation import shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -98,7 +99,7 @@ class Tokenizer:
         for caption, encoding in zip(captions, encodings, strict=True):
             if len(encoding.ids) > self.options.max_length:
                 raise UserError(
-                    f"data.text.max_length={self.options.max_length}: {caption!r} has "
+                    f"data.text.max_length={self.options.max_length}: {shown(caption)} has "
                     f"{len(encoding.ids)} tokens; raise it, or give overflow='cut'"
                 )
         words = [[-1 if word is None else word for word in encoding.word_ids] for encoding in encodings]
@@ -159,10 +160,10 @@ def tokenizer(options: Text, captions: Callable[[], Iterable[str]]) -> Tokenizer
 def _clean(kind: str, caption: object) -> str:
     """Returns a caption without surrounding white space; for CLIP, encodings and HTML are mended too."""
     if not isinstance(caption, str):
-        raise UserError(f"caption {caption!r}: is {type(caption).__name__}; must be text")
+        raise UserError(f"caption {shown(caption)}: is {type(caption).__name__}; must be text")
     cleaned = _clean_for_clip(caption) if kind == "clip" else caption.strip()
     if not cleaned.strip():
-        raise UserError(f"caption {caption!r}: is empty; leave the example out, or give it words")
+        raise UserError(f"caption {shown(caption)}: is empty; leave the example out, or give it words")
     return cleaned
 
 

@@ -19,6 +19,7 @@ from scaling.data.decoding import MODES, decode_image
 from scaling.data.sources.base import Columns
 from scaling.data.video import Video, begin
 from scaling.errors import UserError
+from scaling.validation import shown
 
 CAPTIONS = ("captions", "caption", "text")  # names of features that hold captions
 
@@ -145,7 +146,7 @@ def _decode_captions(value: Any) -> tuple[str, ...]:
     try:
         return tuple(text.decode("utf-8") for text in captions)
     except UnicodeDecodeError as e:
-        raise UserError(f"caption {captions!r}: is not text in UTF-8 ({e.reason})") from None
+        raise UserError(f"caption {shown(captions)}: is not text in UTF-8 ({e.reason})") from None
 
 
 def tfds_set(name: str, folder: str | None, split: str, video: Video) -> TfdsSource | TfdsVideos | TfdsPairs:
