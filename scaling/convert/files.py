@@ -101,7 +101,7 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
         entries = deserialize(file.read_bytes())
         return {name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in entries}
     except (SafetensorError, OSError, ValueError, KeyError) as e:
-        raise UserError(f"{file}: cannot be read as safetensors ({_reason(e)}); get the file again") from None
+        raise UserError(f"{file}: cannot be read as safetensors ({reason(e)}); get the file again") from None
 
 
 def _read_torch(file: Path, notes: list[str]) -> dict[str, np.ndarray]:
@@ -110,18 +110,14 @@ def _read_torch(file: Path, notes: list[str]) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise UserError(f"{file}: reading it needs PyTorch; install torch, or give safetensors") from None
-    if _is_program(file):
-        raise UserError(
-            f"{file}: is a TorchScript archive, which is a program; where you trust it, save "
-            "model.state_dict() of model = torch.jit.load(FILE) first, and give that"
-        )
+    _require_whole_weights(file)
     try:
         # Training scripts keep their arguments beside the weights; a Namespace only holds values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # a file from elsewhere fails in many ways, and each must become a UserError
         raise UserError(
-            f"{file}: cannot be read as tensors alone ({_reason(e)}); save its state_dict() as safetensors"
+            f"{file}: cannot be read as tensors alone ({reason(e)}); save its state_dict() as safetensors"
         ) from None
     weights = _unwrap(file, loaded, notes)
     if not isinstance(weights, dict) or not all(
@@ -152,16 +148,35 @@ def _holds_tensors(part: Any) -> bool:
     return tensors or any(_holds_tensors(part.get(name)) for name in WRAPPERS)
 
 
-def _is_program(file: Path) -> bool:
-    """Returns whether `torch.jit.save` wrote the file: it stores constants apart; `torch.save` has none."""
+def _require_whole_weights(file: Path) -> None:
+    """Checks that an archive is no program and is as it was written, since PyTorch compares no checksum.
+
+    A program is what `torch.jit.save` writes: it stores constants apart, which `torch.save` does not.
+
+    Raises:
+        UserError: if it is a program, or damaged.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
+            members = archive.infolist()
+            if any(member.filename.endswith("/constants.pkl") for member in members):
+                raise UserError(
+                    f"{file}: is a TorchScript archive, which is a program; where you trust it, save "
+                    "model.state_dict() of model = torch.jit.load(FILE) first, and give that"
+                )
+            for member in members:
+                if member.CRC:  # 0 is that of none (`torch.serialization.set_crc32_options`)
+                    with archive.open(member) as content:
+                        while content.read(2**20):
+                            pass
+    except UserError:
+        raise
+    except Exception as e:  # zipfile fails in many ways
+        if zipfile.is_zipfile(file):  # what PyTorch before 1.6 wrote is none
+            raise UserError(f"{file}: is damaged ({reason(e)}); get the file again") from None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Returns one line: the function that the file would call, or the first line of PyTorch's message."""
     message = str(error)
     called = re.search(r"GLOBAL (\S+)", message)
@@ -176,7 +191,7 @@ def _to_array(file: Path, name: str, tensor: Any) -> np.ndarray:
     try:
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
     except (TypeError, RuntimeError) as e:  # sparse, quantised, or of a type that NumPy lacks
-        raise UserError(f"{file}: {name} cannot be read ({_reason(e)}); save it as a plain float32") from None
+        raise UserError(f"{file}: {name} cannot be read ({reason(e)}); save it as a plain float32") from None
 
 
 def write_folder(out: Path, name: str, tensors: Tensors, others: Mapping[str, bytes]) -> None:

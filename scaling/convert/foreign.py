@@ -42,7 +42,7 @@ def require(family: str, stated: Mapping[str, Any], wanted: Mapping[str, Any], s
     for key, value in wanted.items():
         if stated.get(key, value) != value:
             name = f"{section}.{key}" if section else key
-            raise UserError(f"{name}={stated[key]!r}: the family {family} has {value!r} and no other")
+            raise UserError(f"{name}={shown(stated[key])}: the family {family} has {value!r} and no other")
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Fields:
             if not known and value is not None:
                 name = f"{section}.{key}" if section else key
                 raise UserError(
-                    f"{name}={value!r}: is no known field of the family {self.family}, and may change what "
-                    "the model gives; if it does not, take it out"
+                    f"{name}={shown(value)}: is no known field of the family {self.family}, and may change "
+                    "what the model gives; if it does not, take it out"
                 )
         for key, default in self.compared.items():
             value = stated.get(key, default)

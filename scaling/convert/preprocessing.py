@@ -96,7 +96,7 @@ def read(source: Path, family: str) -> Seen | None:
             return parse({key: value for key, value in stated.items() if value is not None}, name, family)
         except UserError as e:
             raise UserError(f"{source / name}: {e}") from None
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as e:
             raise UserError(
                 f"{source / name}: cannot be read ({type(e).__name__}: {e}); mend it, or take it out"
             ) from None

@@ -236,7 +236,7 @@ def faults(rules: Rules, tensors: Tensors, shapes: Mapping[str, Any], ignored: I
     for rule in rules:
         needed = [flat[path].shape[rule.layers is not None :] for path in rule.paths]
         for name in names(rule):
-            if name in tensors and _loaded_shapes(rule.shape, tensors[name]) != needed:
+            if name in tensors and not _fits(rule.shape, tensors[name], needed):
                 expected = _saved_shape(rule.shape, needed)
                 messages.append(f"{name} has shape {tensors[name].shape}, not {expected}")
             if name in tensors and tensors[name].dtype.kind not in FLOATS:
@@ -269,8 +269,13 @@ def _name_faults(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
     return messages + [f"unexpected {name}" for name in left]
 
 
-def _loaded_shapes(shape: Shape, tensor: Array) -> list[tuple[int, ...]] | None:
+def _fits(shape: Shape, tensor: Array, needed: Sequence[tuple[int, ...]]) -> bool:
+    """Returns whether a foreign tensor is converted to parts of the `needed` shapes, and these back to it.
+
+    A reshape alone takes tensors of other ranks, too.
+    """
     try:
-        return [part.shape for part in shape.load(tensor)]
+        parts = shape.load(tensor)
+        return [part.shape for part in parts] == needed and shape.save(*parts).shape == tensor.shape
     except (ValueError, IndexError, TypeError):  # the tensor has another rank, or sizes that do not divide
-        return None
+        return False

@@ -14,7 +14,7 @@ import numpy as np
 from scaling import data, models, objectives
 from scaling.convert import FORMATS, Format, files, naming, preprocessing, rules
 from scaling.convert.converter import Converter
-from scaling.errors import UserError
+from scaling.errors import UserError, one_line
 from scaling.models.variants import side_lengths
 from scaling.run import build, restore
 from scaling.run import config as run_config
@@ -67,7 +67,7 @@ def open_checkpoint(name: str, source: Path, cfg: Config, kept: Collection[str] 
     run = _build(run_config.changed(cfg, new)) if new else run
     tensors, renames = naming.known(converter, converter.table(run.model), tensors)
     model = _checkpoint_model(converter, run, tensors, stated, fields, source)
-    return Opened(run, converter, model, tensors, notes + renames)
+    return Opened(run, converter, model, tensors, [one_line(note) for note in notes + renames])
 
 
 def import_run(
@@ -177,7 +177,8 @@ def _stated_fields(
 
 
 def _other_family_error(family: str, where: Path, e: Exception) -> UserError:
-    return UserError(f"{where}: is not of the family {family} ({type(e).__name__}: {e}); give one that is")
+    why = f"{type(e).__name__}: {files.reason(e)}"
+    return UserError(f"{where}: is not of the family {family} ({why}); give one that is")
 
 
 def _decided_keys(
@@ -279,10 +280,7 @@ def _read(
         table = [r for r in table if r not in skipped]
         ignored += [f"^{name}$" for r in skipped for name in (*rules.names(r), *r.copies)]
         notes.append(f"{parent}: starts afresh")
-    objective = dataclasses.replace(run.objective, model=model)  # type: ignore[type-var]
-    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in run.batch(1).items()}
-    shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
-    faults = rules.faults(table, tensors, shapes, ignored)
+    faults = rules.faults(table, tensors, _variable_shapes(model, run, source), ignored)
     if faults:
         more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         head = all(re.match(r"missing (classifier|head|fc)\b", fault) for fault in faults)
@@ -295,3 +293,19 @@ def _read(
     return rules.load(
         table, {n: t.astype(np.float32) for n, t in tensors.items() if t.dtype.kind in rules.FLOATS}
     ), notes
+
+
+def _variable_shapes(model: Any, run: build.Run, source: Path) -> Any:
+    """Returns the shapes of the variables of a checkpoint's model, a tree.
+
+    Raises:
+        UserError: if no model has the sizes in which it differs from the run's.
+    """
+    objective = dataclasses.replace(run.objective, model=model)  # type: ignore[type-var]
+    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in run.batch(1).items()}
+    try:
+        return jax.eval_shape(objective.init, jax.random.key(0), batch)
+    except Exception as e:
+        if model == run.model or isinstance(e, UserError):
+            raise
+        raise _other_family_error(run.config.model.name, source, e) from None

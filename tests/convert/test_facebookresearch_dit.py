@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -133,7 +134,8 @@ def test_a_training_checkpoint_becomes_a_run_and_opens_there_again(tmp_path: Pat
 def test_positions_are_checked_and_not_read() -> None:
     model, net = dit.DiT(**SMALL, num_classes=10), DiT(**SMALL, side=10, classes=10, inputs=3, outputs=6)
     table = originals.tensors(net)["pos_embed"]  # of another resolution, for which ours computes it too
-    assert facebookresearch.source(model, {"pos_embed": table}, None) == model
+    for type_ in (np.float32, np.float16, ml_dtypes.bfloat16):
+        assert facebookresearch.source(model, {"pos_embed": table.astype(type_)}, None) == model
     assert facebookresearch.source(model, {}, None) == model
     for other in (table + 0.01, table[:, 1:], table[0], table[..., :12]):
         with pytest.raises(UserError, match=r"pos_embed: is not DiT's table of sines and cosines"):

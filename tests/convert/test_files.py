@@ -1,18 +1,23 @@
 """Files of tensors: what is read, what is refused, and that nothing is written over or left half-written."""
 
 import argparse
+import io
 import json
 import os
 import pickle
+import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
 
 from scaling.convert import files
 from scaling.errors import UserError
@@ -166,3 +171,95 @@ def test_a_folder_is_written_whole_in_shards_and_never_over_another(
     with pytest.raises(UserError, match="No space left on device"):
         files.write_folder(tmp_path / "four", "model", tensors, {})
     assert sorted(f.name for f in tmp_path.iterdir()) == ["one", "three"]
+
+
+def saved(zipped: bool) -> bytes:
+    file = io.BytesIO()
+    torch.save(WEIGHTS, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+# Of a damaged file of each kind: whether what is then read may differ from what was saved, since it has no
+# checksum of its own.
+KINDS: dict[str, tuple[str, Callable[[], bytes], bool]] = {
+    "safetensors": ("a.safetensors", lambda: save(WEIGHTS), True),
+    "torch": ("a.pt", lambda: saved(zipped=True), False),
+    "torch before 1.6": ("a.pt", lambda: saved(zipped=False), True),
+}
+CHANGES = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(CHANGES)
+@settings(max_examples=150)
+def test_a_damaged_file_is_read_or_refused(kind: str, changes: list[tuple[int, int]]) -> None:
+    name, whole, unchecked = KINDS[kind]
+    content = bytearray(whole())
+    for place, value in changes:
+        content[place % len(content)] = value
+    read = read_or_refuse(name, bytes(content))
+    if read is not None and unchecked:
+        assert all(isinstance(tensor, np.ndarray) and len(name) for name, tensor in read.items())
+    elif read is not None:
+        check(read)
+
+
+SIZES = st.sampled_from([0, 1, 1, 2, 2**40, 2**63, 2**64 - 1, -1, 1.5, None])
+ENTRIES = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "I8", "BOOL", "F8_E4M3", "C64", "F4", "", 3]),
+        "shape": st.lists(SIZES, max_size=3) | st.just([1] * 70),
+        "data_offsets": st.sampled_from([[0, 0], [0, 4], [0, 2], [2, 4], [4, 8], [4, 0], [0, 2**63], None]),
+    }
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["a", "b\nc", "__metadata__"]), ENTRIES, max_size=2),
+    st.sampled_from([b"", b"\1\0", b"\0\1\2\3"]),
+)
+@settings(max_examples=300)
+def test_any_header_is_read_or_refused(header: dict[str, Any], data: bytes) -> None:
+    """What is read has the shapes of the header, and as its bytes those of the file."""
+    head = json.dumps(header).encode()
+    read = read_or_refuse("a.safetensors", len(head).to_bytes(8, "little") + head + data)
+    if read is not None:
+        assert {name: list(tensor.shape) for name, tensor in read.items()} == {
+            name: entry["shape"] for name, entry in header.items() if name != "__metadata__"
+        }
+        assert sum(tensor.nbytes for tensor in read.values()) == len(data)
+        assert all(tensor.tobytes() in data for tensor in read.values())
+
+
+SHARDS = st.sampled_from(["model.safetensors", "model\n2.safetensors", "", 3, None])
+
+
+@given(
+    st.recursive(
+        SHARDS,
+        lambda inner: (
+            st.dictionaries(st.sampled_from(["weight_map", "a"]), inner, max_size=2)
+            | st.lists(inner, max_size=2)
+        ),
+    )
+)
+@settings(max_examples=100)
+def test_any_index_of_shards_is_obeyed_or_refused(index: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(WEIGHTS, Path(folder) / "model.safetensors")
+        (Path(folder) / "model.safetensors.index.json").write_text(json.dumps(index))
+        try:
+            check(files.read_tensors(Path(folder)))
+        except UserError as e:
+            assert folder in str(e) and "\n" not in str(e)
+
+
+def read_or_refuse(name: str, content: bytes) -> dict[str, np.ndarray] | None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        try:
+            return files.read_tensors(path)
+        except UserError as e:
+            assert str(path) in str(e) and "\n" not in str(e)
+            return None

@@ -97,6 +97,9 @@ def test_every_fault_is_named() -> None:
         (rules.merged_heads(2), [(2, 3, 8)], ()),
         (rules.split_heads(2), [(4, 2, 3)], ()),
         (rules.split_heads(2, 3), [(4, 2, 2)] * 3, (8, 4)),
+        (rules.split_heads(2), [(2, 3)], (3, 1, 2)),
+        (rules.reshaped((-1,), (1, -1)), [(1, 6)], (2, 3)),
+        (rules.LEADING, [(3, 2)], (1, 3, 2, 1)),
     ],
 )
 def test_a_tensor_of_another_rank_or_number_is_a_fault(shape: rules.Shape, ours: Any, given: Any) -> None:
