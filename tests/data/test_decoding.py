@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, features
 
 from scaling.data.decoding import decode_image
@@ -197,3 +199,25 @@ def test_damage_of_every_kind_is_no_traceback() -> None:
             broken += 1
             assert "\n" not in str(e)
     assert broken > 20
+
+
+KINDS = {kind: encoded(Image.fromarray(NOISE), kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP")}
+
+
+# Pillow warns of what it can still show.
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.lists(st.tuples(st.integers(0, 800), st.integers(0, 255)), max_size=4))
+@settings(max_examples=150)
+def test_a_damaged_picture_is_pixels_or_no_picture(kind: str, changes: list[tuple[int, int]]) -> None:
+    raw = bytearray(KINDS[kind])
+    for place, value in changes:
+        raw[place % len(raw)] = value
+    try:
+        found = decode_image(bytes(raw))
+    except ValueError as e:
+        assert str(e) and "\n" not in str(e) and raw != KINDS[kind]
+        return
+    assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3 and found.size
+    if raw == KINDS[kind] or kind == "PNG":  # PNG alone has a checksum of its header, and of its pixels
+        assert found.shape == NOISE.shape

@@ -4,10 +4,13 @@ import logging
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scaling.data import DATASETS, Data, Info, eval_batches, info, open_source, train_batches
 from scaling.errors import UserError
@@ -101,6 +104,42 @@ def test_fashion_mnist_damage_is_named(tmp_path: Path) -> None:
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(5, np.uint8), pack=True)
     with pytest.raises(UserError, match="6 images but 5 labels"):
         open_source(data, "train")
+
+
+CHANGES = st.lists(st.tuples(st.integers(0, 24), st.integers(0, 255)), max_size=2)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@given(CHANGES, st.none() | st.integers(0, 30))
+@settings(max_examples=150)
+def test_a_damaged_idx_file_is_read_or_refused(
+    pack: bool, changes: list[tuple[int, int]], cut: int | None
+) -> None:
+    images = np.arange(2 * 784).reshape(2, 28, 28).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_idx(folder / "train-images-idx3-ubyte", images, pack)
+        write_idx(folder / "train-labels-idx1-ubyte", np.array([3, 1], np.uint8), pack)
+        (file,) = folder.glob("train-images*")
+        content = bytearray(file.read_bytes())[:cut]
+        for place, value in changes[: len(content)]:
+            content[place % len(content)] = value
+        file.write_bytes(content)
+        try:
+            found = open_source(Data(name="fashion_mnist", data_dir=name), "train").read(np.arange(2))[
+                "image"
+            ]
+        except UserError as e:
+            assert str(file).removesuffix(".gz") in str(e) and "\n" not in str(e)
+            return
+    changed = {16 + at for at in range(images.size) if found.reshape(-1)[at] != images.reshape(-1)[at]}
+    assert found.size == images.size and changed <= {place % len(content) for place, _ in changes}
+
+
+def test_a_folder_in_place_of_an_idx_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte").mkdir()
+    with pytest.raises(UserError, match=r"images-idx3-ubyte: cannot be read \(Is a directory\); give access"):
+        open_source(Data(name="fashion_mnist", data_dir=str(tmp_path)), "train")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,17 +4,23 @@ import dataclasses
 import logging
 import shutil
 import sys
+import tempfile
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scaling.data import Data, eval_batches, info, open_source, train_batches, view_batches
 from scaling.data.sources.video_folder import read_clip
 from scaling.data.video import Video
 from scaling.errors import UserError
+from tests.support.data_files import png
 from tests.support.shardings import sharding
 from tests.support.videos import CODECS, shades, write_video
 
@@ -61,8 +67,8 @@ def test_only_what_a_clip_needs_is_decoded(tmp_path: Path, monkeypatch: pytest.M
             return getattr(av, name)
 
         @staticmethod
-        def open(path: str) -> object:
-            opened = av.open(path)
+        def open(path: str, **options: Any) -> object:
+            opened = av.open(path, **options)
 
             class File:
                 def __enter__(self) -> "File":
@@ -230,8 +236,8 @@ def test_a_turn_beside_what_pyav_does_not_know(tmp_path: Path, monkeypatch: pyte
     decode = av.container.InputContainer.decode
 
     class File:
-        def __init__(self, path: str) -> None:
-            self.opened = av_open(path)
+        def __init__(self, path: str, **options: Any) -> None:
+            self.opened = av_open(path, **options)
 
         def __enter__(self) -> "File":
             return self
@@ -262,3 +268,65 @@ def test_files_that_are_no_videos_are_counted(folder: Path, caplog: pytest.LogCa
     (record,) = caplog.records
     said = record.getMessage()
     assert "train: 5 files in it are not read (2 .mp4, 2 .3gp, 1 .txt): videos are SPLIT/CLASS/NAME" in said
+
+
+def test_titles_in_any_encoding_are_no_matter(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "film.mkv")
+    assert file.read_bytes().count(b"Lavf") > 1  # the program that wrote it is a title, too
+    file.write_bytes(file.read_bytes().replace(b"Lavf", "Žižk".encode("iso8859_2")))
+    assert shades(read_clip(file, Video(frames=3), 0)) == [0, 1, 2]
+
+
+def test_a_codec_without_a_decoder_is_named(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "film.mp4")
+    file.write_bytes(file.read_bytes().replace(b"avc1", b"odd1"))
+    with pytest.raises(
+        UserError, match=r"film\.mp4: is of a codec that FFmpeg here has no decoder for; repair"
+    ):
+        read_clip(file, Video(frames=3), 0)
+
+
+def test_frames_of_two_sizes_are_no_clip(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "film.mov"), "w") as file:
+        stream = file.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 6, 5, "rgb24"
+        for i in range(6):
+            packet = av.Packet(png(10 * i, (6, 5) if i < 3 else (4, 5)))
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 10), i, i
+            packet.is_keyframe = True
+            file.mux(packet)
+    assert shades(read_clip(tmp_path / "film.mov", Video(frames=3), 0)) == [0, 1, 2]
+    with pytest.raises(
+        UserError, match=r"film\.mov: the frames of a clip differ in size; repair or remove it"
+    ):
+        read_clip(tmp_path / "film.mov", Video(frames=3), 0.5)
+
+
+@cache
+def whole(suffix: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return write_video(Path(folder) / f"film.{suffix}", frames=8).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+@given(st.lists(st.tuples(st.integers(-900, 900), st.integers(0, 255)), max_size=4), st.booleans())
+@settings(max_examples=60)
+def test_a_damaged_video_is_read_or_refused(suffix: str, changes: list[tuple[int, int]], cut: bool) -> None:
+    """Headers are at both ends. Of a whole file the frames are the right ones."""
+    content = bytearray(whole(suffix))
+    for place, value in changes:
+        content[place % len(content)] = value
+    if cut:
+        del content[len(content) * 2 // 3 :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"film.{suffix}"
+        path.write_bytes(content)
+        try:
+            clip = read_clip(path, Video(frames=3, stride=2), 1)
+        except UserError as e:
+            assert str(e).startswith(f"{path}: ") and "\n" not in str(e)
+            assert content != whole(suffix)
+            return
+    assert clip.shape[0::3] == (3, 3) and clip.dtype == np.uint8 and clip.size
+    if content == whole(suffix):
+        assert shades(clip) == [3, 5, 7]

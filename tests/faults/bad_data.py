@@ -1,7 +1,10 @@
-"""Bad data: npz files, and folders of images with captions, each with one thing wrong."""
+"""Bad data: npz files, folders of images with captions and of videos, each with one thing wrong."""
 
+import functools
 import io
+import shutil
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 
 from tests.faults.bad_files import text_file
 from tests.support.data_files import FILES, png
+from tests.support.videos import write_video
 
 Write = Callable[[Path], Any]
 
@@ -156,4 +160,79 @@ def bad_pairs() -> dict[str, Write]:
         "text shard": _split({"0.tar": b"hello" * 200}),
         "packed shard": _split({"0.tar": _tar(FILES, "w:gz")}),
         "shard of nothing": _split({"0.tar": _tar({})}),
+    }
+
+
+@functools.cache
+def _videos() -> Path:
+    """Returns a folder of two classes, with two videos of each in either split, made once."""
+    folder = Path(tempfile.mkdtemp(prefix="faults-videos-"))
+    for i, name in enumerate(f"{split}/{which}" for split in ("train", "test") for which in ("jump", "run")):
+        for j in range(2):
+            write_video(folder / name / f"{j}.mp4", frames=10 + i + j)
+    return folder
+
+
+def _video_set(change: Callable[[Path], Any]) -> Write:
+    def write(folder: Path) -> Path:
+        shutil.copytree(_videos(), folder / "d")
+        change(folder / "d")
+        return folder / "d"
+
+    return write
+
+
+def _one_video(change: Callable[[Path], Any]) -> Write:
+    return _video_set(lambda folder: change(folder / "train/jump/0.mp4"))
+
+
+def _replaced(old: bytes, new: bytes) -> Write:
+    return _one_video(lambda path: path.write_bytes(path.read_bytes().replace(old, new)))
+
+
+def bad_videos() -> dict[str, Write]:
+    """Returns what writes a folder of videos and returns its path, by what is wrong with it."""
+    return {
+        "nothing": lambda folder: folder / "none",
+        "a file": text_file("d", b"x"),
+        "empty folder": _video_set(lambda folder: shutil.rmtree(folder) or folder.mkdir()),
+        "no train": _video_set(lambda folder: shutil.rmtree(folder / "train")),
+        "no test": _video_set(lambda folder: shutil.rmtree(folder / "test")),
+        "no classes": _video_set(
+            lambda folder: shutil.rmtree(folder / "train") or (folder / "train").mkdir()
+        ),
+        "class without videos": _video_set(lambda folder: (folder / "train/swim").mkdir()),
+        "class without videos in test": _video_set(lambda folder: shutil.rmtree(folder / "test/run")),
+        "class of test alone": _video_set(
+            lambda folder: shutil.copytree(folder / "test/run", folder / "test/fly")
+        ),
+        "class with a video's name": _video_set(
+            lambda folder: (folder / "train/run").rename(folder / "train/run.mp4")
+        ),
+        "other suffixes": _video_set(
+            lambda folder: [path.rename(path.with_suffix(".3gp")) for path in folder.glob("train/run/*")]
+        ),
+        "empty": _one_video(lambda path: path.write_bytes(b"")),
+        "text": _one_video(lambda path: path.write_bytes(b"hello" * 200)),
+        "picture": _one_video(lambda path: path.write_bytes(png(3))),
+        "zeros": _one_video(lambda path: path.write_bytes(bytes(4096))),
+        "half": _one_video(lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])),
+        "short": _one_video(lambda path: write_video(path, frames=3)),
+        "unknown codec": _replaced(b"avc1", b"odd1"),
+        "a folder": _one_video(lambda path: path.unlink() or path.mkdir()),
+        "link to nothing": _one_video(lambda path: path.unlink() or path.symlink_to("none.mp4")),
+    }
+
+
+def videos_to_train_on() -> dict[str, tuple[Write, str]]:
+    """Returns what writes a folder of videos that is trained on, and what is then said of it."""
+    return {
+        "others beside": (
+            _video_set(lambda folder: (folder / "train/run/notes.txt").write_bytes(b"hello")),
+            "1 files in it are not read (1 .txt): videos are SPLIT/CLASS/NAME",
+        ),
+        "text skipped": (bad_videos()["text"], "1 of 4 videos of "),
+        "half skipped": (bad_videos()["half"], "1 of 4 videos of "),
+        "unknown codec skipped": (bad_videos()["unknown codec"], "1 of 4 videos of "),
+        "a title in another encoding": (_replaced(b"Lavf", b"\xe9\xe8\xff\xfe"), ""),
     }

@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from scaling import cli
+from scaling.convert.files import SUMS
 from scaling.overrides import flat
 from tests.faults.bad_checkpoints import FOREIGN, foreign
-from tests.faults.bad_data import bad_npz, bad_pairs
-from tests.faults.bad_files import bad_configs, bad_jsons, bad_studies
-from tests.faults.harness import ROOT, Case, Outcome, run_verb, run_verb_here
+from tests.faults.bad_data import bad_npz, bad_pairs, bad_videos, videos_to_train_on
+from tests.faults.bad_files import Write, bad_configs, bad_jsons, bad_studies
+from tests.faults.harness import ROOT, Case, Outcome, call_here, judge, run_verb, run_verb_here
 
 SUPPORT = ROOT / "tests/support"
 VIT, DIT, VILT = (str(SUPPORT / f"tiny_{name}.py") for name in ("vit", "dit", "vilt"))
 SHORT = ["--config.train.duration=1 steps"]
 CLIP = f"{ROOT}/configs/openmoji_clip.py:ViT-F/16"
+VIDEOS = [  # every video of the training split is in the first batch
+    f"--config={ROOT}/configs/mnist_vivit.py:joint", "--config.model.depth=1", "--config.data.image_size=14",
+    "--config.data.train_transforms=['center_crop']", "--config.data.eval_transforms=['center_crop']",
+    "--config.data.video.frames=4", "--config.data.batch_size=4", "--config.evaluators.val.batch_size=4",
+]  # fmt: skip
 SAMPLED = 12  # one of so many cases runs as a process, too
 CONFIGS = (DIT, VIT, VILT, f"{ROOT}/configs/mnist_dit.py:F/7", CLIP, f"{ROOT}/configs/mnist_vivit.py:joint")
 
@@ -198,6 +204,12 @@ def _data() -> Iterator[Case]:
     ]  # fmt: skip
     for name, write in bad_pairs().items():
         yield Case(f"pairs {name}", functools.partial(_with_data, write, pairs, "pairs"))
+    for name, write in bad_videos().items():
+        yield Case(f"videos {name}", functools.partial(_with_data, write, VIDEOS, "video_folder"))
+    for name, (write, said) in videos_to_train_on().items():
+        yield Case(
+            f"videos {name}", functools.partial(_with_videos_to_train_on, write, said, "skipped" in name)
+        )
     for name, write in bad_jsons("latents.json").items():
         yield Case(f"latents {name}", functools.partial(_with_latents, write))
 
@@ -205,6 +217,15 @@ def _data() -> Iterator[Case]:
 def _with_data(write: Callable[[Path], Path], words: list[str], kind: str, folder: Path) -> Outcome:
     data = [f"--config.data.name={kind}", f"--config.data.data_dir={write(folder)}"]
     return run_verb_here(["train", *words, *SHORT, *data, f"--workdir={folder / 'run'}"])
+
+
+def _with_videos_to_train_on(write: Write, said: str, skip: bool, folder: Path) -> Outcome:
+    """Trains on what can be read of a set; what is left out of it must be said."""
+    data = ["--config.data.name=video_folder", f"--config.data.data_dir={write(folder)}"]
+    data += ["--config.data.unreadable=skip"] if skip else []
+    code, _, answer = call_here(["train", *VIDEOS, *SHORT, *data, f"--workdir={folder / 'run'}"])
+    outcome = judge(code, answer)
+    return Outcome("fine", outcome.detail) if outcome.kind == "silent" and said in answer else outcome
 
 
 def _with_latents(write: Callable[[Path], None], folder: Path) -> Outcome:
@@ -296,6 +317,7 @@ def _exported(kind: str) -> Path:
 def _with_foreign(kind: str, spoil: Callable[[Path], None], folder: Path) -> Outcome:
     config, flags, name = FOREIGN[kind]
     shutil.copytree(_exported(kind), folder / "source")
+    (folder / "source" / SUMS).unlink()  # it would tell of any change, whatever that is
     spoil(folder / "source")
     words = ["import", f"--format={name}", f"--config={SUPPORT / config}", *flags]
     return run_verb_here([*words, str(folder / "source"), f"--out={folder / 'run'}"])

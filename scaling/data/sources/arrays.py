@@ -264,8 +264,10 @@ def _read_idx(path: Path, rank: int) -> np.ndarray:
         ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise UserError(f"{packed} is damaged; copy it again") from None
-    header = np.frombuffer(raw[: 4 + 4 * rank], ">i4")
-    sizes = tuple(int(size) for size in header[1:])
-    if len(header) != 1 + rank or header[0] != 0x0800 + rank or len(raw) != 4 + 4 * rank + np.prod(sizes):
+    except OSError as e:
+        raise UserError(f"{e.filename}: cannot be read ({e.strerror}); give access to it") from None
+    begin = 4 + 4 * rank
+    magic, *sizes = (int.from_bytes(raw[i : i + 4], "big") for i in range(0, begin, 4))
+    if len(raw) != begin + math.prod(sizes) or magic != 0x0800 + rank:
         raise UserError(f"{path} is not a whole idx file of {rank}-dimensional bytes; copy it again")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(sizes)
+    return np.frombuffer(raw, np.uint8, offset=begin).reshape(sizes)

@@ -202,10 +202,11 @@ def _shard_members(path: Path) -> list[Part]:
     """Returns the places of the files in a shard.
 
     Raises:
-        UserError: if the shard is incomplete, or has links.
+        UserError: if the shard is incomplete, or has links or sparse files.
     """
-    size, members = path.stat().st_size, []
+    members = []
     try:
+        size = path.stat().st_size
         with tarfile.open(path, "r:") as shard:
             for member in shard:
                 if member.islnk() or member.issym():
@@ -213,13 +214,37 @@ def _shard_members(path: Path) -> list[Part]:
                         f"{path}:{member.name}: is a link to {member.linkname}, which shards cannot have; "
                         "pack it again with --dereference --hard-dereference"
                     )
+                if member.issparse():
+                    raise UserError(
+                        f"{path}:{member.name}: is stored without its zeros, which shards cannot have; pack "
+                        "it again without --sparse"
+                    )
                 if not member.isfile():
                     continue
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError("unexpected end of data")
-                members.append(Part(path, member.offset_data, member.size, member.name))
-            if Part(path, shard.offset, tarfile.BLOCKSIZE).bytes() != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("it does not end as a tar file does")
-    except (tarfile.TarError, EOFError, OSError) as e:
+                name = member.name.rstrip("/")  # of files some end so
+                members.append(Part(path, member.offset_data, member.size, name))
+            _require_end(path, shard.offset)
+    except UserError:
+        raise
+    except Exception as e:  # tarfile fails in many ways
         raise UserError(f"{path}: is not a whole tar file ({e}); copy it again") from None
     return members
+
+
+def _require_end(path: Path, offset: int) -> None:
+    """Checks that a shard ends at `offset`: zeros follow, a block at least, and nothing else.
+
+    To tarfile a hole in a copy is the end, too, and so is that of the first of two archives in one file.
+
+    Raises:
+        ReadError: if it does not end there.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it does not end as a tar file does")
+        while rest := file.read(2**20):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("it goes on after its end")

@@ -110,16 +110,18 @@ def read_clip(path: Path, video: Video, place: float) -> np.ndarray:
     turned as the container says, which may swap the sides: phones store videos in the sensor's orientation.
 
     Raises:
-        UserError: if the file is not a video, is damaged, or is shorter than the clip.
+        UserError: if the file is not a video, is damaged or shorter than the clip, or changes its size.
     """
     import av
 
     advice = f"repair or remove it, or {SKIP}"
     try:
-        with av.open(str(path)) as file:
+        with av.open(str(path), metadata_errors="replace") as file:  # titles may be in any encoding
             if not file.streams.video:
                 raise UserError(f"{path}: holds no video; {advice}")
             stream = file.streams.video[0]
+            if stream.codec_context is None:
+                raise UserError(f"{path}: is of a codec that FFmpeg here has no decoder for; {advice}")
             stream.codec_context.thread_count = 1  # the loader's threads already read several files
             times = sorted(packet.pts for packet in file.demux(stream) if packet.pts is not None)
             if len(times) < video.span:
@@ -136,6 +138,8 @@ def read_clip(path: Path, video: Video, place: float) -> np.ndarray:
         raise UserError(f"{path}: cannot be decoded ({e.strerror or e}); {advice}") from None
     if len(frames) < len(clip_times):
         raise UserError(f"{path}: {len(clip_times) - len(frames)} frames of a clip are missing; {advice}")
+    if len({frame.shape for frame in frames.values()}) > 1:
+        raise UserError(f"{path}: the frames of a clip differ in size; {advice}")
     return np.stack([frames[time] for time in clip_times])
 
 
