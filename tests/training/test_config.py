@@ -79,7 +79,7 @@ TINY = str(ROOT / "tests/support/tiny_dit.py")
         ),
         (
             "optimizer.param_rules=[{'match': '^a', 'optimizer': 'lion'}]",
-            r"^optimizer\.param_rules\[0\]\.optimizer='lion': must be one of adamw, sgd or None",
+            r"^optimizer\.param_rules\[0\]\.optimizer='lion': must be one of adamw, sgd, muon or None",
         ),
         (
             "optimizer.param_rules=(('^a', 1.0, 0.0, False),)",
