@@ -157,7 +157,7 @@ def test_tensors_are_read_as_they_are_or_refused(kind: str) -> None:
         opened, variables = found
         for name, tensor in rules.save(known.converter.table(opened.model), variables).items():
             np.testing.assert_array_equal(tensor, tensors[name].astype(np.float32))
-            assert tensors[name].dtype.kind in rules.FLOATS
+            assert tensors[name].dtype.kind in rules.FLOATS and np.isfinite(tensor).all()
 
     check()
 
@@ -214,16 +214,18 @@ def near(value: Any) -> list[Any]:
 @pytest.mark.usefixtures("made_once")
 @pytest.mark.parametrize("kind", STATED)
 def test_any_config_json_is_read_or_refused(kind: str) -> None:
-    """What is then read has the tensors of the file, for a model of the config's sizes."""
+    """What is then read has the tensors of the file, and what config.json says of the model, or says not."""
     known = whole(kind)
-    assert known.stated is not None
-    given_fields = dict.fromkeys(fields_of(known.stated))
+    written, config_file = known.stated, known.converter.config_file
+    assert written is not None and config_file is not None
+    says, model = config_file.fields, config_file.fields(written)
+    given_fields = list(dict.fromkeys(fields_of(written)))
 
     @given(st.data())
     @settings(max_examples=40)
     def check(data: st.DataObject) -> None:
-        stated = copy.deepcopy(known.stated)
-        for path in data.draw(st.lists(st.sampled_from([*given_fields]), min_size=1, max_size=2)):
+        stated = copy.deepcopy(written)
+        for path in data.draw(st.lists(st.sampled_from(given_fields), min_size=1, max_size=2)):
             place: Any = stated
             for key in path[:-1]:
                 place = place[key] if isinstance(place, dict) and key in place else {}
@@ -235,6 +237,8 @@ def test_any_config_json_is_read_or_refused(kind: str) -> None:
             kept = rules.save(known.converter.table(opened.model), variables)
             assert kept.keys() <= known.tensors.keys()
             assert all(np.array_equal(tensor, known.tensors[name]) for name, tensor in kept.items())
+            for field, value in says(stated).items():
+                assert value == model[field] or any(field in line for line in opened.said)
 
     check()
 
