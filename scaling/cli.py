@@ -3,16 +3,16 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from scaling import __version__, law_verbs, streams
 from scaling.errors import UserError
 from scaling.flag_types import amount, count, from_zero, path
+from scaling.law_verbs import Verb
 from scaling.overrides import FLAG
 from scaling.processes import Stopped, stop_by_exception
 
-Verb = Callable[[str, Any, str, str], argparse.ArgumentParser]  # adds a verb: name, function, help, example
 OVERRIDES = "--config.KEY=VALUE overrides any key of the config, e.g. --config.optimizer.learning_rate=3e-4"
 
 ANSWERS = ("models", "plan", "evaluate", "report", "law")  # verbs that print what they were asked for

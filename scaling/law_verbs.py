@@ -7,11 +7,11 @@ from typing import Any
 
 from scaling.flag_types import path, positive
 
-Verb = Callable[[str, Any, str, str], argparse.ArgumentParser]
+Verb = Callable[[str, Any, str, str], argparse.ArgumentParser]  # adds a verb: name, function, help, example
 
 
 def add(verb: Verb) -> None:
-    """Adds the verbs; `verb` takes a name, a function, a help text and an example."""
+    """Adds the verbs."""
     sub = verb(
         "law", _law, "Fit a law to any table of values, and predict: a CSV file with a row for each value.",
         "scaling law runs.csv --x=params,tokens --y=loss --at=params=7e10,tokens=1.4e12\n\n"
@@ -58,8 +58,9 @@ def _law(options: argparse.Namespace, overrides: list[str]) -> None:
     from scaling.laws import of_file
 
     question = of_file.Question(
-        options.x, options.y, options.form, options.by, options.point, options.run_column, options.error,
-        options.chance, options.at, options.budget, options.cost,
+        x=options.x, y=options.y, form=options.form, by=options.by, point=options.point,
+        run=options.run_column, standard_error=options.error, chance=options.chance, at=options.at,
+        budgets=options.budget, cost=options.cost,
     )  # fmt: skip
     law = of_file.law_of_file(options.file, question)
     print(json.dumps(law, indent=1) if options.json else of_file.text(law))

@@ -3,18 +3,17 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
 from scaling.data import Data, eval_batches, info, open_source, tokenizer_of
 from scaling.data.options import image_shape
-from scaling.data.pipeline import eval_rows
+from scaling.data.pipeline import Batches, eval_rows
 from scaling.errors import NotFinite, UserError
 from scaling.objectives.base import Extras
 from scaling.parallel import sharding
@@ -115,9 +114,7 @@ class Evaluator(abc.ABC):
     def batch_sharding(self, name: str, run: Run) -> NamedSharding:
         return sharding.batch_sharding(run.mesh, self.batch_size, f"evaluators.{name}.batch_size")
 
-    def batches(
-        self, context: Context, split: str, images: Data | None = None
-    ) -> Iterator[dict[str, jax.Array]]:
+    def batches(self, context: Context, split: str, images: Data | None = None) -> Batches:
         """Yields every example of a split once, of the run's own data or of `images`; see `eval_batches`.
 
         Raises:

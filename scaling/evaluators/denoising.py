@@ -1,5 +1,7 @@
 """The evaluator of a diffusion objective on fixed examples, times and noise."""
 
+import contextlib
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,11 +57,12 @@ class DenoisingLoss(Evaluator):
 
         def measure(weights: Weights, at: int) -> dict[str, float]:
             extras, total = context.extras(weights), None
-            for i, batch in enumerate(self.batches(context, self.split)):
-                if i * self.batch_size >= self.examples:
-                    break
-                sums = jax.device_get(step(weights["params"], extras, batch, np.uint32(i * self.batch_size)))
-                total = sums if total is None else jax.tree.map(np.add, total, sums)
+            count = math.ceil(self.examples / self.batch_size)
+            with contextlib.closing(self.batches(context, self.split)) as batches:
+                for i, batch in enumerate(itertools.islice(batches, count)):
+                    first = np.uint32(i * self.batch_size)
+                    sums = jax.device_get(step(weights["params"], extras, batch, first))
+                    total = sums if total is None else jax.tree.map(np.add, total, sums)
             return self._values(context.name, *(np.asarray(each, np.float64) for each in total or ()))
 
         return measure

@@ -14,13 +14,11 @@ from scaling.laws.values import Values
 
 Array = NDArray[np.float64]
 
-RIVALS = {"power": ("broken", "saturating"), "joint": (), "surface": ()}  # forms that compete with each
-RIVALS |= {"broken": (), "saturating": (), "repeated": ()}
+RIVALS = {"power": ("broken", "saturating")}  # forms that compete with others
 INTERVAL = 0.9  # probability of every interval that is shown
 FORM_WEIGHT = 0.5  # of the form in question beforehand; its rivals share the rest
 REFUTED = 0.05  # weight below which the values refute a form
 HELD_OUT = 0.2  # fraction of the configurations, the largest, that a second fit leaves out and predicts
-SURE = 0.99  # a held-out run outside an interval of this probability refutes the law
 
 
 @dataclass(frozen=True)
@@ -107,10 +105,12 @@ def believe(
     asked = _require(values, form)
     if chance is not None and chance <= values.y.max():
         chance = None  # values above chance: it is no ceiling
-    span, forms = Range.of(values.x, values.y, chance), [asked]
-    forms += [FORMS[name] for name in RIVALS[form] if FORMS[name].fewest <= _configurations(values)]
-    posteriors = tuple(fit(each, values.x, values.y, values.levels, span, seed, particles) for each in forms)
-    priors = [FORM_WEIGHT, *[(1 - FORM_WEIGHT) / (len(forms) - 1)] * (len(forms) - 1)] if forms[1:] else [1.0]
+    span, levels, count = Range.of(values.x, values.y, chance), values.levels, _configurations(values)
+    rivals = [FORMS[name] for name in RIVALS.get(form, ()) if FORMS[name].fewest <= count]
+    posteriors = tuple(
+        fit(each, values.x, values.y, levels, span, seed, particles) for each in (asked, *rivals)
+    )
+    priors = [FORM_WEIGHT, *((1 - FORM_WEIGHT) / len(rivals) for _ in rivals)]
     logs = np.log(priors) + [p.log_evidence for p in posteriors]
     weights = np.exp(logs - logs.max())
     return Belief(values, posteriors, weights / weights.sum(), seed)
@@ -142,18 +142,14 @@ def _require(values: Values, name: str) -> Form:
     return form
 
 
-def held_out(belief: Belief, order: int = -1) -> tuple[Belief, NDArray[np.bool_]] | None:
-    """Fits again without the largest configurations.
-
-    Args:
-        belief: the fit to all of them.
-        order: the quantity by which they are ordered; by default, the product of all.
+def held_out(belief: Belief) -> tuple[Belief, NDArray[np.bool_]] | None:
+    """Fits again without the configurations whose product of quantities is largest.
 
     Returns:
         The other fit, and which values it left out; None if too few remain.
     """
     values = belief.values
-    size = np.log(values.x).sum(1) if order < 0 else np.log(values.x[:, order])
+    size = np.log(values.x).sum(1)
     sizes = np.unique(size)
     count = max(1, round(HELD_OUT * len(sizes)))
     left = size > sizes[-count - 1] if len(sizes) > count else np.ones(len(size), bool)

@@ -7,6 +7,7 @@ small probability, its spreads then five times as large, so that one that went w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,16 @@ class Levels:
         names = tuple(name for name, told in several if told)
         return cls(run, point, known, names, np.ones(len(run)), np.zeros(len(run)))
 
+    @cached_property
+    def of_runs(self) -> Array | None:
+        """Which values [N] are of each run [R]."""
+        return _members(self.run)
+
+    @cached_property
+    def of_points(self) -> Array | None:
+        """Which runs [R] are of each configuration [C]."""
+        return _members(self.point)
+
     def merged(self, x: Array, v: Array) -> tuple["Levels", Array, Array]:
         """Returns levels, x [M, K] and log y [M] in which values that differ by the finest noise are one.
 
@@ -104,30 +115,27 @@ def _by_configuration(residual: Array, spread: Spreads, levels: Levels) -> tuple
     The covariance of a configuration's values is the finest spread on the diagonal, and what the values of
     a run and of a configuration share, which rank-one updates add (Sherman and Morrison).
     """
-    runs = len(levels.point)
     variance = spread[levels.spreads[-1]][:, None] ** 2 + levels.known**2  # [P, N]
     ones = levels.count / variance
     second = (levels.count * residual**2 + levels.within) / variance
-    sums = (ones, residual * ones, second, levels.count * np.log(variance))
-    groups, sizes = levels.run, np.bincount(levels.point[levels.run], levels.count)
-    for name, coarser in (("seeds", levels.point), ("configurations", None)):
-        count = runs if coarser is not None else len(sizes)
-        ones, first, second, logs = (_sum_by(each, groups, count) for each in sums)
+    sums: tuple[Array, ...] = (ones, residual * ones, second, levels.count * np.log(variance))
+    for name, members in (("seeds", levels.of_runs), ("configurations", levels.of_points)):
+        if members is not None:
+            sums = tuple(each @ members for each in sums)
         if name in levels.spreads[:-1]:
+            ones, first, second, logs = sums
             share = spread[name][:, None] ** 2
             factor = 1 + share * ones
             second, logs = second - share * first**2 / factor, logs + np.log(factor)
-            ones, first = ones / factor, first / factor
-        sums = (ones, first, second, logs)
-        if coarser is not None:
-            groups = coarser
+            sums = (ones / factor, first / factor, second, logs)
+    *_, second, logs = sums
+    sizes = np.bincount(levels.point[levels.run], levels.count)
     usual = np.log1p(-WILD) - 0.5 * (second + logs)
     wild = np.log(WILD) - 0.5 * (second / TIMES**2 + logs) - sizes * np.log(TIMES)
     return usual, wild
 
 
-def _sum_by(values: Array, groups: Indices, count: int) -> Array:
-    """Returns the sums [P, count] of values [P, N] by group [N]."""
-    if np.array_equal(groups, np.arange(count)):
-        return values
-    return values @ np.eye(count)[groups]
+def _members(groups: Indices) -> Array | None:
+    """Returns which of N are in each group, [N, groups] of 0 and 1; None if each is a group, in order."""
+    count = int(groups.max()) + 1
+    return None if np.array_equal(groups, np.arange(count)) else np.eye(count)[groups]

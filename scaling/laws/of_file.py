@@ -12,7 +12,7 @@ from scipy.stats import pearsonr, spearmanr
 from scaling.errors import UserError
 from scaling.laws.belief import INTERVAL, Belief, as_json, believe, interval
 from scaling.laws.optimal import optimal
-from scaling.laws.values import Values, of_table
+from scaling.laws.values import Values, of_table, require_columns
 
 DEFAULTS = {1: "power", 2: "joint", 3: "repeated"}  # number of quantities -> form
 
@@ -43,8 +43,7 @@ def law_of_file(file: Path, question: Question) -> dict[str, Any]:
     table = _read(file)
     if question.by is None:
         return _law(table, question)
-    if question.by not in table:
-        raise UserError(f"column {question.by!r}: is not in the table; it has {', '.join(map(str, table))}")
+    require_columns(table, [question.by])
     groups = {}
     for name, rows in table.groupby(question.by, sort=False):
         try:
@@ -96,8 +95,7 @@ def _predict(belief: Belief, point: Mapping[str, float]) -> dict[str, Any]:
     if set(point) != set(names):
         raise UserError(f"at={','.join(point)}: must give {', '.join(names)}")
     draws = belief.runs(np.array([[point[name] for name in names]]))[:, 0]
-    low, high = interval(draws, INTERVAL)
-    return {"at": dict(point), "value": float(np.median(draws)), "low": float(low), "high": float(high)}
+    return {"at": dict(point), **_summary(draws)}
 
 
 def _optimal(belief: Belief, budgets: np.ndarray, cost: float) -> dict[str, Any]:

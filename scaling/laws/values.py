@@ -1,6 +1,6 @@
 """The values that a law is fitted to, and why others are left out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,9 +67,7 @@ def of_table(
     Raises:
         UserError: if a column is missing or holds no numbers, or no row can be used.
     """
-    for column in (*x, y, *filter(None, (point, run, standard_error))):
-        if column not in table:
-            raise UserError(f"column {column!r}: is not in the table; it has {', '.join(map(str, table))}")
+    require_columns(table, [*x, y, *filter(None, (point, run, standard_error))])
     numbers = pd.DataFrame({name: _numbers(table, name) for name in dict.fromkeys([*x, y])})
     usable = ((numbers > 0) & (numbers < np.inf)).all(axis=1)
     left_out = [_reason(index, row) for index, row in numbers[~usable].iterrows()]
@@ -85,6 +83,17 @@ def of_table(
         tuple(x), at, numbers[y].to_numpy(float), tuple(map(str, points)), tuple(map(str, runs)),
         np.nan_to_num(np.asarray(error, float)) / numbers[y].to_numpy(float), tuple(left_out),
     )  # fmt: skip
+
+
+def require_columns(table: pd.DataFrame, columns: Iterable[str]) -> None:
+    """Checks that a table has the columns.
+
+    Raises:
+        UserError: if it lacks one; it names those that there are.
+    """
+    for column in columns:
+        if column not in table:
+            raise UserError(f"column {column!r}: is not in the table; it has {', '.join(map(str, table))}")
 
 
 def _numbers(table: pd.DataFrame, column: str) -> pd.Series:
@@ -103,4 +112,4 @@ def _reason(index: object, row: pd.Series) -> str:
 
 
 def _label(x: Sequence[str], row: Array) -> str:
-    return ", ".join(f"{name}={value:.6g}" for name, value in zip(x, row, strict=True))
+    return ", ".join(f"{name}={float(value)!r}" for name, value in zip(x, row, strict=True))

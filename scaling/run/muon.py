@@ -39,14 +39,15 @@ def dimensions(path: str) -> MuonDimensionNumbers:
     Raises:
         UserError: if the parameter has no role.
     """
+    return MuonDimensionNumbers(*map(tuple, _axes(path)))
+
+
+def _axes(path: str) -> tuple[range, range]:
     role = models.role_of(path)
     first = int(role.stacked)
-    rows = tuple(range(first, first + len(role.fan_in)))
-    columns = tuple(range(first + len(role.fan_in), len(role.dims)))
-    return MuonDimensionNumbers(rows, columns)
+    middle = first + len(role.fan_in)
+    return range(first, middle), range(middle, len(role.dims))
 
 
 def _scale(path: str, shape: tuple[int, ...]) -> float:
-    axes = dimensions(path)
-    sizes = [math.prod(shape[i] for i in each) for each in (axes.reduction_axis, axes.output_axis)]  # type: ignore[union-attr]
-    return LIKE_ADAMW * math.sqrt(max(sizes))
+    return LIKE_ADAMW * math.sqrt(max(math.prod(shape[i] for i in axes) for axes in _axes(path)))

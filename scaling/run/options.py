@@ -96,27 +96,22 @@ class Optimizer:
         _require("ema_decays", self.ema_decays, all(0 <= d < 1 for d in self.ema_decays), "decays in [0, 1)")
         _require("final_lr_ratio", self.final_lr_ratio, 0 <= self.final_lr_ratio <= 1, "in [0, 1]")
         _require("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "in (0, 1]")
-        step, wsd, ends = (
-            self.schedule == "step",
-            self.schedule == "wsd",
-            self.schedule in ("cosine", "wsd"),
-        )
         _require(
             "lr_milestones",
             self.lr_milestones,
-            bool(self.lr_milestones) == step,
+            bool(self.lr_milestones) == (self.schedule == "step"),
             "durations with schedule='step', else none",
         )
         _require(
             "final_lr_ratio",
             self.final_lr_ratio,
-            ends or not self.final_lr_ratio,
+            not self.final_lr_ratio or self.schedule in ("cosine", "wsd"),
             "0 but with schedule='cosine' or 'wsd'",
         )
         _require(
             "cooldown",
             self.cooldown,
-            (self.cooldown is not None) == wsd,
+            (self.cooldown is not None) == (self.schedule == "wsd"),
             "a duration with schedule='wsd', else None",
         )
         if self.cooldown is not None:

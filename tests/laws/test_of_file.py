@@ -83,6 +83,14 @@ def test_groups_have_laws_of_their_own(capsys: pytest.CaptureFixture[str], tmp_p
     assert text.count("a run lies in") == 2
 
 
+def test_x_that_differ_in_their_last_digits_are_two_configurations(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("x,y\n" + "".join(f"{10**7 + i},{3 - 0.1 * i}\n" for i in range(6)))
+    assert set(law(capsys, file, "--x=x", "--y=y")["spreads"]) == {"configurations"}
+
+
 def test_rows_without_a_logarithm_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     file.write_text(TABLE + "c,1,-2\nc,,1\nc,3,inf\n")

@@ -72,8 +72,16 @@ def test_files_of_a_run_or_a_study_are_read_or_refused(content: bytes) -> None:
         folder = Path(name)
         for file in ("config.json", "status.json", "study.json", "metrics.jsonl"):
             (folder / file).write_bytes(content)
-        for read in (read_status, read_description, read_events, read_evaluations, sweep.stored):
-            _allow_user_error(read, folder)
+        status = _read_or_refuse(read_status, folder)
+        assert status is None or status["status"] in ("running", "interrupted", "done", "failed", "importing")
+        described = _read_or_refuse(read_description, folder)
+        assert described is None or isinstance(described["config"], dict)
+        events = _read_or_refuse(read_events, folder) or []
+        assert all(type(event["step"]) is int and isinstance(event["event"], str) for event in events)
+        evaluations = _read_or_refuse(read_evaluations, folder) or {}
+        assert set(evaluations) <= {event["step"] for event in events}
+        study = _read_or_refuse(sweep.stored, folder)
+        assert study is None or isinstance(study["runs"], dict)
 
 
 CONFIG = {
@@ -86,15 +94,20 @@ CONFIG = {
 @settings(max_examples=150, deadline=None)
 def test_a_stored_config_is_read_or_refused(section: str, key: str, value: Any) -> None:
     changed: dict[str, Any] = {**CONFIG, section: {**CONFIG.get(section, {}), key: value}}
-    _allow_user_error(lambda config: run_config.from_dict(run_config.stored({"config": config})), changed)
-    _allow_user_error(lambda config: run_config.stored({"config": config}), {**CONFIG, section: value})
+    read = _read_or_refuse(
+        lambda config: run_config.from_dict(run_config.stored({"config": config})), changed
+    )
+    assert read is None or read.model.name == CONFIG["model"]["name"] or section == "model"
+    stored = _read_or_refuse(lambda config: run_config.stored({"config": config}), {**CONFIG, section: value})
+    assert stored is None or set(CONFIG) <= set(stored)
 
 
-def _allow_user_error(read: Any, given: Any) -> None:
+def _read_or_refuse(read: Any, given: Any) -> Any:
     try:
-        read(given)
+        return read(given)
     except UserError as e:
         assert str(e) and "\n" not in str(e)
+        return None
 
 
 def test_a_runs_config_that_is_none_is_named(tmp_path: Path) -> None:
