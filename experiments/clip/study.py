@@ -14,7 +14,6 @@ STUDY = Study(
     config="configs/clip.py:ViT-B/32",
     sweep=product({"train.seed": [0]}, {"model.patch": [14, 16, 32]}, SIZES),
     metric="val_i2t_r1",
-    lower_is_better=False,
     title="CLIP on pairs of images and captions",
     question="Does compute buy better retrieval in smaller patches, in depth or in width, and what would "
     "the next size reach?",

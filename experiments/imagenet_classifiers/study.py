@@ -16,7 +16,6 @@ STUDY = Study(
         chain(*({"model.name": [family], "model.variant": sizes} for family, sizes in SIZES.items())),
     ),
     metric="val_top1",
-    lower_is_better=False,
     title="ResNet, ViT and Swin on ImageNet",
     question="At the same cost, which family makes the fewest errors, and what would its next size reach?",
 )

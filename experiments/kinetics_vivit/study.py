@@ -17,7 +17,6 @@ STUDY = Study(
         SIZES,
     ),
     metric="val_top1",
-    lower_is_better=False,
     title="ViViT on Kinetics 400",
     question="Does compute buy more accuracy in smaller patches, in depth or in width, and what would the "
     "next size reach?",

@@ -11,7 +11,6 @@ STUDY = Study(
     # More seeds at the end of the list keep the runs that are done.
     sweep=product({"train.seed": [0]}, {"model.variant": VARIANTS}),
     metric="val_top1",
-    lower_is_better=False,
     title="Vision transformers on MNIST digits",
     question="Does compute buy more accuracy in smaller patches, in depth or in width, "
     "and what would the next size reach?",

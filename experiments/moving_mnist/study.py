@@ -11,7 +11,6 @@ STUDY = Study(
         zip_({"model.depth": [2, 4, 2], "model.width": [32, 16, 16], "model.heads": [4, 2, 2]}),
     ),
     metric="val_motion",
-    lower_is_better=False,
     title="Video vision transformers on moving MNIST digits",
     question="Does compute buy more accuracy of the motion in smaller patches, in depth or in width, "
     "and what would the next size reach?",

@@ -17,7 +17,6 @@ STUDY = Study(
         }
     ),
     metric="val_i2t_r1",
-    lower_is_better=False,
     title="CLIP on OpenMoji drawings and their names",
     question="Does compute buy better retrieval of new combinations in smaller patches, in depth or in "
     "width, and what would the next size reach?",

@@ -20,7 +20,6 @@ STUDY = Study(
         }
     ),
     metric="val_itm_accuracy",
-    lower_is_better=False,
     title="ViLT on OpenMoji drawings and their names",
     question="Does compute buy more matching accuracy in smaller patches, in depth or in width, "
     "and what would the next size reach?",

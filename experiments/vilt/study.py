@@ -12,7 +12,6 @@ STUDY = Study(
     config="configs/vilt.py:B/32",
     sweep=product({"train.seed": [0]}, {"model.patch": [16, 24, 32]}, SIZES),
     metric="val_itm_accuracy",
-    lower_is_better=False,
     title="ViLT on pairs of images and captions",
     question="Does compute buy more matching accuracy in smaller patches, in depth or in width, and what "
     "would the next size reach?",

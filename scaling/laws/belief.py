@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
 
 from scaling.errors import UserError
 from scaling.laws.forms import FORMS, LOG_ZERO, Form, Range
@@ -18,17 +19,20 @@ RIVALS = {"power": ("broken", "saturating")}  # forms that compete with others
 INTERVAL = 0.9  # probability of every interval that is shown
 FORM_WEIGHT = 0.5  # of the form in question beforehand; its rivals share the rest
 REFUTED = 0.05  # weight below which the values refute a form
-HELD_OUT = 0.2  # fraction of the configurations, the largest, that a second fit leaves out and predicts
 
 
 @dataclass(frozen=True)
 class Belief:
-    """The posteriors of a form and its rivals, and their weights [F]."""
+    """The posteriors of a form and its rivals, and their weights [F].
+
+    `notes` say what else was known and could not be used, a line each.
+    """
 
     values: Values
     posteriors: tuple[Posterior, ...]
     weights: Array
     seed: int
+    notes: tuple[str, ...] = ()
 
     @property
     def form(self) -> Form:
@@ -52,19 +56,19 @@ class Belief:
         """Returns draws of y [P, N] without noise at x [N, K], of all forms by their weights."""
         return np.exp(np.concatenate([p.curve(x)[rows] for p, rows in self._chosen]))
 
-    def runs(self, x: Array, seeds: int = 1) -> Array:
-        """Returns draws of the mean y [P, N] of new runs at x [N, K]: of a configuration with so many seeds.
+    def runs(self, x: Array, seeds: int | Array = 1) -> Array:
+        """Returns draws of the mean y [P, N] of new configurations at x [N, K], of so many seeds each.
 
         Where configurations have one run each, nothing is known of seeds, whose mean then counts as one run.
         """
         rng = np.random.default_rng(self.seed)
         draws = []
         for posterior, rows in self._chosen:
-            variance = np.zeros(len(rows))
+            variance = np.zeros((len(rows), 1))
             for name, spread in posterior.spread.items():
-                variance += spread[rows] ** 2 / (1 if name == "configurations" else seeds)
+                variance = variance + spread[rows, None] ** 2 / (1 if name == "configurations" else seeds)
             noise = rng.normal(size=(len(rows), len(x)))
-            draws.append(posterior.curve(x)[rows] + np.sqrt(variance)[:, None] * noise)
+            draws.append(posterior.curve(x)[rows] + np.sqrt(variance) * noise)
         return np.exp(np.concatenate(draws))
 
     @cached_property
@@ -87,6 +91,7 @@ def believe(
     values: Values,
     form: str = "power",
     chance: float | None = None,
+    floor: float | None = None,
     seed: int = 0,
     particles: int = PARTICLES,
 ) -> Belief:
@@ -96,6 +101,7 @@ def believe(
         values: what was measured.
         form: the name of the form in question.
         chance: the y of a model that has learnt nothing, where it is known.
+        floor: the smallest y that there can be, where it is known.
         seed: of the draws.
         particles: the number of draws.
 
@@ -103,9 +109,14 @@ def believe(
         UserError: if there is no such form, or the values are too few for it or of other quantities.
     """
     asked = _require(values, form)
+    notes = []
     if chance is not None and chance <= values.y.max():
-        chance = None  # values above chance: it is no ceiling
-    span, levels, count = Range.of(values.x, values.y, chance), values.levels, _configurations(values)
+        notes.append(f"chance is {chance:.4g}, and {values.y.max():.4g} was measured: it is no upper end")
+        chance = None
+    if floor is not None and floor >= values.y.min():
+        notes.append(f"the floor is {floor:.4g}, and {values.y.min():.4g} was measured: it is no lower end")
+        floor = None
+    span, levels, count = Range.of(values.x, values.y, chance, floor), values.levels, _configurations(values)
     rivals = [FORMS[name] for name in RIVALS.get(form, ()) if FORMS[name].fewest <= count]
     posteriors = tuple(
         fit(each, values.x, values.y, levels, span, seed, particles) for each in (asked, *rivals)
@@ -113,7 +124,7 @@ def believe(
     priors = [FORM_WEIGHT, *((1 - FORM_WEIGHT) / len(rivals) for _ in rivals)]
     logs = np.log(priors) + [p.log_evidence for p in posteriors]
     weights = np.exp(logs - logs.max())
-    return Belief(values, posteriors, weights / weights.sum(), seed)
+    return Belief(values, posteriors, weights / weights.sum(), seed, tuple(notes))
 
 
 def _exp(draws: Array) -> Array:
@@ -142,33 +153,25 @@ def _require(values: Values, name: str) -> Form:
     return form
 
 
-def held_out(belief: Belief) -> tuple[Belief, NDArray[np.bool_]] | None:
-    """Fits again without the configurations whose product of quantities is largest.
-
-    Returns:
-        The other fit, and which values it left out; None if too few remain.
-    """
-    values = belief.values
-    size = np.log(values.x).sum(1)
-    sizes = np.unique(size)
-    count = max(1, round(HELD_OUT * len(sizes)))
-    left = size > sizes[-count - 1] if len(sizes) > count else np.ones(len(size), bool)
-    try:
-        return believe(values.select(~left), belief.form.name, _chance(belief), belief.seed), left
-    except UserError:
-        return None
-
-
-def _chance(belief: Belief) -> float | None:
-    ceiling = belief.posteriors[0].span.ceiling
-    return None if ceiling is None else float(np.exp(ceiling))
-
-
 def interval(draws: Array, probability: float) -> tuple[Array, Array]:
     """Returns the ends of the central interval of draws [P, ...]."""
     tail = (1 - probability) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return low, high
+
+
+def summary(draws: Array) -> dict[str, float]:
+    """Returns the median of draws [P] and the ends of their interval."""
+    low, high = interval(draws, INTERVAL)
+    return {"value": float(np.median(draws)), "low": float(low), "high": float(high)}
+
+
+def correlations(x: Array, y: Array) -> dict[str, float | None]:
+    """Returns the correlations of log x [N, K], summed over K, and log y [N]: of ranks, and Pearson's."""
+    u, v = np.log(x).sum(1), np.log(y)
+    if len(np.unique(u)) < 3 or len(np.unique(v)) < 2:
+        return {"spearman": None, "pearson": None}
+    return {"spearman": float(spearmanr(u, v).statistic), "pearson": float(pearsonr(u, v).statistic)}
 
 
 def as_json(belief: Belief) -> dict[str, object]:
@@ -186,5 +189,6 @@ def as_json(belief: Belief) -> dict[str, object]:
         "lack_of_fit": belief.lack_of_fit,
         "refuted": bool(belief.weights[0] < REFUTED),
         "wild": belief.wild,
+        "notes": list(belief.notes),
         "left_out": list(belief.values.left_out),
     }

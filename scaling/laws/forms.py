@@ -33,6 +33,7 @@ class Range:
         level: mean of log y.
         spread: standard deviation of log y, at least 1.
         ceiling: log of the y of a model that has learnt nothing, or None if there is no such value.
+        floor: log of the smallest y that there can be, or None if that is not known.
     """
 
     largest: Array
@@ -40,13 +41,14 @@ class Range:
     level: float
     spread: float
     ceiling: float | None = None
+    floor: float | None = None
 
     @classmethod
-    def of(cls, x: Array, y: Array, ceiling: float | None = None) -> "Range":
+    def of(cls, x: Array, y: Array, ceiling: float | None = None, floor: float | None = None) -> "Range":
         """Returns the extent of values y [N] at x [N, K]."""
         u, v = np.log(x), np.log(y)
-        top = None if ceiling is None else float(np.log(ceiling))
-        return cls(u.max(0), u.min(0), float(v.mean()), max(1.0, float(v.std())), top)
+        top, bottom = (None if each is None else float(np.log(each)) for each in (ceiling, floor))
+        return cls(u.max(0), u.min(0), float(v.mean()), max(1.0, float(v.std())), top, bottom)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,22 @@ def _level(z: Array, span: Range) -> Array:
 
 
 def _floor(z: Array) -> Array:
-    """Returns the irreducible term's share [P] of y: 0 with probability `NO_FLOOR`, else any."""
+    """Returns the irreducible term's share [P] of y, or of y above the known floor.
+
+    It is 0 with probability `NO_FLOOR`, else any.
+    """
     return np.maximum(1 - (1 - ndtr(z)) / (1 - NO_FLOOR), 0)
+
+
+def _above(level: Array, span: Range) -> Array:
+    """Returns the log of what y [P] has above the known floor."""
+    return level if span.floor is None else level + _log(-np.expm1(np.minimum(span.floor - level, -1e-6)))
+
+
+def _irreducible(above: Array, share: Array, span: Range) -> Array:
+    """Returns log E: of a share of what lies above the known floor, and the floor."""
+    term = above + _log(share)
+    return term if span.floor is None else np.logaddexp(term, span.floor)
 
 
 def _log(share: Array) -> Array:
@@ -99,8 +115,9 @@ def _power_curve(p: Parameters, u: Array, span: Range) -> Array:
 
 def _power_floor(z: Array, span: Range) -> Parameters:
     alpha, share, level = _exponent(z[:, 1]), _floor(z[:, 2]), _level(z[:, 0], span)
-    log_A = level + _log(1 - share) + alpha * span.largest[0]
-    return {"log_E": level + _log(share), "log_A": log_A, "alpha": alpha}
+    above = _above(level, span)
+    log_A = above + _log(1 - share) + alpha * span.largest[0]
+    return {"log_E": _irreducible(above, share, span), "log_A": log_A, "alpha": alpha}
 
 
 def _power_floor_curve(p: Parameters, u: Array, span: Range) -> Array:
@@ -119,9 +136,10 @@ def _saturating(z: Array, span: Range) -> Parameters:
         log_C = np.full_like(level, span.ceiling)
         level = np.minimum(level, log_C - 1e-6)
     # Where x is largest, q = (y - E) / (C - y), with y = exp(level).
-    q = level + _log(1 - share) - log_C - _log(-np.expm1(np.minimum(level - log_C, -1e-12)))
+    above = _above(level, span)
+    q = above + _log(1 - share) - log_C - _log(-np.expm1(np.minimum(level - log_C, -1e-12)))
     return {
-        "log_E": level + _log(share),
+        "log_E": _irreducible(above, share, span),
         "log_C": log_C,
         "log_A": q + alpha * span.largest[0],
         "alpha": alpha,
@@ -157,11 +175,11 @@ def _joint(z: Array, span: Range) -> Parameters:
     level = _level(z[:, 0], span)
     alpha, beta = _exponent(z[:, 1]), _exponent(z[:, 2])
     floor = 1 - np.sqrt(1 - _floor(z[:, 3]))
-    size = ndtr(z[:, 4]) * (1 - floor)
+    size, above = ndtr(z[:, 4]) * (1 - floor), _above(level, span)
     return {
-        "log_E": level + _log(floor),
-        "log_A": level + _log(size) + alpha * span.largest[0],
-        "log_B": level + _log(1 - floor - size) + beta * span.largest[1],
+        "log_E": _irreducible(above, floor, span),
+        "log_A": above + _log(size) + alpha * span.largest[0],
+        "log_B": above + _log(1 - floor - size) + beta * span.largest[1],
         "alpha": alpha,
         "beta": beta,
     }

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import pearsonr, spearmanr
 
 from scaling.errors import UserError
-from scaling.laws.belief import INTERVAL, Belief, as_json, believe, interval
+from scaling.laws.belief import Belief, as_json, believe, correlations, summary
 from scaling.laws.optimal import optimal
-from scaling.laws.values import Values, of_table, require_columns
+from scaling.laws.values import of_table, require_columns
 
 DEFAULTS = {1: "power", 2: "joint", 3: "repeated"}  # number of quantities -> form
 
@@ -67,7 +66,7 @@ def _read(file: Path) -> pd.DataFrame:
 def _law(table: pd.DataFrame, question: Question) -> dict[str, Any]:
     values = of_table(table, question.x, question.y, question.point, question.run, question.standard_error)
     belief = believe(values, _form(question), question.chance)
-    law = {**as_json(belief), **correlations(values)}
+    law = {**as_json(belief), **correlations(values.x, values.y)}
     if question.at:
         law["predictions"] = [_predict(belief, point) for point in question.at]
     if question.budgets:
@@ -82,31 +81,23 @@ def _form(question: Question) -> str:
     return form
 
 
-def correlations(values: Values) -> dict[str, float | None]:
-    """Returns the correlations of the log of the product of all x and log y: of ranks, and Pearson's."""
-    x, y = np.log(values.x).sum(1), np.log(values.y)
-    if len(np.unique(x)) < 3 or len(np.unique(y)) < 2:
-        return {"spearman": None, "pearson": None}
-    return {"spearman": float(spearmanr(x, y).statistic), "pearson": float(pearsonr(x, y).statistic)}
-
-
 def _predict(belief: Belief, point: Mapping[str, float]) -> dict[str, Any]:
     names = belief.values.names
     if set(point) != set(names):
         raise UserError(f"at={','.join(point)}: must give {', '.join(names)}")
     draws = belief.runs(np.array([[point[name] for name in names]]))[:, 0]
-    return {"at": dict(point), **_summary(draws)}
+    return {"at": dict(point), **summary(draws)}
 
 
 def _optimal(belief: Belief, budgets: np.ndarray, cost: float) -> dict[str, Any]:
     frontier = optimal(belief, budgets, cost)
     return {
         "cost": cost,
-        "exponents": {name: _summary(draws) for name, draws in frontier.exponents.items()},
+        "exponents": {name: summary(draws) for name, draws in frontier.exponents.items()},
         "budgets": [
             {"budget": float(budget)}
             | {
-                name: _summary(draws[:, i])
+                name: summary(draws[:, i])
                 for name, draws in zip(
                     (*belief.values.names, "y"), (frontier.size, frontier.data, frontier.y), strict=True
                 )
@@ -114,11 +105,6 @@ def _optimal(belief: Belief, budgets: np.ndarray, cost: float) -> dict[str, Any]
             for i, budget in enumerate(budgets)
         ],
     }
-
-
-def _summary(draws: np.ndarray) -> dict[str, float]:
-    low, high = interval(draws, INTERVAL)
-    return {"value": float(np.median(draws)), "low": float(low), "high": float(high)}
 
 
 def text(law: Mapping[str, Any]) -> str:
@@ -143,9 +129,8 @@ def text(law: Mapping[str, Any]) -> str:
         at = ", ".join(f"{name}={value:.4g}" for name, value in each["at"].items())
         lines.append(f"  at {at}: {each['value']:.4g}, a run lies in {each['low']:.4g} to {each['high']:.4g}")
     lines += _optimal_lines(law.get("optimal"))
-    lines += [f"  wild: {name}" for name in law["wild"]] + [
-        f"  left out: {reason}" for reason in law["left_out"]
-    ]
+    for title in ("wild", "notes", "left_out"):
+        lines += [f"  {title.replace('_', ' ').removesuffix('s')}: {text}" for text in law[title]]
     return "\n".join(lines)
 
 

@@ -13,14 +13,16 @@ import vl_convert
 from PIL import Image
 
 from scaling.files import make_folder, write_atomic
-from scaling.study.laws import PERCENT, describe, envelope
-from scaling.study.plot_data import VARIED, View, slices, view
+from scaling.study.laws import PERCENT, describe, law_in, named
+from scaling.study.plot_data import VARIED, View, envelope, slices, view
 from scaling.study.results import StudyFolder
 
 GMACS = "forward multiply-adds per example (gmacs)"
 FLOPS = "training compute (FLOPs)"
 LAW = "#b3420a"  # colour of the law and its band, unlike that of any size
-LAW_ENTRY, FRONTIER = f"law and {PERCENT} band", "frontier"  # in the legend
+# Entries of the legend.
+LAW_ENTRY, FRONTIER = f"law; {PERCENT} for it, for a new run", "frontier"
+OPTIMAL = f"best for its compute, by the law; {PERCENT}"
 INK, GREY = "#222222", "#777777"  # colours of text, and of legend symbols that stand for every size
 WIDTH, HEIGHT = 520, 360  # pixels of the plotting area
 SLICE_WIDTH, SLICE_HEIGHT = 180, 250
@@ -34,6 +36,7 @@ POINT_LEGEND: dict[str, Any] = {
 Entries = dict[str, tuple[str, list[float]]]  # legend text of a line -> (colour, dashes)
 Chart = alt.LayerChart | alt.HConcatChart
 Spec = dict[str, Any]  # in Vega-Lite
+Law = Mapping[str, Any]  # in laws.json
 VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0]  # major.minor, as the renderer names its versions
 
 
@@ -42,42 +45,48 @@ def build(folder: StudyFolder, laws: Mapping[str, Any]) -> dict[str, Chart]:
     name, plot = folder.study["name"], view(folder)
     charts: dict[str, Chart] = {}
     if len(plot.last):
-        charts["metric_gmacs"] = metric_gmacs(name, plot, laws["gmacs"])
+        charts["metric_gmacs"] = metric_gmacs(name, plot, law_in(laws, "gmacs"))
     if len(plot.curves):
-        charts["metric_compute"] = metric_compute(name, plot, laws["train_flops"])
+        charts["metric_compute"] = metric_compute(name, plot, law_in(laws, "examples"))
     if panels := [slice_panel(plot, varied, lines) for varied, lines in slices(plot).items()]:
         charts["slices"] = side_by_side(panels)
     return charts
 
 
-def metric_gmacs(name: str, plot: View, law: Mapping[str, Any]) -> alt.LayerChart:
-    """Draws the metric of every configuration at its last step against gmacs, with the law and its band."""
-    points, entries = plot.last, _entries(law)
-    if points["seeds"].max() > 1:
+def metric_gmacs(name: str, plot: View, laws: Sequence[Law]) -> alt.LayerChart:
+    """Draws the metric of each configuration at its last step against gmacs, with the laws and bands."""
+    points, entries = plot.last, _entries(laws, "curve", LAW_ENTRY)
+    several, noisy = points["seeds"] > 1, points["error"] > 0
+    if several.any():
         entries["mean and range of seeds"] = (GREY, [1, 0])
-    x, y = _log_x("gmacs", GMACS, points["gmacs"]), _metric_y(plot, points, law)
-    ranges = rows_chart(points[points["seeds"] > 1]).mark_rule(strokeWidth=1.5)
+    curves = [_renamed(law["curve"], "gmacs") for law in laws if "curve" in law]
+    x, y = _log_x("gmacs", GMACS, points["gmacs"], curves), _metric_y(plot, points, curves)
+    ranges = rows_chart(points[several]).mark_rule(strokeWidth=1.5)
     ranges = ranges.encode(x=x, y=_field(y, "low"), y2="high:Q", color=_size_colour(plot))
     marks = _points(plot, points, 100).encode(x=x, y=y, tooltip=_tooltip(plot, points))
-    lines = _law(law, x, y, entries) or _legend(x, y, entries)
-    layers = [*lines, *_floor(plot, points, y), ranges, marks]
+    lines = [layer for curve in curves for layer in _band(curve, x, y, entries, LAW_ENTRY)]
+    errors = [_errors(points[noisy], x, y)] if noisy.any() else []
+    layers = [*(lines or _legend(x, y, entries)), *_floor(plot, points, y), *errors, ranges, marks]
     title = f"{name}: {plot.name} against gmacs at the last step"
-    return _layered(layers, title, [describe(law), *_floor_note(plot, points)])
+    return _layered(layers, title, [*_described(laws), *_floor_note(plot, points)])
 
 
-def metric_compute(name: str, plot: View, law: Mapping[str, Any]) -> alt.LayerChart:
-    """Draws every configuration's curve against training compute, their frontier, and its law."""
-    points, entries = plot.curves, {**_entries(law), FRONTIER: ("#111111", [2.0, 2.0])}
-    x, y = _log_x("train_flops", FLOPS, points["train_flops"]), _metric_y(plot, points, law)
+def metric_compute(name: str, plot: View, laws: Sequence[Law]) -> alt.LayerChart:
+    """Draws each configuration's curve against training compute, their frontier, and the best by each law."""
+    points = plot.curves
+    entries = {**_entries(laws, "optimal", OPTIMAL), FRONTIER: ("#111111", [2.0, 2.0])}
+    bests = [_best(law["optimal"]) for law in laws if "optimal" in law]
+    x, y = _log_x("train_flops", FLOPS, points["train_flops"], bests), _metric_y(plot, points, bests)
     curves = rows_chart(points).mark_line(strokeWidth=1.4, opacity=0.8)
     curves = curves.encode(x=x, y=y, color=_size_colour(plot), detail="point:N", order="step:Q")
     edge = points.iloc[envelope(points["train_flops"].to_numpy(float), points["y"].to_numpy(float))]
     frontier = rows_chart(edge.assign(line=FRONTIER)).mark_line(strokeWidth=1.8)
     frontier = frontier.encode(x=x, y=y, **_line_channels(entries))
     marks = _points(plot, points, 35).encode(x=x, y=y, tooltip=_tooltip(plot, points))
-    layers = [*_law(law, x, y, entries), curves, frontier, *_floor(plot, points, y), marks]
+    bands = [layer for best in bests for layer in _band(best, x, y, entries, OPTIMAL)]
+    layers = [*bands, curves, frontier, *_floor(plot, points, y), marks]
     title = f"{name}: {plot.name} against training compute"
-    return _layered(layers, title, [describe(law), *_floor_note(plot, points)])
+    return _layered(layers, title, [*_described(laws), *_floor_note(plot, points)])
 
 
 def slice_panel(plot: View, varied: str, lines: Sequence[pd.DataFrame]) -> alt.LayerChart:
@@ -87,7 +96,7 @@ def slice_panel(plot: View, varied: str, lines: Sequence[pd.DataFrame]) -> alt.L
     low, high = values[0] / 1.15, values[-1] * 1.15
     scale = alt.Scale(type="log", base=2, domain=[low, high], nice=False, reverse=varied == "patch")
     x = alt.X("at:Q", title=VARIED[varied], scale=scale, axis=alt.Axis(values=values, format="~r"))
-    y = _metric_y(plot, plot.last, None)
+    y = _metric_y(plot, plot.last, [])
     layers: list[alt.Chart] = []
     for line in lines:
         colour = plot.colours[line["size"].iloc[0]] if line["size"].nunique() == 1 else "#a0a0a0"
@@ -190,23 +199,25 @@ def _log_axis(low: float, high: float, at_most: int) -> tuple[alt.Scale, alt.Axi
     return scale, alt.Axis(values=values, labelExpr=f"{labels} : ''" if labels else "''")
 
 
-def _log_x(column: str, title: str, values: pd.Series) -> alt.X:
-    scale, axis = _log_axis(float(values.min()) / 1.15, float(values.max()) * 1.15, 8)
+def _log_x(column: str, title: str, values: pd.Series, curves: Sequence[pd.DataFrame]) -> alt.X:
+    """Returns the x axis of points, and of curves that go beyond them."""
+    every = pd.concat([values, *(curve[column] for curve in curves)])
+    scale, axis = _log_axis(float(every.min()) / 1.15, float(every.max()) * 1.15, 8)
     return alt.X(f"{column}:Q", title=title, scale=scale, axis=axis)
 
 
-def _metric_y(plot: View, points: pd.DataFrame, law: Mapping[str, Any] | None) -> alt.Y:
-    """Returns the y axis that the points need and, with a law, its band and a floor not far below them.
+def _metric_y(plot: View, points: pd.DataFrame, curves: Sequence[pd.DataFrame]) -> alt.Y:
+    """Returns the y axis that the points need, curves with their bands, and a floor not far below them.
 
-    The band of a law that is not identified may have no end: the axis ends at half the lowest and twice the
-    highest point.
+    A band may have no end: the axis ends at half the lowest and twice the highest point, or value of a curve.
     """
     lowest, highest = float(points["low"].min()), float(points["high"].max())
     low, high = lowest, highest
-    if law is not None and "curve" in law:
-        low = max(lowest / 2, min(low, *law["curve"]["low"]))
-        high = min(highest * 2, max(high, *law["curve"]["high"]))
-    if law is not None and plot.floor is not None and plot.floor_fits(lowest):
+    for curve in curves:
+        least, most = min(lowest, float(curve["y"].min())), max(highest, float(curve["y"].max()))
+        low = min(low, max(least / 2, float(curve["run_low"].min())))
+        high = max(high, min(most * 2, float(curve["run_high"].max())))
+    if curves and plot.floor is not None and plot.floor_fits(lowest):
         low = min(low, plot.floor)
     scale, axis = _log_axis(low / 1.1, high * 1.1, 8)
     return alt.Y("y:Q", title=f"{plot.name} (lower is better)", scale=scale, axis=axis)
@@ -242,10 +253,28 @@ def _tooltip(plot: View, data: pd.DataFrame, extra: Sequence[str] = ()) -> list[
     return rows + [alt.Tooltip(f"{name}:N") for name in more]
 
 
-def _entries(law: Mapping[str, Any]) -> Entries:
-    """Returns the law's entry in the legend of lines; dashed where its exponent is not identified."""
-    dashes = [1.0, 0.0] if law["identified"] else [6.0, 4.0]
-    return {LAW_ENTRY: (LAW, dashes)} if "curve" in law else {}
+def _entries(laws: Sequence[Law], part: str, name: str) -> Entries:
+    """Returns the laws' entry in the legend of lines; dashed where the values refute one of them."""
+    drawn = [law for law in laws if part in law]
+    dashes = [6.0, 4.0] if any(law["refutation"] for law in drawn) else [1.0, 0.0]
+    return {name: (LAW, dashes)} if drawn else {}
+
+
+def _described(laws: Sequence[Law]) -> list[str]:
+    """Returns a line on each law; with its name, where there are several."""
+    return [f"{named(law)}: {describe(law)}" if len(laws) > 1 else describe(law) for law in laws]
+
+
+def _renamed(curve: Mapping[str, Any], column: str) -> pd.DataFrame:
+    return pd.DataFrame(curve).rename(columns={"x": column, "value": "y"})
+
+
+def _best(frontier: Mapping[str, Any]) -> pd.DataFrame:
+    """Returns the y of a compute-optimal frontier as a curve; the band of a run is not known."""
+    curve = pd.DataFrame({"train_flops": frontier["train_flops"], **frontier["y"]}).rename(
+        columns={"value": "y"}
+    )
+    return curve.assign(run_low=curve["low"], run_high=curve["high"])
 
 
 def _line_channels(entries: Entries) -> dict[str, Any]:
@@ -262,17 +291,25 @@ def _line_channels(entries: Entries) -> dict[str, Any]:
     }
 
 
-def _law(law: Mapping[str, Any], x: alt.X, y: alt.Y, entries: Entries) -> list[alt.Chart]:
-    """Draws the fitted curve and its band, where there is a law."""
-    if "curve" not in law:
-        return []
-    column = str(x.shorthand).partition(":")[0]
-    base = rows_chart(pd.DataFrame(law["curve"]).rename(columns={"x": column}).assign(line=LAW_ENTRY))
+def _band(curve: pd.DataFrame, x: alt.X, y: alt.Y, entries: Entries, name: str) -> list[alt.Chart]:
+    """Draws a law's curve, its interval and, paler, that of a new run."""
+    base = rows_chart(curve.assign(line=name))
     titles = {"y": "law", "low": "lower end", "high": "upper end"}
-    tip = [alt.Tooltip(f"{name}:Q", title=title, format=".4~g") for name, title in titles.items()]
-    band = base.mark_area(color=LAW, opacity=0.15, clip=True).encode(x=x, y=_field(y, "low"), y2="high:Q")
+    titles |= {"run_low": "a run's lower end", "run_high": "a run's upper end"}
+    tip = [alt.Tooltip(f"{column}:Q", title=title, format=".4~g") for column, title in titles.items()]
+    bands = [
+        base.mark_area(color=LAW, opacity=opacity, clip=True).encode(x=x, y=_field(y, low), y2=f"{high}:Q")
+        for low, high, opacity in (("run_low", "run_high", 0.09), ("low", "high", 0.15))
+    ]
     line = base.mark_line(strokeWidth=2.2, clip=True).encode(x=x, y=y, tooltip=tip, **_line_channels(entries))
-    return [band, line]
+    return [*bands, line]
+
+
+def _errors(points: pd.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
+    """Draws the known standard errors of points, twice to either side: what measuring alone leaves open."""
+    ends = points.assign(least=points["y"] - 2 * points["error"], most=points["y"] + 2 * points["error"])
+    bars = rows_chart(ends[ends["least"] > 0]).mark_rule(strokeWidth=5, opacity=0.25, color=GREY, clip=True)
+    return bars.encode(x=x, y=_field(y, "least"), y2="most:Q")
 
 
 def _legend(x: alt.X, y: alt.Y, entries: Entries) -> list[alt.Chart]:

@@ -114,11 +114,11 @@ def _validate_evaluators(study: Study, jobs: Sequence[Job], runs: Mapping[str, O
             metrics = check_evaluators(job.config, job.flags)
         except UserError as e:
             raise UserError(f"study {study.name}, run {job.name}: {e}") from e
-        if study.metric not in metrics:
+        if study.measure.name not in metrics:
             there = ", ".join(metrics) or "none, as the config has no evaluators that measure"
             raise UserError(
-                f"study {study.name}, metric={study.metric!r}: run {job.name} has no such metric; there are "
-                f"{there}"
+                f"study {study.name}, metric={study.measure.name!r}: run {job.name} has no such metric; "
+                f"there are {there}"
             )
 
 
@@ -262,8 +262,8 @@ def _claim(
     base = flat(bases[study.config] if isinstance(study.config, str) else bases)
     old = stored(root)
     if old is not None and any(RunFolder(root / "runs" / name).saved() is not None for name in old["runs"]):
-        old = {**old, "base": _in_current_names(old["base"], bases)}
-        if differs := _difference(old, {"metric": study.metric, "base": base}, bases):
+        old = {"metric": old["metric"]["name"], "base": _in_current_names(old["base"], bases)}
+        if differs := _difference(old, {"metric": study.measure.name, "base": base}, bases):
             raise UserError(f"workdir={root}: holds another study ({differs}); choose another folder")
     write_json(root / "study.json", {**study.as_json(path, dict(extra), base), "runs": dict(runs)})
 

@@ -1,11 +1,6 @@
-"""Power laws with an irreducible term, y = E + A x^-alpha, and how far they can be trusted.
+"""The laws of a study: in gmacs at the end, in tokens and gmacs per token, in gmacs and examples."""
 
-Fitted to the logarithm of the metric with a Huber loss from many starts, as in Hoffmann et al. 2022,
-section 3.3 (eq. 3 and D.2); here delta follows the spread of the residuals. Intervals come from
-resampling points (configurations), and seeds within a point, with replacement.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,251 +8,230 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
-from scaling.study.power_law_fit import Fits, fit, predict
-from scaling.study.results import StudyFolder, point_label
-from scaling.study.sweep import is_seed
+from scaling.errors import UserError
+from scaling.laws.belief import INTERVAL, REFUTED, Belief, as_json, believe, correlations, interval, summary
+from scaling.laws.held_out import SURPRISE, HeldOut, held_out
+from scaling.laws.optimal import optimal
+from scaling.study.evidence import Evidence, at_the_end, evidence
+from scaling.study.results import StudyFolder
 
 Array = NDArray[np.float64]
 
-INTERVAL = 0.9  # probability of every interval
 PERCENT = f"{INTERVAL:.0%}"
-RESAMPLES = 400
-FEWEST_POINTS = 5  # minimum number of distinct x, for three parameters
-WIDEST = 4.0  # maximum ratio of the ends of an identified exponent's interval
-HELD_OUT = 0.2  # fraction of the points, the largest, that a second fit leaves out and predicts
-CURVE_POINTS = 60  # number of x at which laws.json has a fitted curve
+BEYOND = 4.0  # how far curves are drawn, in units of the largest x
+CURVE_POINTS = 60  # number of x at which laws.json has a curve
+
+# Each law of a study: its quantities and its form. Size and examples need runs of several durations.
+LAWS = {
+    "gmacs": (("gmacs",), "power"),
+    "tokens": (("tokens", "gmacs_per_token"), "surface"),
+    "examples": (("gmacs", "examples"), "joint"),
+}
 
 
 @dataclass(frozen=True)
-class Point:
-    """One configuration: `x` [T] ascending and `y` [seeds, T], NaN where a seed has no value."""
+class Law:
+    """One law of a study, or the reason why there is none.
 
-    label: str
-    x: Array
-    y: Array
+    Attributes:
+        name: which, of `LAWS`.
+        group: the family, or "" where there is only one.
+        evidence: the values, and what was left out.
+        table: the rows that it is fitted to.
+    """
+
+    name: str
+    group: str
+    evidence: Evidence
+    table: pd.DataFrame
 
     @cached_property
-    def complete(self) -> bool:
-        """Whether every seed has every value."""
-        return bool(np.isfinite(self.y).all())
+    def _fitted(self) -> Belief | str:
+        quantities, form = LAWS[self.name]
+        metric = self.evidence.metric
+        if self.table.empty:
+            return "no value counts"
+        floors = [value for value in (metric.y_floor, self.evidence.measured_floor) if value is not None]
+        try:
+            # A size that is off is so at every duration: its values are of one configuration.
+            point = "size" if "examples" in quantities else "point"
+            values = self.evidence.values(self.table, quantities, point)
+            return believe(values, form, metric.y_chance, max(floors, default=None))
+        except UserError as e:
+            return str(e)
+
+    @property
+    def belief(self) -> Belief | None:
+        """The fit, if there is one."""
+        return self._fitted if isinstance(self._fitted, Belief) else None
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no fit, if there is none."""
+        return self._fitted if isinstance(self._fitted, str) else None
+
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """The predictions of the largest configurations from the others, where enough remain."""
+        return held_out(self.belief) if self.belief else None
+
+    @property
+    def refutation(self) -> str | None:
+        """The reason why the law does not hold, or None."""
+        belief = self.belief
+        if belief is None:
+            return None
+        if belief.weights[0] < REFUTED:
+            rival = max(belief.lack_of_fit, key=lambda name: belief.lack_of_fit[name])
+            return f"the values fit the form {rival} better (weight {belief.lack_of_fit[rival]:.2f})"
+        if self.held_out is not None and self.held_out.probability < SURPRISE:
+            points = " and ".join(self.held_out.points)
+            probability = f"{self.held_out.probability:.2g}"
+            return f"fitted without the largest, it misses {points} (probability {probability})"
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the law as `laws.json` holds it."""
+        described: dict[str, Any] = {"law": self.name, "group": self.group, "x": list(LAWS[self.name][0])}
+        if self.belief is None:
+            return {**described, "reason": self.reason}
+        tests = self.held_out.as_json() if self.held_out else None
+        described |= {**as_json(self.belief), "refutation": self.refutation, "held_out": tests}
+        described["residuals"] = _residuals(self.belief)
+        if self.name == "gmacs":
+            described |= {"curve": _curve(self.belief), "doubling": doubling(self.belief)}
+        if self.name == "examples":
+            described["optimal"] = self.frontier()
+        return described
+
+    @property
+    def cost(self) -> float:
+        """FLOPs of training per gmac and example."""
+        return float((self.table["train_flops"] / (self.table["gmacs"] * self.table["examples"])).median())
+
+    def frontier(self, budgets: Array | None = None) -> dict[str, Any]:
+        """Returns the best size, examples and y for each budget of training compute, in FLOPs.
+
+        Without budgets, these go from the smallest run's to four times the largest's.
+        """
+        assert self.belief is not None
+        compute = self.table["train_flops"]
+        if budgets is None:
+            budgets = np.geomspace(compute.min(), BEYOND * compute.max(), CURVE_POINTS)
+        best = optimal(self.belief, budgets, self.cost)
+        curves = {"gmacs": best.size, "examples": best.data, "y": best.y}
+        return {
+            "cost": self.cost,
+            "exponents": {name: summary(draws) for name, draws in best.exponents.items()},
+            "train_flops": budgets.tolist(),
+            **{name: _band(draws) for name, draws in curves.items()},
+        }
+
+
+def laws_of(evidence: Evidence) -> list[Law]:
+    """Returns the laws that the values may have, those of each family apart."""
+    return [
+        Law(name, group, evidence, rows)
+        for group in evidence.groups
+        for name, rows in _tables(evidence.table[evidence.table["group"] == group])
+    ]
+
+
+def _tables(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields each law's name and the rows that it is fitted to."""
+    last = at_the_end(table)
+    yield "gmacs", last
+    if last["tokens"].nunique() > 1 and last["gmacs_per_token"].nunique() > 1:
+        yield "tokens", last
+    if table["examples"].nunique() > 1:
+        yield "examples", table
 
 
 def fit_laws(folder: StudyFolder) -> dict[str, Any]:
     """Fits the laws of a study, as `laws.json` has them.
 
     Returns:
-        `metric`; `fitted`, which is the metric or `1 - metric`; `spearman` of log gmacs and log metric at
-        the last step; and the laws `gmacs` (at the last step) and `train_flops` (on the frontier).
+        `metric` and `fitted`, the name of its y; `spearman` and `pearson`, correlations of log gmacs and
+        log y at the end of training; `laws`, a list; and `left_out`, what was left out and why.
     """
-    data, name = objective(folder)
-    last = points(folder, data, "gmacs")
-    curves = points(folder, data, "train_flops")
+    found = evidence(folder)
     return {
-        "metric": folder.study["metric"],
-        "fitted": name,
-        "formula": f"{name} = E + A * x^-alpha",
+        "metric": folder.metric.as_json(),
+        "fitted": folder.metric.label,
         "interval": INTERVAL,
-        "spearman": spearman(last),
-        "gmacs": law(last, frontier=False),
-        "train_flops": law(curves, frontier=True),
+        **correlation(found),
+        "laws": [law.as_json() for law in laws_of(found)],
+        "left_out": list(found.left_out),
     }
 
 
-def objective(folder: StudyFolder) -> tuple[pd.DataFrame, str]:
-    """Returns the table with a column `y`, where lower is better, and that column's name in words.
-
-    An accuracy is turned into its error, 1 - accuracy. Values that have no logarithm are left out.
-    """
-    metric, table = folder.study["metric"], folder.table
-    lower = folder.study["lower_is_better"]
-    name = metric if lower else f"1 - {metric}"
-    if metric not in table:
-        return table.assign(y=np.nan).iloc[:0], name
-    y = table[metric] if lower else 1.0 - table[metric]
-    table = table.assign(y=y.astype(float))[table["gmacs"].notna()]  # a run without a config has no cost
-    table = table.astype({"params": np.int64})
-    return table[np.isfinite(table.y) & (table.y > 0)], name
+def correlation(found: Evidence) -> dict[str, float | None]:
+    """Returns the correlations of log gmacs and log y at the end of training, over means of seeds."""
+    last = at_the_end(found.table)
+    means = last.groupby("point", sort=False)[["gmacs", "y"]].mean()
+    return correlations(means[["gmacs"]].to_numpy(float), means["y"].to_numpy(float))
 
 
-def points(folder: StudyFolder, data: pd.DataFrame, x: str) -> list[Point]:
-    """Returns the configurations of a study, smallest first. Seeds of one configuration are one point.
-
-    Against `gmacs`, these are the done runs at their last step; against `train_flops`, every run at every
-    step.
-    """
-    if x == "gmacs":
-        data = data[data.run.isin(folder.done())]
-        data = data.loc[data.groupby("run")["step"].idxmax()] if len(data) else data
-    data = data[data[x] > 0]
-    keys = [key for key in folder.swept if not is_seed(key)]
-    groups = data.groupby(keys, dropna=False, sort=False) if keys else [((), data)] if len(data) else []
-    configurations = []
-    for values, group in groups:
-        grid = group.pivot_table(index="run", columns=x, values="y", aggfunc="mean")
-        label = point_label(dict(zip(keys, values, strict=True)))
-        configurations.append(Point(label, grid.columns.to_numpy(float), grid.to_numpy(float)))
-    return sorted(configurations, key=lambda p: float(p.x[-1]))
+def doubling(belief: Belief) -> dict[str, float]:
+    """Returns the share by which y falls when x doubles, on the whole range of the values."""
+    x = belief.values.x
+    ends = np.array([x.min(0), x.max(0)])
+    first, last = belief.curve(ends).T
+    return summary(1 - (last / first) ** (1 / np.log2(ends[1] / ends[0]).item()))
 
 
-def spearman(last: Sequence[Point]) -> float | None:
-    """Returns the rank correlation of log x and log y over points (seeds averaged), or None if undefined."""
-    x, y, _ = _gather(last, frontier=False)
-    if len(np.unique(x)) < 3 or len(np.unique(y)) < 2:
-        return None
-    return float(spearmanr(np.log(x), np.log(y)).statistic)
+def _residuals(belief: Belief) -> list[dict[str, Any]]:
+    """Returns what each value has beyond the law, as a share of it, by x."""
+    values = belief.values
+    law = np.median(belief.curve(values.x), 0)
+    return [
+        {
+            "point": values.points[i], "run": values.runs[i], "x": values.x[i].tolist(),
+            "y": float(values.y[i]), "law": float(law[i]), "residual": float(values.y[i] / law[i] - 1),
+        }
+        for i in np.argsort(np.log(values.x).sum(1), kind="stable")
+    ]  # fmt: skip
 
 
-def law(
-    configurations: Sequence[Point], frontier: bool, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
-    """Fits one law.
-
-    Args:
-        configurations: the points.
-        frontier: fit the lower envelope of all their curves instead of every value.
-
-    Returns:
-        `identified` and, if not, the `reason`; `E`, `A`, `alpha`; `slope`, the exponent of a pure power law
-        (no irreducible term), which says how the metric falls within the range tested; for each of the
-        last four (but A) `NAME_interval`; `curve` with `x`, `y`, `low`, `high`; `held_out`.
-    """
-    x, y, _ = _gather(configurations, frontier)
-    fitted: dict[str, Any] = {
-        "identified": False, "reason": None, "points": len(x),
-        "runs": int(sum(len(point.y) for point in configurations)),
-    }  # fmt: skip
-    distinct = len(np.unique(x))
-    if distinct < FEWEST_POINTS:
-        what = "frontier points" if frontier else "different x"
-        fitted["reason"] = f"{distinct} {what} for three parameters; at least {FEWEST_POINTS} are needed"
-        return fitted
-    best, resampled = _fit_resampled(x, y, configurations, frontier, resamples, seed)
-    grid = np.geomspace(x.min(), x.max(), CURVE_POINTS)
-    curves = predict(resampled, grid)
-    low, high = _interval(curves)
-    fitted |= {
-        "E": float(_floor(best.E, y)[0]), "A": float(best.A[0]),
-        "alpha": float(best.alpha[0]), "slope": float(best.slope[0]),
-        "E_interval": _interval(_floor(resampled.E, y)), "alpha_interval": _interval(resampled.alpha),
-        "slope_interval": _interval(resampled.slope),
-        "curve": {"x": grid.tolist(), "y": predict(best, grid)[0].tolist(), "low": low, "high": high},
-    }  # fmt: skip
-    fitted["reason"] = _unidentified(*fitted["alpha_interval"])
-    fitted["identified"] = fitted["reason"] is None
-    fitted["held_out"] = _held_out(configurations, frontier, resamples, seed)
-    return fitted
-
-
-def _unidentified(low: float, high: float) -> str | None:
-    """Returns why an exponent with this interval is not identified, or None if it is."""
-    span = f"{PERCENT} interval {low:.2g} to {high:.2g}"
-    if low <= 0:
-        return f"{span}, which includes 0"
-    if high > WIDEST * low:
-        return f"{span}, wider than a factor of {WIDEST:g}"
-    return None
-
-
-def _floor(E: Array, y: Array) -> Array:
-    """Returns irreducible terms, 0 where they are too small to be seen in any y."""
-    return np.where(E / y.min() < 1e-4, 0.0, E)
-
-
-def _interval(values: Array) -> list[Any]:
-    tail = 50 * (1 - INTERVAL)
-    return np.percentile(values, [tail, 100 - tail], axis=0).tolist()
-
-
-# --- points, frontiers and resampling ------------------------------------------------------------
-
-
-def _gather(
-    configurations: Sequence[Point], frontier: bool, rng: np.random.Generator | None = None
-) -> tuple[Array, Array, NDArray[np.int64]]:
-    """Returns x, y and the index of the point of each value, each [N].
-
-    A value is the mean of its seeds, or, with `rng`, of as many seeds drawn with replacement.
-    """
-    xs, ys, owners = [np.empty(0)], [np.empty(0)], [np.empty(0, int)]
-    for i, point in enumerate(configurations):
-        y = point.y if rng is None else point.y[rng.integers(len(point.y), size=len(point.y))]
-        if point.complete:  # as a resample of it is, which is most of the work here
-            xs.append(point.x)
-            ys.append(y.sum(0) / len(y))
-        else:
-            count = np.isfinite(y).sum(0)
-            xs.append(point.x[count > 0])
-            ys.append(np.nansum(y, 0)[count > 0] / count[count > 0])
-        owners.append(np.full(len(xs[-1]), i))
-    x, y, owner = np.concatenate(xs), np.concatenate(ys), np.concatenate(owners)
-    kept = envelope(x, y) if frontier else np.arange(len(x))
-    return x[kept], y[kept], owner[kept]
-
-
-def envelope(x: Array, y: Array) -> NDArray[np.int64]:
-    """Returns the indices [M] of the lower envelope, by x: no value at a smaller or equal x is as low."""
-    order = np.lexsort((y, x))
-    lowest = np.concatenate([[np.inf], np.minimum.accumulate(y[order])[:-1]])
-    return order[y[order] < lowest]
-
-
-def _fit_resampled(
-    x: Array, y: Array, configurations: Sequence[Point], frontier: bool, resamples: int, seed: int
-) -> tuple[Fits, Fits]:
-    """Returns the fit to all points, and the fits to the resamples that have enough different x.
-
-    A resample draws seeds within each point, then points. On the frontier the points that lie on it are
-    drawn, each with all its steps there: leaving points out first would only ever raise the envelope.
-    """
-    best = fit([(x, y)])
-    rng = np.random.default_rng(seed)
-    draws: list[tuple[Array, Array]] = []
-    for _ in range(20 * resamples):
-        all_x, all_y, owner = _gather(configurations, frontier, rng)
-        present = np.unique(owner)
-        rows = np.concatenate([np.flatnonzero(owner == i) for i in rng.choice(present, len(present))])
-        if len(np.unique(all_x[rows])) >= FEWEST_POINTS - 1:
-            draws.append((all_x[rows], all_y[rows]))
-        if len(draws) == resamples:
-            break
-    return best, fit(draws or [(x, y)], near=best)
-
-
-def _held_out(configurations: Sequence[Point], frontier: bool, resamples: int, seed: int) -> dict[str, Any]:
-    """Refits without the largest points and predicts them.
-
-    Returns:
-        `left_out` (labels), `predictions` of x, actual, predicted, interval and relative error
-        ((predicted - actual) / actual), and their `mean_error` (absolute); or only the `reason` why not.
-    """
-    count = max(1, round(HELD_OUT * len(configurations)))
-    rest, largest = configurations[:-count], configurations[-count:]
-    x, y, _ = _gather(rest, frontier)
-    if len(np.unique(x)) < FEWEST_POINTS:
-        return {"reason": f"fewer than {FEWEST_POINTS} points remain without the largest"}
-    all_x, all_y, _ = _gather(configurations, frontier)
-    beyond = all_x > x.max()
-    if not beyond.any():
-        return {"reason": "the largest runs add nothing beyond the others"}
-    best, resampled = _fit_resampled(x, y, rest, frontier, resamples, seed)
-    predicted, (low, high) = predict(best, all_x[beyond])[0], _interval(predict(resampled, all_x[beyond]))
-    errors = predicted / all_y[beyond] - 1
-    rows = zip(all_x[beyond], all_y[beyond], predicted, low, high, errors, strict=True)
+def _curve(belief: Belief) -> dict[str, Any]:
+    """Returns the curve, its interval, and that of a new run, to beyond the largest x."""
+    x = np.geomspace(belief.values.x.min(), BEYOND * belief.values.x.max(), CURVE_POINTS)
+    # One x at a time, so that a draw's run errs alike everywhere: its interval is then smooth in x.
+    low, high = interval(np.concatenate([belief.runs(at[None, None]) for at in x], 1), INTERVAL)
     return {
-        "left_out": [point.label for point in largest],
-        "predictions": [
-            {"x": float(a), "actual": float(b), "predicted": float(c), "interval": [d, e], "error": float(f)}
-            for a, b, c, d, e, f in rows
-        ],
-        "mean_error": float(np.abs(errors).mean()),
+        "x": x.tolist(),
+        **_band(belief.curve(x[:, None])),
+        "run_low": low.tolist(),
+        "run_high": high.tolist(),
     }
 
 
-def describe(fitted: Mapping[str, Any]) -> str:
-    """Describes a law in one line, such as `exponent 0.31 (90%: 0.25 to 0.4), E = 12`."""
-    if not fitted["identified"]:
-        return f"exponent not identified: {fitted['reason']}"
-    low, high = fitted["alpha_interval"]
-    return f"exponent {fitted['alpha']:.2g} ({PERCENT}: {low:.2g} to {high:.2g}), E = {fitted['E']:.3g}"
+def _band(draws: Array) -> dict[str, list[float]]:
+    low, high = interval(draws, INTERVAL)
+    return {"value": np.median(draws, 0).tolist(), "low": low.tolist(), "high": high.tolist()}
+
+
+def law_in(laws: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Returns the laws of one name in a `laws.json`: one for each family."""
+    return [law for law in laws["laws"] if law["law"] == name]
+
+
+def describe(law: Mapping[str, Any]) -> str:
+    """Describes a law in one line, such as `exponent 0.31 (90%: 0.25 to 0.4), E = 12 (10 to 13)`."""
+    if "reason" in law:
+        return f"no law: {law['reason']}"
+    parts = []
+    for name, value in law["parameters"].items():
+        if name in ("alpha", "beta", "gamma", "E"):
+            low, high = law["intervals"][name]
+            span = f"{PERCENT}: {low:.2g} to {high:.2g}" if name == "alpha" else f"{low:.3g} to {high:.3g}"
+            parts.append(f"{'exponent' if name == 'alpha' else f'{name} ='} {value:.3g} ({span})")
+    text = ", ".join(sorted(parts, key=lambda part: part.startswith("E")))
+    return f"{text}; refuted: {law['refutation']}" if law["refutation"] else text
+
+
+def named(law: Mapping[str, Any]) -> str:
+    """Returns a law's name in words, such as `gmacs` or `gmacs and examples, vit`."""
+    words: Sequence[str] = [x.replace("_", " ") for x in law["x"]]
+    return " and ".join(words) + (f", {law['group']}" if law["group"] else "")

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from scaling.study.laws import objective
-from scaling.study.results import FACTS, StudyFolder, point_label
-from scaling.study.sweep import MODEL_NAME, is_seed
+from scaling.study.evidence import measured_floor, with_y
+from scaling.study.results import FACTS, StudyFolder
+from scaling.study.sweep import MODEL_NAME
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")  # Vega's names
 # The colour map viridis at 12 even positions from 0.82 to 0: light to dark, without its yellow.
@@ -17,18 +18,19 @@ VIRIDIS = (
     "#86d549", "#5ac864", "#37b878", "#22a785", "#1f958b", "#25838e",
     "#2c718e", "#355f8d", "#3e4a89", "#463480", "#481c6e", "#440154",
 )  # fmt: skip
+AGGREGATES = {"y": "mean", "low": "min", "high": "max", "seeds": "count"}  # of the y of a configuration
 VARIED = {"patch": "patch size (pixels)", "depth": "depth (blocks)", "width": "width (channels)"}
 
 
 @dataclass(frozen=True)
 class View:
-    """A study ready to draw. `y` is the metric, or 1 - metric where higher is better.
+    """A study ready to draw. `y` is lower where the metric is better (`Metric.y`).
 
     Attributes:
         name: name of y.
         last: one row for each configuration of done runs at their last step, sorted by gmacs: `point`,
             `size`, `mark`, model facts, `gmacs`, `params`, `tokens`, `train_flops`, `y` (mean of `seeds`),
-            `low`, `high`.
+            `low`, `high`, `error` (the known standard error of y, 0 where there is none).
         curves: one row for each configuration and evaluated step, y averaged over seeds.
         colours: the colour of each size, light to dark as sizes grow.
         markers: the shape of each `mark`: of each patch, or of each model where the study varies that.
@@ -49,13 +51,11 @@ class View:
 
 def view(folder: StudyFolder) -> View:
     """Returns what the charts of a study show."""
-    data, name = objective(folder)
+    data = with_y(folder)
     for fact in FACTS:
         if fact not in data:
             data = data.assign(**{fact: None})
-    swept = [key for key in folder.swept if not is_seed(key)]
-    labels = [point_label({key: row[key] for key in swept}) for _, row in data.iterrows()]
-    data = data.assign(point=labels, patch=[_text(p) for p in data["patch"]])
+    data = data.assign(point=data["run"].map(folder.labels()), patch=[_text(p) for p in data["patch"]])
     models = data.get(MODEL_NAME)
     data = data.assign(size=[_size(row) for _, row in data.iterrows()])
     data = data.assign(mark=_patch_marks(data) if models is None else models)
@@ -66,12 +66,12 @@ def view(folder: StudyFolder) -> View:
     order = [-float(patch) if _is_number(patch) else 0.0 for patch in data["patch"]]  # no patch comes last
     marks = list(dict.fromkeys(data["mark"].iloc[np.argsort(order, kind="stable")]))
     return View(
-        name=name,
+        name=folder.metric.label,
         last=last.sort_values("gmacs").reset_index(drop=True),
         curves=curves.reset_index(drop=True),
         colours=dict(zip(sizes, ramp(len(sizes)), strict=True)),
         markers={mark: SHAPES[i % len(SHAPES)] for i, mark in enumerate(marks)},
-        floor=_floor(folder),
+        floor=measured_floor(folder),
     )
 
 
@@ -92,8 +92,10 @@ def _patch_marks(data: pd.DataFrame) -> list[str]:
 
 def _points(data: pd.DataFrame, extra: list[str]) -> pd.DataFrame:
     keys = ["point", "size", "mark", *FACTS, "params", "gmacs", "tokens", "train_flops", *extra]
-    grouped = data.groupby(keys, dropna=False, sort=False)["y"]
-    return grouped.agg(y="mean", low="min", high="max", seeds="count").reset_index()
+    grouped = data.groupby(keys, dropna=False, sort=False)
+    columns: dict[str, Any] = {name: ("y", how) for name, how in AGGREGATES.items()}
+    points = grouped.agg(**columns, error=("error", "mean")).reset_index()
+    return points.assign(error=points["error"] / np.sqrt(points["seeds"]))
 
 
 def _size(row: pd.Series) -> str:
@@ -115,9 +117,11 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
 
 
-def _floor(folder: StudyFolder) -> float | None:
-    column = folder.table.get(f"{folder.study['metric']}_floor")
-    return float(column.median()) if column is not None and column.notna().any() else None
+def envelope(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Returns the indices [M] of the lower envelope, by x: no value at a smaller or equal x is as low."""
+    order = np.lexsort((y, x))
+    lowest = np.concatenate([[np.inf], np.minimum.accumulate(y[order])[:-1]])
+    return order[y[order] < lowest]
 
 
 # --- slices --------------------------------------------------------------------------------------

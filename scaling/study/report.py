@@ -12,7 +12,7 @@ from scaling.files import read_json, write_atomic, write_json
 from scaling.overrides import override_flags
 from scaling.study import results
 from scaling.study.charts import build, draw, page_spec, specification
-from scaling.study.laws import PERCENT, RESAMPLES, WIDEST, describe, fit_laws
+from scaling.study.laws import PERCENT, describe, fit_laws, named
 from scaling.study.page import chart_place, data_uri, page, paragraphs, table
 from scaling.study.plot_data import View, view
 from scaling.study.results import FACTS, StudyFolder
@@ -20,20 +20,23 @@ from scaling.study.samples import draw_samples, gallery
 from scaling.study.summary import answers, caveats, reason, text_table
 
 GMACS_NOTE = (
-    "Each mark is a configuration at its last step. gmacs: 1e9 multiply-adds of one forward pass of one "
-    "image (gflops are twice that). The line is the law, dashed where its exponent is not identified; the "
-    f"band is its {PERCENT} interval. Point at a mark, or tap it, for its numbers."
+    "Each mark is a configuration at its last step; a grey bar is two standard errors of measurement. gmacs: "
+    "1e9 multiply-adds of one forward pass of one image (gflops are twice that). The line is the law, dashed "
+    f"where the values refute it; the bands hold the law ({PERCENT}) and, paler, one new run, up to four "
+    "times the largest. Point at a mark, or tap it, for its numbers."
 )
 COMPUTE_NOTE = (
     "Each line is a configuration as it trains, in FLOPs without recomputation. Dotted: the frontier, the "
-    "best that any reaches with so much compute; the law is fitted to it."
+    "best that any reached with so much compute. A law in size and examples adds what the best size would "
+    "reach."
 )
 SLICES_NOTE = "Along each line, only one of patch, depth and width varies. To the right is more compute."
 METHOD = (
-    "Laws: y = E + A·x^−α, fitted to log y with a Huber loss from many starts (Hoffmann et al. 2022, "
-    f"section 3.3). Intervals ({PERCENT}) come from {RESAMPLES} resamples of configurations and of seeds "
-    "within them. The largest fifth is left out of a second fit and predicted. An exponent whose interval "
-    f"includes 0, or is wider than a factor of {WIDEST:g}, is not identified."
+    "A value counts if its learning rate had come to its end. Each law is a form with priors, fitted to log "
+    "y by sequential Monte Carlo; spreads between configurations, between seeds and within runs are "
+    f"estimated apart, and a configuration may be wild. Intervals hold {PERCENT}. Forms compete by their "
+    "evidence: a law in gmacs is refuted where a broken or saturating one is likelier by far, or where a fit "
+    "without the largest fifth of the configurations misses them."
 )
 
 
@@ -55,7 +58,7 @@ def report(workdir: Path | str) -> Path:
     stills = draw(folder, specs)
     draw_samples(folder)
     parts = [*_top(folder, laws, plot), *_charts(stills, plot)]
-    body = "\n".join([*parts, *_samples(folder), *_runs(folder), *_how(folder)])
+    body = "\n".join([*parts, *_samples(folder), *_laws(laws), *_runs(folder), *_how(folder)])
     file = folder.path / "report.html"
     write_atomic(file, page(_title(folder), body, {name: page_spec(spec) for name, spec in specs.items()}))
     return file
@@ -67,9 +70,9 @@ def summary_table(workdir: Path | str) -> str:
     laws = read_json(folder.path / "laws.json") or fit_laws(folder)
     lines = [text_table(folder, view(folder)), ""]
     if laws["spearman"] is not None:
-        lines.append(f"rank correlation of log gmacs and log {laws['fitted']}: {laws['spearman']:.3f}")
-    lines.append(f"against gmacs: {describe(laws['gmacs'])}")
-    lines.append(f"against training compute: {describe(laws['train_flops'])}")
+        both = f"{laws['pearson']:.3f} (Pearson), {laws['spearman']:.3f} (ranks)"
+        lines.append(f"correlation of log gmacs and log {laws['fitted']}: {both}")
+    lines += [f"law in {named(law)}: {describe(law)}" for law in laws["laws"]]
     lines += [f"{run.status}: {run.name}{reason(run)}" for run in folder.runs if run.status != "done"]
     return "\n".join(lines)
 
@@ -118,10 +121,47 @@ def _captioned(folder: StudyFolder) -> list[tuple[str, Path]]:
     return [(caption.replace("\n", ", "), image) for caption, image in gallery(folder)]
 
 
+def _laws(laws: Mapping[str, Any]) -> list[str]:
+    """Returns each law's residuals, predictions of the largest and forms, and what was left out."""
+    parts = []
+    for law in laws["laws"]:
+        if "reason" in law:
+            continue
+        rows = [
+            [
+                p["point"],
+                *(f"{p[key]:.4g}" for key in ("actual", "value", "low", "high")),
+                f"{p['error']:+.1%}",
+            ]
+            for p in (law["held_out"] or {"predictions": []})["predictions"]
+        ]
+        columns = ["left out", "measured", "predicted", "low", "high", "error"]
+        residuals = [
+            [r["point"], f"{r['y']:.4g}", f"{r['law']:.4g}", f"{r['residual']:+.1%}"]
+            for r in law["residuals"]
+        ]
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in law["lack_of_fit"].items())
+        spreads = ", ".join(f"{name} {spread:.1%}" for name, spread in law["spreads"].items())
+        parts += [
+            f"<details><summary>Law in {escape(named(law))}: residuals and lack of fit</summary>",
+            f'<p class="note">{escape(f"Weights of forms: {weights}. Spreads: {spreads}.")}</p>',
+            table(columns, rows, [False] * len(rows)) if rows else "",
+            table(
+                ["configuration", "y", "law", "residual"], residuals, [r[0] in law["wild"] for r in residuals]
+            ),
+            "</details>",
+        ]
+    if laws["left_out"]:
+        items = "".join(f"<li>{escape(text)}</li>" for text in laws["left_out"])
+        title = f"What the laws left out ({len(laws['left_out'])} runs)"
+        parts.append(f"<details><summary>{title}</summary><ul>{items}</ul></details>")
+    return ["<h2>Laws</h2>", *parts] if parts else []
+
+
 def _runs(folder: StudyFolder) -> list[str]:
     """Returns a table of every run, done or not; the caveats at the top say why not."""
     last = folder.table.groupby("run").last() if len(folder.table) else folder.table.set_index("run")
-    first = [folder.study["metric"]] if folder.study["metric"] in folder.metrics else []
+    first = [folder.metric.name] if folder.metric.name in folder.metrics else []
     others = [m for m in folder.metrics if not m.endswith("_floor") and m not in first]
     columns = [*first, *(f for f in FACTS if f in last), "tokens", "params", "gmacs", "train_flops", *others]
     order = {name: i for i, name in enumerate(last.sort_values(["gmacs", "run"]).index)}

@@ -19,11 +19,15 @@ from scaling.run.folder import (
     read_events,
     read_status,
 )
+from scaling.study.metric import Metric, metric_of
 from scaling.study.sweep import Overrides, Study, is_seed, stored
 from scaling.study.sweep import load as load_study
 
 FACTS = ("depth", "width", "heads", "patch")  # facts of the model, where config.json has them
 COSTS = ("params", "gmacs", "tokens", "train_flops")
+# What is known of each value: the examples seen, the wall time so far, and whether it is an annealed one.
+TRAINING = ("examples", "hours", "annealed")
+STATE = ("status", "steps", "reason")  # columns of the file alone, which say how each run ended
 ABSENT = "its config.json is gone, and with it what the run cost; put the file back"
 SILENT_SECONDS = 600.0  # time without a heartbeat after which a running run counts as broken
 
@@ -41,11 +45,7 @@ class RunRecord:
     steps: int
     config: Mapping[str, Any]  # the whole config.json, {} if there is none
     evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # by step
-
-    @property
-    def label(self) -> str:
-        """The run's name without its seed, such as `F/7` or `F/7 depth=4`."""
-        return point_label(self.overrides)
+    hours: Mapping[int, float] = field(default_factory=dict)  # of training, by evaluated step
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class StudyFolder:
     table: pd.DataFrame
 
     @property
+    def metric(self) -> Metric:
+        """The study's metric."""
+        return metric_of(self.study["metric"])
+
+    @property
     def swept(self) -> list[str]:
         """The dotted config names that vary between runs."""
         return [c for c in self.table.columns if "." in c]
@@ -65,8 +70,20 @@ class StudyFolder:
     @property
     def metrics(self) -> list[str]:
         """The names of the measured values."""
-        known = {"run", "step", *self.swept, *FACTS, *COSTS}
+        known = {"run", "step", *self.swept, *FACTS, *COSTS, *TRAINING}
         return [c for c in self.table.columns if c not in known]
+
+    def labels(self, *but: str) -> dict[str, str]:
+        """Returns the configuration of each run by its name: the keys that vary, but seeds and `but`."""
+        rows = self.table.drop_duplicates("run").set_index("run")[self.swept].to_dict("index")
+        cells: dict[str, dict[str, Any]] = {}
+        for run in self.runs:
+            row = rows.get(run.name) or run.overrides
+            cells[run.name] = {str(key): _table_cell(v) for key, v in row.items() if not _absent(v)}
+        keys = list(dict.fromkeys(key for values in cells.values() for key in values))
+        varied = [key for key in keys if len({str(values.get(key)) for values in cells.values()}) > 1]
+        kept = [key for key in varied if not is_seed(key) and key not in but]
+        return {name: point_label({key: values.get(key) for key in kept}) for name, values in cells.items()}
 
     def done(self) -> list[str]:
         """Returns the names of the runs that are done."""
@@ -78,7 +95,8 @@ def load(workdir: Path | str) -> pd.DataFrame:
 
     Its columns are `run`, `step`, the swept keys, the model's depth, width, heads and patch, `params`,
     `gmacs` (1e9 multiply-adds of one forward pass of one example), `tokens`, `train_flops` (FLOPs of
-    training up to the step), then metrics.
+    training up to the step), `examples` and `hours` (of training up to the step), `annealed` (whether the
+    rate had come to its end), then metrics.
 
     Raises:
         UserError: if the folder is not a study's.
@@ -105,8 +123,8 @@ def read(workdir: Path | str) -> StudyFolder:
         return _read_runs(path, study)
     if not (path / "results.csv").is_file():
         raise UserError(f"{path}: has neither runs nor results.csv; start it with `scaling sweep`")
-    table = _read_table(path)
-    return StudyFolder(path, study, _records_of_table(path, runs, table), table)
+    table, states = _read_table(path)
+    return StudyFolder(path, study, _records_of_table(path, runs, states), table)
 
 
 def read_runs(study: Study, workdir: Path | str) -> StudyFolder:
@@ -126,22 +144,48 @@ def _read_shipped(path: Path) -> StudyFolder:
             f"{path}: has no study.json; give the folder that `scaling sweep` wrote, or one with a study.py "
             "and its results.csv"
         )
-    study, table = load_study(path).as_json(str(path)), _read_table(path)
-    runs = _shipped_runs(study["runs"], table)
-    return StudyFolder(path, {**study, "runs": runs}, _records_of_table(path, runs, table), table)
+    study, (table, states) = load_study(path).as_json(str(path)), _read_table(path)
+    runs = _shipped_runs(study["runs"], states)
+    return StudyFolder(path, {**study, "runs": runs}, _records_of_table(path, runs, states), table)
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path / "results.csv").rename(columns=current_key)
+def _read_table(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the table of a `results.csv`, and one row for each run: its swept values and its state."""
+    file = path / "results.csv"
+    written = pd.read_csv(file).rename(columns=current_key)
+    if missing := [column for column in ("run", "step", *COSTS) if column not in written]:
+        raise UserError(f"{file}: has no column {missing[0]}; put back the file that the report wrote")
+    states = written.groupby("run", sort=False, as_index=False).last()
+    if "status" not in written:  # of an older study, which shipped done runs alone
+        states = states.assign(status="done", steps=states["step"], reason=None)
+    rows = written[written["step"] > 0] if "status" in written else written
+    return rows.drop(columns=list(STATE), errors="ignore").reset_index(drop=True), states
 
 
-def _shipped_runs(sweep: Mapping[str, Overrides], table: pd.DataFrame) -> dict[str, Overrides]:
+def _written(folder: StudyFolder) -> pd.DataFrame:
+    """Returns the table with the state of each run; a run without any value has a row of step 0."""
+    keys = {
+        run.name: {key: _table_cell(value) for key, value in run.overrides.items()} for run in folder.runs
+    }
+    states = pd.DataFrame(
+        [
+            {"run": run.name, "status": run.status, "steps": run.steps, "reason": run.reason}
+            for run in folder.runs
+        ],
+        columns=["run", *STATE],
+    )
+    measured = set(folder.table["run"])
+    silent = [{"run": name, "step": 0, **keys[name]} for name in keys if name not in measured]
+    table = pd.concat([folder.table, pd.DataFrame(silent)]) if silent else folder.table
+    return table.merge(states, on="run", how="left")
+
+
+def _shipped_runs(sweep: Mapping[str, Overrides], rows: pd.DataFrame) -> dict[str, Overrides]:
     """Returns the overrides of the table's runs, and of those in the study's sweep that the table lacks.
 
     The table may have more runs than the sweep (of more seeds), and other names for them.
     """
-    keys = [column for column in table.columns if "." in column]
-    rows = table.drop_duplicates("run")
+    keys = [column for column in rows.columns if "." in column]
     measured = {
         str(name): {str(key): value for key, value in row.items() if pd.notna(value)}
         for name, row in zip(rows["run"], rows[keys].to_dict("records"), strict=True)
@@ -163,7 +207,7 @@ def _same_values(overrides: Overrides, values: Mapping[str, Any]) -> bool:
 def write(folder: StudyFolder) -> Path:
     """Writes `results.csv` into the study folder."""
     file = folder.path / "results.csv"
-    write_atomic(file, folder.table.to_csv(index=False))
+    write_atomic(file, _written(folder).to_csv(index=False))
     return file
 
 
@@ -180,13 +224,15 @@ def point_label(overrides: Mapping[str, Any]) -> str:
 def _read_run(folder: Path, overrides: Mapping[str, Any]) -> RunRecord:
     config, fault = _read_config(folder)
     evaluations: dict[int, dict[str, float]] = {}
+    hours: dict[int, float] = {}
     try:
         events = read_events(folder)
+        hours = {e["step"]: e["wall"] / 3600 for e in reversed(events) if "wall" in e and "step" in e}
         evaluations = evaluations_of([*events, *read_events(folder, EVALUATIONS)])
         state = _state(folder, config, fault, events)
     except UserError as e:
         state = "broken", str(e), 0, 0
-    return RunRecord(folder.name, folder, overrides, *state, config, evaluations)
+    return RunRecord(folder.name, folder, overrides, *state, config, evaluations, hours)
 
 
 def _state(
@@ -236,40 +282,48 @@ def last_line(log: Path) -> str | None:
     return lines[-1].strip().removeprefix("error: ") if lines else None
 
 
-def _records_of_table(path: Path, overrides: Mapping[str, Overrides], table: pd.DataFrame) -> list[RunRecord]:
-    last = table.groupby("run")["step"].max()
-    return [
-        RunRecord(name, path / "runs" / name, values, "done", None, int(last[name]), int(last[name]), {})
-        if name in last.index
-        else RunRecord(name, path / "runs" / name, values, "missing", None, 0, 0, {})
-        for name, values in overrides.items()
-    ]
+def _records_of_table(
+    path: Path, overrides: Mapping[str, Overrides], states: pd.DataFrame
+) -> list[RunRecord]:
+    rows = states.set_index("run").to_dict("index")
+    records = []
+    for name, values in overrides.items():
+        state: tuple[str, str | None, int, int] = ("missing", None, 0, 0)
+        if name in rows:
+            row = rows[name]
+            reason = None if pd.isna(row["reason"]) else str(row["reason"])
+            state = row["status"], reason, int(row["step"]), int(row["steps"])
+        records.append(RunRecord(name, path / "runs" / name, values, *state, {}))
+    return records
 
 
 def _table(runs: list[RunRecord]) -> pd.DataFrame:
     swept = list(dict.fromkeys(key for run in runs for key in run.overrides))
     rows = [row for run in runs for row in _rows(run, swept)]
-    known = ["run", "step", *swept, *FACTS, *COSTS]
+    known = ["run", "step", *swept, *FACTS, *COSTS, *TRAINING]
     metrics = list(dict.fromkeys(key for row in rows for key in row if key not in known))
     facts = [f for f in FACTS if any(row.get(f) is not None for row in rows)]
-    table = pd.DataFrame(rows, columns=["run", "step", *swept, *facts, *COSTS, *metrics])
+    table = pd.DataFrame(rows, columns=["run", "step", *swept, *facts, *COSTS, *TRAINING, *metrics])
     costs = table[["params", "gmacs", "train_flops"]].apply(pd.to_numeric)  # of runs without a config: NaN
     return table.assign(**costs)
 
 
 def _rows(run: RunRecord, swept: list[str]) -> list[dict[str, Any]]:
     cost, model = run.config.get("cost") or {}, run.config.get("model") or {}
+    config = run.config.get("config", {})
+    constant = _lookup(config, "optimizer.schedule") == "constant"
+    batch = _lookup(config, "data.batch_size")
     return [
         {
             "run": run.name,
             "step": step,
-            **{
-                key: _table_cell(run.overrides.get(key, _lookup(run.config.get("config", {}), key)))
-                for key in swept
-            },
+            **{key: _table_cell(run.overrides.get(key, _lookup(config, key))) for key in swept},
             **{fact: _table_cell(model.get(fact)) for fact in FACTS},
             **{name: cost.get(name) for name in ("params", "gmacs", "tokens")},
             "train_flops": cost["train_flops_per_step"] * step if cost else None,
+            "examples": batch * step if batch else None,
+            "hours": run.hours.get(step),
+            "annealed": constant or step == run.steps,
             **values,
         }
         for step, values in run.evaluations.items()
@@ -281,6 +335,10 @@ def _lookup(config: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         place = place.get(part) if isinstance(place, Mapping) else None
     return place
+
+
+def _absent(value: Any) -> bool:
+    return value is None or value != value
 
 
 def _table_cell(value: Any) -> Any:

@@ -16,15 +16,16 @@ LINE = 24  # pixels: height of a caption's line
 
 def gallery(folder: StudyFolder) -> list[tuple[str, Path]]:
     """Returns (caption, file) of each configuration with samples: its first run's last grid, by gmacs."""
-    table, metric = folder.table, folder.study["metric"]
+    table, metric, labels = folder.table, folder.metric.name, folder.labels()
     grids: dict[str, tuple[float, str, Path]] = {}
     for run in folder.runs:
         image, rows = last_sample(run), table[table.run == run.name]
-        if image is None or rows.empty or run.label in grids:
+        if image is None or rows.empty or labels[run.name] in grids:
             continue
         row = rows.iloc[-1]
         value = f", {metric} {row[metric]:.3g}" if metric in row and pd.notna(row[metric]) else ""
-        grids[run.label] = (row.gmacs, f"{run.label}\n{row.gmacs:.3g} gmacs{value}", image)
+        label = labels[run.name]
+        grids[label] = (row.gmacs, f"{label}\n{row.gmacs:.3g} gmacs{value}", image)
     return [(caption, image) for _, caption, image in sorted(grids.values())]
 
 

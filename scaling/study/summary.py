@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from scaling.study.laws import PERCENT
+from scaling.study.laws import PERCENT, describe, law_in, named
 from scaling.study.plot_data import View, per_doubling, slices
 from scaling.study.results import RunRecord, StudyFolder
 
@@ -17,14 +17,15 @@ def answers(folder: StudyFolder, laws: Mapping[str, Any], plot: View) -> list[st
     """Returns what the study found, most important first; empty if no configuration is done yet."""
     if not len(plot.last):
         return []
-    texts = [_trend(laws, plot), _law(laws["gmacs"], plot.name, "gmacs", "gmacs"), _choices(plot)]
+    metric = folder.metric
     best = plot.last.sort_values("y").iloc[0]
-    value = best["y"] if folder.study["lower_is_better"] else 1 - best["y"]
-    texts.append(
-        f"The best configuration is {best['point']}: {folder.study['metric']} {value:.4g} "
-        f"with {best['gmacs']:.3g} gmacs."
-    )
-    texts.append(_law(laws["train_flops"], plot.name, "training compute (along the frontier)", "FLOPs"))
+    texts = [
+        *_trend(laws, plot),
+        *(_law(law, plot.name) for law in laws["laws"]),
+        _choices(plot),
+        f"The best configuration is {best['point']}: {metric.name} {metric.value(best['y']):.4g} "
+        f"with {best['gmacs']:.3g} gmacs.",
+    ]
     return [text for text in texts if text]
 
 
@@ -35,19 +36,22 @@ def caveats(folder: StudyFolder, laws: Mapping[str, Any], plot: View) -> list[st
     if unfinished:
         count = f"{len(unfinished)} of {len(folder.runs)} runs"
         texts.append(f"{count} are not done, and missing at the last step: {'; '.join(unfinished)}.")
-    if folder.study["metric"] not in folder.table:
-        texts.append(f"No run has been evaluated for {folder.study['metric']} yet.")
+    if folder.metric.name not in folder.table:
+        texts.append(f"No run has been evaluated for {folder.metric.name} yet.")
         return texts
     if len(plot.last) and plot.last["seeds"].max() == 1:
         texts.append("One seed per configuration: differences between neighbours may be chance.")
-    for x, law in (("gmacs", laws["gmacs"]), ("training compute", laws["train_flops"])):
-        predictions = law.get("held_out", {}).get("predictions", [])
-        missed = [p for p in predictions if not p["interval"][0] <= p["actual"] <= p["interval"][1]]
-        if missed:
-            texts.append(
-                f"Against {x} the law does not extrapolate well: {len(missed)} of {len(predictions)} "
-                f"held-out values lie outside their {PERCENT} interval."
-            )
+    texts += [
+        f"The law in {named(law)} does not hold: {law['refutation']}."
+        for law in laws["laws"]
+        if law.get("refutation")
+    ]
+    texts += [f"Law in {named(law)}: {note}." for law in laws["laws"] for note in law.get("notes", ())]
+    if len(plot.last) and not law_in(laws, "examples"):
+        texts.append(
+            "All values are of one duration, so nothing is said about others, nor about the best size for a "
+            "budget; vary train.duration, or keep a constant learning rate, for a law in size and examples."
+        )
     if plot.floor is not None:
         floor = f"Real data measured against real data gives {plot.floor:.3g}"
         texts.append(f"{floor}: a model cannot be expected to get below it.")
@@ -59,36 +63,48 @@ def reason(run: RunRecord) -> str:
     return f": {run.reason}" if run.reason else f" at step {run.step} of {run.steps}" if run.steps else ""
 
 
-def _trend(laws: Mapping[str, Any], plot: View) -> str:
-    rho, law = laws["spearman"], laws["gmacs"]
+def _trend(laws: Mapping[str, Any], plot: View) -> list[str]:
+    rho, pearson = laws["spearman"], laws["pearson"]
     if rho is None:
-        return f"{len(plot.last)} configurations are done: too few to tell a trend."
-    points = f"rank correlation {rho:.2f} over {len(plot.last)} configurations"
+        return [f"{len(plot.last)} configurations are done: too few to tell a trend."]
+    points = f"of logarithms {pearson:.2f}, of ranks {rho:.2f}, over {len(plot.last)} configurations"
     if rho > -WEAK:
-        return f"{plot.name} does not fall clearly with gmacs ({points})."
-    if "slope" not in law:
-        return f"{plot.name} falls with gmacs ({points})."
-    low, high = (1 - 2**-s for s in law["slope_interval"])
+        return [f"{plot.name} does not fall clearly with gmacs (correlation {points})."]
+    falls = [f"{_falls(law['doubling'])}{_of(law)}" for law in law_in(laws, "gmacs") if "doubling" in law]
+    each = f": each doubling lowers it by about {'; '.join(falls)}, within the range tested" if falls else ""
+    return [f"{plot.name} falls with gmacs{each} (correlation {points})."]
+
+
+def _falls(doubling: Mapping[str, float]) -> str:
+    return f"{doubling['value']:.0%} ({PERCENT} interval {doubling['low']:.0%} to {doubling['high']:.0%})"
+
+
+def _of(law: Mapping[str, Any]) -> str:
+    return f" for {law['group']}" if law["group"] else ""
+
+
+def _law(law: Mapping[str, Any], name: str) -> str:
+    """Returns a law in words: its formula, its exponents, and how it predicts the largest configurations."""
+    if "reason" in law:
+        return f"No law in {named(law)}: {law['reason']}."
+    text = f"Law in {named(law)}: {law['formula']}, y = {name}; {describe(law)}."
+    if law.get("optimal"):
+        size, y = (law["optimal"]["exponents"][key] for key in ("size", "y"))
+        text += (
+            f" For a budget of training compute C, the best gmacs grow as C^{size['value']:.2f} "
+            f"({size['low']:.2f} to {size['high']:.2f}), and y falls to E as C^−{y['value']:.2f} "
+            f"({y['low']:.2f} to {y['high']:.2f})."
+        )
+    if law["held_out"] is None:
+        return f"{text} No prediction was tested: too few configurations remain without the largest."
+    predictions = law["held_out"]["predictions"]
+    held = sum(p["low"] <= p["actual"] <= p["high"] for p in predictions)
+    errors = ", ".join(f"{p['error']:+.0%}" for p in predictions)
+    points = ", ".join(p["point"] for p in predictions)
     return (
-        f"{plot.name} falls with gmacs: each doubling lowers it by about {1 - 2 ** -law['slope']:.0%} "
-        f"({PERCENT} interval {low:.0%} to {high:.0%}) within the range tested ({points})."
+        f"{text} Fitted without the largest fifth, it predicts {points} with an error of {errors}; "
+        f"{held} of {len(predictions)} lie in their {PERCENT} intervals."
     )
-
-
-def _law(law: Mapping[str, Any], name: str, x: str, unit: str) -> str:
-    if not law["identified"]:
-        return f"The exponent of a law in {x} is not identified: {law['reason']}."
-    (low, high), (least, most) = law["alpha_interval"], law["E_interval"]
-    text = (
-        f"Law in {x}: {name} = {law['E']:.3g} + {law['A']:.3g} · {unit}^−{law['alpha']:.2f}; "
-        f"exponent {low:.2f} to {high:.2f}, irreducible term {least:.3g} to {most:.3g} ({PERCENT} intervals)."
-    )
-    held_out = law["held_out"]
-    if "predictions" not in held_out:
-        return f"{text} No prediction was tested: {held_out['reason']}."
-    errors = ", ".join(f"{p['error']:+.0%}" for p in held_out["predictions"])
-    without = " and ".join(held_out["left_out"])
-    return f"{text} Fitted without {without}, it predicts their values with an error of {errors}."
 
 
 def _choices(plot: View) -> str:
@@ -106,10 +122,10 @@ def _choices(plot: View) -> str:
 
 def text_table(folder: StudyFolder, plot: View) -> str:
     """Returns configurations by gmacs in columns of text, with the mean and range of their seeds."""
-    metric, lower = folder.study["metric"], folder.study["lower_is_better"]
-    rows = [["", *COLUMNS, "params", "gmacs", "train_flops", metric]]
+    metric = folder.metric
+    rows = [["", *COLUMNS, "params", "gmacs", "train_flops", metric.name]]
     for _, point in plot.last.iterrows():
-        mean, low, high = (v if lower else 1 - v for v in (point["y"], point["low"], point["high"]))
+        mean, low, high = (metric.value(v) for v in (point["y"], point["low"], point["high"]))
         spread = f" ({min(low, high):.4g} to {max(low, high):.4g}, {point['seeds']} seeds)"
         facts = ["" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else f"{v}" for v in point[COLUMNS]]
         costs = [f"{point['params']:,}", f"{point['gmacs']:.3g}", f"{point['train_flops']:.3g}"]

@@ -20,6 +20,7 @@ from scaling.errors import UserError
 from scaling.files import read_json
 from scaling.former_names import require_current
 from scaling.python_files import load_module
+from scaling.study.metric import Metric, metric_of
 from scaling.validation import check_stored
 
 Overrides = dict[str, Any]  # dotted config name -> value, of one run
@@ -27,9 +28,10 @@ Part = Mapping[str, Sequence[Any]] | Sequence[Overrides]  # axes, or a sweep
 
 MODEL_NAME = "model.name"
 STORED: dict[str, Any] = {  # types of the values in study.json
-    "name": str, "title": str, "question": str, "metric": str, "lower_is_better": bool, "study": str,
-    "config": str, "overrides": dict[str, Any], "base": dict[str, Any], "runs": dict[str, dict[str, Any]],
+    "name": str, "title": str, "question": str, "metric": dict[str, Any], "study": str, "config": str,
+    "overrides": dict[str, Any], "base": dict[str, Any], "runs": dict[str, dict[str, Any]],
 }  # fmt: skip
+TOLERANCE = 0.1
 LONGEST_NAME = 120  # characters; file systems allow 255 bytes, and files inside need some of the path
 
 
@@ -163,9 +165,9 @@ class Study:
         config: base config of every run, `PATH.py` or `PATH.py:ARGUMENT`; or one for each value of
             `model.name`, which every run then sets.
         sweep: one dict of dotted config names for each run.
-        metric: a name among the evaluation's values, such as `fd_mnist`.
-        lower_is_better: if not, the metric is an accuracy in [0, 1] and laws are fitted to 1 - metric.
+        metric: a name among the evaluation's values, such as `fd_mnist`; or a `Metric`, which says more.
         title, question: text at the top of the report.
+        tolerance: how near the truth a prediction has to be, as a share of it.
 
     Raises:
         UserError: naming the field that is wrong.
@@ -174,14 +176,24 @@ class Study:
     name: str
     config: str | Mapping[str, str]
     sweep: list[Overrides]
-    metric: str
-    lower_is_better: bool = True
+    metric: str | Metric
     title: str = ""
     question: str = ""
+    tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
             raise UserError(f"study name={self.name!r}: use letters, digits, _ and - only")
+        if not isinstance(self.metric, str | Metric):
+            raise UserError(f"study {self.name}: metric={self.metric!r}: must be a name, or a Metric")
+        if not isinstance(self.tolerance, int | float) or not 0 < self.tolerance < 1:
+            raise UserError(
+                f"study {self.name}: tolerance={self.tolerance!r}: must be between 0 and 1, as 0.1"
+            )
+        try:
+            object.__setattr__(self, "metric", self.measure)
+        except UserError as e:
+            raise UserError(f"study {self.name}: {e}") from None
         if not self.sweep:
             raise UserError(
                 f"study {self.name}: sweep is empty; give at least one run ([{{}}] is the base config)"
@@ -197,6 +209,11 @@ class Study:
                 )
         _unique(self.sweep)
         run_names(self.sweep)
+
+    @property
+    def measure(self) -> Metric:
+        """The metric, with all that is known of it."""
+        return Metric(self.metric) if isinstance(self.metric, str) else self.metric
 
     def config_of(self, overrides: Mapping[str, Any]) -> str:
         """Returns the base config of the run with these overrides."""
@@ -218,8 +235,8 @@ class Study:
         """
         return {
             "name": self.name, "title": self.title, "question": self.question,
-            "metric": self.metric, "lower_is_better": self.lower_is_better,
-            "study": path, "config": ", ".join(dict.fromkeys(map(self.config_of, self.sweep))),
+            "metric": self.measure.as_json(), "tolerance": self.tolerance, "study": path,
+            "config": ", ".join(dict.fromkeys(map(self.config_of, self.sweep))),
             "overrides": overrides or {}, "base": base or {}, "runs": self.runs(),
         }  # fmt: skip
 
@@ -242,8 +259,18 @@ def stored(root: Path) -> dict[str, Any] | None:
     study = read_json(path, advice)
     if study is None:
         return None
-    study = {"title": "", "question": "", "study": "", "config": "", "overrides": {}, "base": {}, **study}
+    study = {
+        "title": "", "question": "", "study": "", "config": "", "overrides": {}, "base": {},
+        "tolerance": TOLERANCE, **study,
+    }  # fmt: skip
+    lower = study.pop("lower_is_better", None)
+    if isinstance(study.get("metric"), str) and lower in (None, True, False):  # of an older study
+        study["metric"] = metric_of(study["metric"], lower).as_json()
     check_stored(path, study, STORED, advice)
+    try:
+        metric_of(study["metric"])
+    except UserError as e:
+        raise UserError(f"{path}: {e}; {advice}") from None
     return study
 
 

@@ -106,7 +106,9 @@ def bad_studies(config: str) -> dict[str, Write]:
         "number as key": {"sweep": "[{3: 1}]"},
         "set": {"sweep": "product({'train.seed': {0, 1}})"},
         "title": {"title": "3"},
-        "lower": {"lower_is_better": "'no'"},
+        "metric unknown": {"metric": "'no_such_kind'"},
+        "tolerance": {"tolerance": "'wide'"},
+        "tolerance 3": {"tolerance": "3"},
         "no field": {"nothing": "3"},
     }
     writes = {name: text_file("study.py", content) for name, content in CONFIG_TEXTS.items()}

@@ -6,8 +6,9 @@ import pytest
 from experiments.laws import simulate
 from scaling.errors import UserError
 from scaling.laws import FORMS, Values, believe
-from scaling.laws.belief import INTERVAL, REFUTED, as_json, held_out, interval
+from scaling.laws.belief import INTERVAL, REFUTED, as_json, interval
 from scaling.laws.forms import Range
+from scaling.laws.held_out import held_out
 from tests.support.laws import values_of
 
 X = np.geomspace(3e-4, 0.1, 12)
@@ -75,12 +76,30 @@ def test_the_compute_optimal_exponent_lies_in_its_interval() -> None:
 
 def test_largest_configurations_are_predicted_without_them() -> None:
     values = values_of(X, 20 + 8 * X**-0.4, noise=0.02)
-    other = held_out(believe(values))
-    assert other is not None
-    belief, left = other
-    assert left.tolist() == [False] * 10 + [True] * 2
-    low, high = interval(belief.runs(values.x[left]), 0.99)
-    assert ((low < values.y[left]) & (values.y[left] < high)).all()
+    others = held_out(believe(values))
+    assert others is not None and others.points == ("10", "11")
+    low, high = interval(others.draws, 0.99)
+    assert ((low < others.actual) & (others.actual < high)).all()
+    assert others.probability > 0.02
+    np.testing.assert_array_equal(others.actual, values.y[-2:])
+    y = values.y.copy()
+    y[-2:] *= 1.3
+    missed = held_out(believe(values_of(X, y)))
+    assert missed is not None and missed.probability < 0.02
+    assert held_out(believe(values_of(X[:4], values.y[:4]))) is None
+
+
+def test_a_known_floor_bounds_the_irreducible_term() -> None:
+    values = values_of(X, 0.2 + 0.01 * X**-0.4, noise=0.02)
+    free, bounded = (believe(values, floor=floor).parameters["E"] for floor in (None, 0.19))
+    assert bounded.min() >= 0.19 > np.quantile(free, 0.05)
+    assert not believe(values, floor=0.19).notes
+
+
+def test_what_is_known_and_contradicts_the_values_is_said() -> None:
+    values = values_of(X, 0.2 + 0.01 * X**-0.4, noise=0.02)
+    notes = believe(values, chance=0.21, floor=0.3).notes
+    assert [note.partition(",")[0] for note in notes] == ["chance is 0.21", "the floor is 0.3"]
 
 
 def test_values_that_no_form_can_be_fitted_to_are_refused() -> None:

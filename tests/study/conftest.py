@@ -13,6 +13,7 @@ from PIL import Image
 
 from scaling.study import launch
 from scaling.study.launchers import local
+from scaling.study.metric import Metric
 from tests.support.sweeps import WORKER, load_dict
 
 SIZES = {"A": (2, 16, 1), "F": (2, 32, 2), "P": (4, 32, 2), "N": (4, 64, 4)}
@@ -34,11 +35,15 @@ def write_run(
     status: str = "done",
     reason: str | None = None,
     samples: bool = False,
+    schedule: str = "cosine",
 ) -> None:
     """One run folder; `values` are the evaluations by step."""
     folder.mkdir(parents=True)
     tokens, gmacs = macs(model["depth"], model["width"], model["patch"])
-    config: dict[str, Any] = {"train": {"duration": "800 steps", "seed": 0}, "model": {"variant": "F/7"}}
+    config: dict[str, Any] = {
+        "train": {"duration": "800 steps", "seed": 0}, "model": {"variant": "F/7"},
+        "data": {"batch_size": 64}, "optimizer": {"schedule": schedule},
+    }  # fmt: skip
     for key, value in overrides.items():
         section, name = key.split(".")
         config[section][name] = value
@@ -77,6 +82,7 @@ def write_study(
     noise: float = 0.03,
     samples: bool = False,
     sizes: str = "AFPN",
+    schedule: str = "cosine",
 ) -> Path:
     """A study folder whose metric follows `law` = (E, A, alpha) in gmacs; an accuracy is 1 minus it."""
     root.mkdir(parents=True, exist_ok=True)
@@ -103,10 +109,10 @@ def write_study(
                     else:
                         values[step] = {"val_loss": float(3 * y), metric: max(0.0, float(1 - y))}
                 model = {"depth": depth, "width": width, "heads": heads, "patch": patch}
-                write_run(root / "runs" / name, overrides, model, values, samples=samples)
+                write_run(root / "runs" / name, overrides, model, values, samples=samples, schedule=schedule)
     study = {
         "name": "mnist_dit", "title": "DiT on MNIST", "question": "What buys more: patches or width?",
-        "metric": metric, "lower_is_better": metric == "fd_mnist", "study": "experiments/mnist_dit",
+        "metric": Metric(metric).as_json(), "tolerance": 0.1, "study": "experiments/mnist_dit",
         "config": "configs/mnist_dit.py:F/7", "overrides": {}, "base": {}, "runs": runs,
     }  # fmt: skip
     (root / "study.json").write_text(json.dumps(study))
@@ -129,7 +135,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     monkeypatch.setattr(local, "WORKER", WORKER)
     monkeypatch.setattr(launch, "write_report", lambda root: None)
     monkeypatch.setattr(launch, "load_config", load_dict)
-    monkeypatch.setattr(launch, "check_evaluators", lambda source, flags: ("fd", "other"))
+    monkeypatch.setattr(launch, "check_evaluators", lambda source, flags: ("fd", "other_loss"))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
 
     def write(seeds: list[int], metric: str = "fd", sweep: str = "") -> Path:

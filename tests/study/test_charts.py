@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from scaling.study import charts, laws, report, results
-from scaling.study.plot_data import ramp, view
+from scaling.study.plot_data import envelope, ramp, view
 
 METRIC_AXIS = "fd_mnist (lower is better)"
 Spec = dict[str, Any]
@@ -23,7 +23,8 @@ Spec = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def folder(make_study: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> results.StudyFolder:
-    return results.read(make_study(tmp_path_factory.mktemp("charts"), seeds=(0, 1)))
+    root = make_study(tmp_path_factory.mktemp("charts"), seeds=(0, 1), schedule="constant")
+    return results.read(root)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_compute_is_across_and_the_metric_up_both_on_log_scales(
     assert len(layers) >= 4
     for encoding in layers:
         assert (encoding["x"]["field"], encoding["x"]["title"]) == (column, title)
-        assert encoding["y"]["field"] in ("y", "low") and encoding["y"]["title"] == METRIC_AXIS
+        assert encoding["y"]["field"] in ("y", "low", "run_low") and encoding["y"]["title"] == METRIC_AXIS
         for axis in ("x", "y"):
             assert encoding[axis]["scale"]["type"] == "log"
             assert encoding[axis]["scale"] == layers[0][axis]["scale"]
@@ -111,18 +112,39 @@ def test_curves_are_the_tables_means_at_every_step(
         assert min(bound for at, bound in edge if at <= x) <= y
 
 
-@pytest.mark.parametrize(("name", "x"), [("metric_gmacs", "gmacs"), ("metric_compute", "train_flops")])
-def test_the_law_and_its_band_are_the_fitted_ones(
-    fitted: dict[str, Any], specs: dict[str, Spec], name: str, x: str
+def test_the_law_and_its_bands_are_the_fitted_ones_and_go_beyond_the_points(
+    fitted: dict[str, Any], specs: dict[str, Spec]
 ) -> None:
-    (band,), line = marked(specs[name], "area"), marked(specs[name], "line")[0]
-    curve = fitted[x]["curve"]
-    np.testing.assert_allclose(drawn(line, x, "y"), sorted(zip(curve["x"], curve["y"], strict=True)))
-    np.testing.assert_allclose(drawn(band, x, "low"), sorted(zip(curve["x"], curve["low"], strict=True)))
-    assert band["encoding"]["y2"]["field"] == "high"
-    assert [row["high"] for row in band["data"]["values"]] == pytest.approx(curve["high"])
-    assert {row["line"] for row in line["data"]["values"]} == {"law and 90% band"}
-    assert specs[name]["title"]["subtitle"][0] == laws.describe(fitted[x])
+    spec = specs["metric_gmacs"]
+    wide, narrow = marked(spec, "area")
+    line = marked(spec, "line")[0]
+    (law,) = laws.law_in(fitted, "gmacs")
+    curve = law["curve"]
+    for layer, column, key in ((line, "y", "value"), (narrow, "low", "low"), (wide, "run_low", "run_low")):
+        expected = sorted(zip(curve["x"], curve[key], strict=True))
+        np.testing.assert_allclose(drawn(layer, "gmacs", column), expected)
+    assert [band["encoding"]["y2"]["field"] for band in (wide, narrow)] == ["run_high", "high"]
+    assert {row["line"] for row in narrow["data"]["values"]} == {charts.LAW_ENTRY}
+    assert spec["title"]["subtitle"][0] == laws.describe(law)
+    (points,) = marked(spec, "point")
+    domain = line["encoding"]["x"]["scale"]["domain"]
+    assert domain[1] > 4 * max(row["gmacs"] for row in points["data"]["values"])
+
+
+def test_the_best_for_each_budget_is_drawn_where_durations_vary(
+    fitted: dict[str, Any], specs: dict[str, Spec]
+) -> None:
+    line = marked(specs["metric_compute"], "line")[0]
+    (law,) = laws.law_in(fitted, "examples")
+    best = law["optimal"]
+    expected = sorted(zip(best["train_flops"], best["y"]["value"], strict=True))
+    np.testing.assert_allclose(drawn(line, "train_flops", "y"), expected)
+    assert specs["metric_compute"]["title"]["subtitle"][0] == laws.describe(law)
+
+
+def test_envelope() -> None:
+    x, y = np.array([3.0, 1.0, 2.0, 2.0, 4.0]), np.array([5.0, 9.0, 7.0, 6.0, 5.0])
+    np.testing.assert_array_equal(envelope(x, y), [1, 3, 0])
 
 
 def test_slices_have_the_varied_fact_across(folder: results.StudyFolder, specs: dict[str, Spec]) -> None:
@@ -216,7 +238,7 @@ def test_stills_are_sharp_and_legible(folder: results.StudyFolder, fitted: dict[
     for text in (
         charts.GMACS,
         METRIC_AXIS,
-        "law and 90% band",
+        charts.LAW_ENTRY,
         "mean and range of seeds",
         "patch 7",
         "0.001",
@@ -227,32 +249,50 @@ def test_stills_are_sharp_and_legible(folder: results.StudyFolder, fitted: dict[
 # --- what the data decide ------------------------------------------------------------------------
 
 
-def test_unidentified_laws_are_dashed(
-    folder: results.StudyFolder, make_study: Callable[..., Path], tmp_path: Path
-) -> None:
-    flat = results.read(make_study(tmp_path, law=(100.0, 1e-6, 0.45), noise=0.1))
-    for study, dashes in ((folder, [1, 0]), (flat, [6, 4])):
-        fitted = laws.fit_laws(study)
-        assert fitted["gmacs"]["identified"] == (dashes == [1, 0])
-        spec = charts.build(study, fitted)["metric_gmacs"].to_dict()
+def test_refuted_laws_are_dashed(folder: results.StudyFolder, fitted: dict[str, Any]) -> None:
+    (law,) = laws.law_in(fitted, "gmacs")
+    for reason, dashes in ((None, [1, 0]), ("it misses N/4", [6, 4])):
+        spec = charts.metric_gmacs("s", view(folder), [{**law, "refutation": reason}]).to_dict()
         encoding = marked(spec, "line")[0]["encoding"]
-        assert encoding["stroke"]["scale"]["domain"][0] == "law and 90% band"
+        assert encoding["stroke"]["scale"]["domain"][0] == charts.LAW_ENTRY
         assert encoding["stroke"]["scale"]["range"][0] == charts.LAW
         assert encoding["strokeDash"]["scale"]["range"][0] == dashes
-        assert ("not identified" in spec["title"]["subtitle"][0]) == (dashes == [6, 4])
+        assert ("refuted: it misses N/4" in spec["title"]["subtitle"][0]) == (reason is not None)
 
 
 def test_a_band_without_end_leaves_the_points_readable(
     folder: results.StudyFolder, fitted: dict[str, Any]
 ) -> None:
-    points, law = view(folder).last, json.loads(json.dumps(fitted["gmacs"]))
-    law["curve"]["high"], law["curve"]["low"] = ([edge] * len(law["curve"]["x"]) for edge in (1e6, 1e-6))
-    spec = charts.metric_gmacs("s", view(folder), law).to_dict()
+    points, law = view(folder).last, json.loads(json.dumps(laws.law_in(fitted, "gmacs")[0]))
+    for end, value in (("high", 1e6), ("low", 1e-6), ("run_high", 1e6), ("run_low", 1e-6)):
+        law["curve"][end] = [value] * len(law["curve"]["x"])
+    spec = charts.metric_gmacs("s", view(folder), [law]).to_dict()
     bottom, top = spec["layer"][-1]["encoding"]["y"]["scale"]["domain"]
-    assert (
-        points.low.min() / 4 < bottom < points.low.min() and points.high.max() < top < 4 * points.high.max()
-    )
+    assert points.low.min() / 6 < bottom < points.low.min()
+    assert points.high.max() < top < 6 * points.high.max()
     assert all(layer["mark"]["clip"] for layer in [*marked(spec, "area"), *marked(spec, "line")])
+
+
+def test_known_errors_of_measurement_are_drawn(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_study(tmp_path, metric="val_top1", law=(0.1, 0.004, 0.5))
+    for file in root.glob("runs/*/metrics.jsonl"):
+        file.write_text(file.read_text().replace('"val_top1"', '"val_top1_se": 0.01, "val_top1"'))
+    folder = results.read(root)
+    errors, _ = marked(charts.build(folder, laws.fit_laws(folder))["metric_gmacs"].to_dict(), "rule")
+    for row in errors["data"]["values"]:
+        assert (row["least"], row["most"]) == pytest.approx((row["y"] - 0.02, row["y"] + 0.02))
+
+
+def test_families_have_a_law_each(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_study(tmp_path, metric="val_top1", law=(0.1, 0.002, 0.5))
+    study = json.loads((root / "study.json").read_text())
+    for name, overrides in study["runs"].items():
+        overrides["model.name"] = "vit" if name[8] in "AF" else "swin"
+    (root / "study.json").write_text(json.dumps(study))
+    folder = results.read(root)
+    spec = charts.build(folder, laws.fit_laws(folder))["metric_gmacs"].to_dict()
+    assert len(marked(spec, "area")) == 4 and len(marked(spec, "line")) == 2
+    assert [text.partition(":")[0] for text in spec["title"]["subtitle"]] == ["gmacs, vit", "gmacs, swin"]
 
 
 @pytest.mark.parametrize("floor", [60.0, 3.1])
@@ -311,7 +351,7 @@ def test_the_range_of_seeds_is_in_the_legend_without_a_law_too(
 ) -> None:
     few = results.read(make_study(tmp_path, sizes="A", seeds=(0, 1)))
     fitted = laws.fit_laws(few)
-    assert "curve" not in fitted["gmacs"]
+    assert all("reason" in law for law in fitted["laws"] if law["law"] == "gmacs")
     spec = charts.build(few, fitted)["metric_gmacs"].to_dict()
     (line,) = marked(spec, "line")
     assert line["encoding"]["stroke"]["scale"]["domain"] == ["mean and range of seeds"]

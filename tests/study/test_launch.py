@@ -58,7 +58,9 @@ def test_failed_runs_are_listed_and_others_go_on(
     page = (root / "report.html").read_text()
     assert "seed=13 failed: loss is NaN at step 2" in page
     table = (root / "results.csv").read_text().splitlines()
-    assert table[0] == "run,step,train.seed,params,gmacs,tokens,train_flops,fd"
+    assert table[0] == (
+        "run,step,train.seed,params,gmacs,tokens,train_flops,examples,hours,annealed,fd,status,steps,reason"
+    )
     assert sum(line.startswith("seed=0,") for line in table) == 4
 
 
@@ -173,7 +175,7 @@ def test_bad_overrides_stop_everything_before_it_starts(study: Callable[..., Pat
 @pytest.mark.parametrize(
     ("again", "extra", "message"),
     [
-        ({"metric": "other"}, [], "holds another study (metric='fd', not 'other')"),
+        ({"metric": "other_loss"}, [], "holds another study (metric='fd', not 'other_loss')"),
         ({}, ["train.duration=9 steps"], "holds another study (train.duration='4 steps', not '9 steps')"),
     ],
 )

@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 def test_a_metric_that_nothing_measures_is_found_before_a_run_is_started(
     study: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"metric='fid': run seed=0 has no such metric; there are fd, other"):
+    with pytest.raises(
+        UserError, match=r"metric='fid': run seed=0 has no such metric; there are fd, other_loss"
+    ):
         launch.sweep(study([0, 1], metric="fid"), tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
@@ -31,8 +33,8 @@ def test_a_study_that_has_not_begun_may_be_mended(study: Callable[..., Path], tm
     root = tmp_path / "w"
     assert launch.sweep(study([15]), root) == 1  # ends before it has a status
     extra = ["train.duration=9 steps"]
-    assert launch.sweep(study([15, 0], metric="other"), root, extra_overrides=extra) == 1
-    assert json.loads((root / "study.json").read_text())["metric"] == "other"
+    assert launch.sweep(study([15, 0], metric="other_loss"), root, extra_overrides=extra) == 1
+    assert json.loads((root / "study.json").read_text())["metric"]["name"] == "other_loss"
     (root / "runs/seed=0/checkpoints/4").mkdir(parents=True)
     with pytest.raises(UserError, match="holds another study"):
         launch.sweep(study([15, 0]), root, extra_overrides=extra)

@@ -33,7 +33,7 @@ def specifications(page: str) -> dict[str, dict]:
 
 def test_files(study: Path) -> None:
     assert (study / "results.csv").is_file()
-    assert json.loads((study / "laws.json").read_text())["gmacs"]["identified"]
+    assert json.loads((study / "laws.json").read_text())["laws"][0]["form"] == "power"
     for name in ("metric_gmacs", "metric_compute", "slices", "samples"):
         pixels = np.asarray(Image.open(study / f"charts/{name}.png").convert("RGB"))
         assert min(pixels.shape[:2]) > 300
@@ -109,7 +109,7 @@ def test_summary_table(study: Path) -> None:
     assert lines[1].startswith("A/14")
     assert lines[12].startswith("N/4")
     assert "2 seeds" in lines[1]
-    assert any(line.startswith("against gmacs: exponent 0.") for line in lines)
+    assert any(line.startswith("law in gmacs: exponent 0.") for line in lines)
 
 
 def test_missing_and_failed_runs_are_told(make_study: Callable[..., Path], tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_missing_and_failed_runs_are_told(make_study: Callable[..., Path], tmp_p
 
 def test_few_runs_and_none(make_study: Callable[..., Path], tmp_path: Path) -> None:
     root = make_study(tmp_path / "few", sizes="A")
-    assert "is not identified: 3 different x" in report(root).read_text()
+    assert "No law in gmacs: form=&#x27;power&#x27;: 3 different configurations" in report(root).read_text()
     shutil.rmtree(root / "runs")
     (root / "runs").mkdir()
     page = report(root).read_text()
@@ -182,7 +182,7 @@ def test_families_have_a_marker_each_and_sizes_a_colour(
 def test_a_metric_that_nobody_measured(make_study: Callable[..., Path], tmp_path: Path) -> None:
     root = make_study(tmp_path, metric="val_top1", law=(0.02, 0.004, 0.5))
     study = json.loads((root / "study.json").read_text())
-    (root / "study.json").write_text(json.dumps({**study, "metric": "unheard_of"}))
+    (root / "study.json").write_text(json.dumps({**study, "metric": "unheard_of", "lower_is_better": True}))
     assert "No run has been evaluated for unheard_of yet" in report(root).read_text()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from scaling.errors import UserError
 from scaling.study import laws, results
+from scaling.study.evidence import evidence
 from scaling.study.plot_data import view
 from scaling.study.report import summary_table
 
@@ -20,7 +21,13 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(file.parent for file in (ROOT / "experiments").glob("*/results.csv"))
 
 FIRST = ["run", "step", "model.variant", "train.seed", "depth", "width", "heads", "patch"]
-COLUMNS = [*FIRST, "params", "gmacs", "tokens", "train_flops", "fd_mnist", "fd_mnist_floor"]
+COSTS = ["params", "gmacs", "tokens", "train_flops", "examples", "hours", "annealed"]
+COLUMNS = [*FIRST, *COSTS, "fd_mnist", "fd_mnist_floor"]
+
+
+def change_status(run: Path, **fields: object) -> None:
+    file = run / "status.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
 def test_a_row_for_each_run_and_step(make_study: Callable[..., Path], tmp_path: Path) -> None:
@@ -30,18 +37,49 @@ def test_a_row_for_each_run_and_step(make_study: Callable[..., Path], tmp_path: 
     one = table[table.run == "variant=F-7_seed=1"]
     assert list(one.step) == [200, 400, 600, 800]
     assert set(one["model.variant"]) == {"F/7"}
+    assert list(one.examples) == [64 * step for step in one.step]
+    assert list(one.hours) == pytest.approx([0.1 * step / 3600 for step in one.step])
+    assert list(one.annealed) == [False, False, False, True]
     assert list(one.train_flops / one.step) == [6e9 * one.gmacs.iloc[0] * 64] * 4
 
 
 def test_the_written_table_reads_back_alone(make_study: Callable[..., Path], tmp_path: Path) -> None:
     root = make_study(tmp_path)
     folder = results.read(root)
-    written = pd.read_csv(results.write(folder))
-    pd.testing.assert_frame_equal(written, folder.table, check_dtype=False)
+    results.write(folder)
     (root / "runs").rename(root / "elsewhere")
     alone = results.read(root)
-    pd.testing.assert_frame_equal(alone.table, written)
-    assert alone.done() == folder.done()
+    pd.testing.assert_frame_equal(alone.table, folder.table, check_dtype=False)
+    assert alone.done() == folder.done() and laws.fit_laws(alone) == laws.fit_laws(folder)
+
+
+def test_runs_keep_their_status_in_a_table_that_ships(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_study(tmp_path / "w", sizes="AF")
+    failed, interrupted = (root / f"runs/variant={name}_seed=0" for name in ("A-14", "F-7"))
+    change_status(failed, status="failed", reason="loss is NaN, at step 600", step=0)
+    (failed / "metrics.jsonl").unlink()
+    change_status(interrupted, status="interrupted", step=400)
+    shutil.rmtree(root / "runs/variant=F-4_seed=0")
+    folder = results.read(root)
+    results.write(folder)
+    (root / "runs").rename(root / "elsewhere")
+    for alone in (results.read(root), results.read(ship(root, tmp_path / "s", "[{'train.seed': 0}]"))):
+        states = {run.name: (run.status, run.reason, run.steps) for run in alone.runs if run.overrides}
+        for run in folder.runs:
+            assert states[run.name] == (run.status, run.reason, run.steps)
+        assert set(alone.table.run) == set(folder.table.run)
+        assert evidence(alone).left_out == evidence(folder).left_out
+
+
+def test_a_table_without_its_columns_is_one_line(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_study(tmp_path, sizes="A")
+    table = pd.read_csv(results.write(results.read(root)))
+    table.drop(columns="gmacs").to_csv(root / "results.csv", index=False)
+    shutil.rmtree(root / "runs")
+    with pytest.raises(UserError, match=r"results\.csv: has no column gmacs; put back the file"):
+        results.read(root)
 
 
 def test_a_key_that_a_run_does_not_sweep_comes_from_its_config(
@@ -72,14 +110,10 @@ def test_values_of_one_step_meet_and_torn_lines_end(make_study: Callable[..., Pa
 
 def test_runs_tell_how_they_are(make_study: Callable[..., Path], tmp_path: Path) -> None:
     root = make_study(tmp_path, sizes="AF")
-
-    def change(run: str, **fields: object) -> None:
-        file = root / "runs" / run / "status.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-
-    change("variant=A-14_seed=0", status="failed", reason="loss is NaN")
-    change("variant=A-7_seed=0", status="running", step=400)
-    change("variant=A-4_seed=0", status="running", step=400, heartbeat=time.time() - 3600)
+    a14, a7, a4 = (root / f"runs/variant=A-{patch}_seed=0" for patch in (14, 7, 4))
+    change_status(a14, status="failed", reason="loss is NaN")
+    change_status(a7, status="running", step=400)
+    change_status(a4, status="running", step=400, heartbeat=time.time() - 3600)
     (root / "runs/variant=F-14_seed=0/status.json").write_text("{")
     for file in (root / "runs/variant=F-7_seed=0").iterdir():
         file.unlink()
@@ -108,7 +142,8 @@ def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
 def ship(root: Path, folder: Path, sweep: str, keys: dict[str, str] | None = None) -> Path:
     """Copies a study folder's table beside a study file, its columns under the names of `keys`."""
     folder.mkdir()
-    results.read(root).table.rename(columns=keys or {}).to_csv(folder / "results.csv", index=False)
+    written = root / "results.csv" if (root / "results.csv").exists() else results.write(results.read(root))
+    pd.read_csv(written).rename(columns=keys or {}).to_csv(folder / "results.csv", index=False)
     (folder / "study.py").write_text(
         "from scaling.study.sweep import Study, product\n"
         f"STUDY = Study(name='shipped', config='c.py', sweep={sweep}, metric='fd_mnist', title='T')\n"
@@ -120,10 +155,11 @@ def test_a_study_file_stands_in_for_study_json(make_study: Callable[..., Path], 
     root = make_study(tmp_path / "w", sizes="AF")
     sweep = "product({'model.variant': [f'{s}/{p}' for s in 'AF' for p in (14, 7, 4)], 'train.seed': [0]})"
     folder = results.read(ship(root, tmp_path / "shipped", sweep))
-    described = {key: folder.study[key] for key in ("name", "title", "metric", "lower_is_better", "config")}
+    described = {key: folder.study[key] for key in ("name", "title", "config")}
     assert described == {
-        "name": "shipped", "title": "T", "metric": "fd_mnist", "lower_is_better": True, "config": "c.py",
+        "name": "shipped", "title": "T", "config": "c.py",
     }  # fmt: skip
+    assert folder.metric == results.read(root).metric
     stored = json.loads((root / "study.json").read_text())
     assert stored.keys() == folder.study.keys() and folder.study["runs"] == stored["runs"]
     assert folder.done() == results.read(root).done()
@@ -144,7 +180,7 @@ def test_a_shipped_table_may_have_more_runs_and_other_names(
     assert [(run.name, run.status) for run in folder.runs if run.status != "done"] == [
         ("variant=F-4_seed=0", "missing")
     ]
-    assert {run.label for run in folder.runs} == {"A/14", "A/7", "A/4", "F/4"}
+    assert set(folder.labels().values()) == {"A/14", "A/7", "A/4", "F/4"}
     assert set(view(folder).last["seeds"]) == {2}
 
 
@@ -152,9 +188,9 @@ def test_a_shipped_table_may_have_more_runs_and_other_names(
 def test_every_shipped_experiment_reads(path: Path) -> None:
     folder = results.read(path)
     assert {run.status for run in folder.runs} == {"done"} and len(folder.runs) >= 9
-    assert folder.study["metric"] in folder.table
+    assert folder.metric.name in folder.table
     last = view(folder).last
-    assert len(last) >= 9 and laws.spearman(laws.points(folder, laws.objective(folder)[0], "gmacs"))
+    assert len(last) >= 9 and laws.correlation(evidence(folder))["spearman"]
     before = {file.name for file in path.iterdir()}
     assert len(summary_table(path).splitlines()) >= len(last)
     assert {file.name for file in path.iterdir()} == before  # nothing is written there
@@ -177,7 +213,7 @@ def test_older_keys_are_read_in_todays_words(make_study: Callable[..., Path], tm
     table = results.load(root)
     assert "model.family" not in table and set(table["model.name"]) == {"vit", "swin"}
     assert set(table[table.run == "seed=5"]["model.name"]) == {"swin"}
-    assert results.read(root).runs[0].label == "vit A/14"
+    assert next(iter(results.read(root).labels().values())) == "vit A/14"
     shipped = ship(root, tmp_path / "s", "[{'model.name': 'vit'}]", {"model.name": "model.family"})
     assert "model.family" in pd.read_csv(shipped / "results.csv")
     assert set(results.load(shipped)["model.name"]) == {"vit", "swin"}

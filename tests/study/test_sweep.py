@@ -131,7 +131,8 @@ LOWER = {"fd_mnist"}
 def test_the_projects_studies(name: str) -> None:
     study = load(ROOT / "experiments" / name)
     assert load(ROOT / "experiments" / name / "study.py") == study
-    assert (study.name, study.metric, study.lower_is_better) == (name, METRICS[name], METRICS[name] in LOWER)
+    metric = study.measure
+    assert (study.name, metric.name, metric.lower) == (name, METRICS[name], METRICS[name] in LOWER)
     for overrides in study.sweep:
         assert (ROOT / study.config_of(overrides).partition(":")[0]).parent.name == "configs"
     assert len(study.runs()) >= 9
