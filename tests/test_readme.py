@@ -67,7 +67,7 @@ def test_the_python_runs(
     assert not failures, failures
     if "laws" in block:
         said = capsys.readouterr().out
-        assert "val_loss" in said and said.splitlines()[-1].startswith("exponent ")
+        assert "val_loss" in said and said.splitlines()[-1].startswith("gmacs: exponent ")
 
 
 def parser_verbs() -> set[str]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from scaling.laws import Values, believe
 from scaling.laws.belief import INTERVAL, REFUTED, interval
+from scaling.laws.held_out import SURPRISE, held_out
 from scaling.laws.optimal import optimal
 from scaling.progress import track
 
@@ -25,6 +26,7 @@ Array = NDArray[np.float64]
 
 RANGE = 100.0  # ratio of the largest and the smallest x
 PARTICLES = 500
+HELD_OUT = 200  # number of replications of a cell that are fitted again without the largest, too
 BEYOND = 4.0  # the new run's x, in units of the largest
 HERE = Path(__file__).parent
 
@@ -94,6 +96,9 @@ def replicate(cell: Cell, number: int) -> dict[str, float]:
         "width": float(most / least),
         "weight": float(belief.weights[0]),
     }
+    if number < HELD_OUT:
+        others = held_out(belief)
+        row["probability"] = others.probability if others else 1.0
     if cell.truth in LAWS:
         ends = {name: interval(draws, INTERVAL) for name, draws in belief.parameters.items()}
         floor = truth(np.array([np.inf]))[0]
@@ -163,7 +168,8 @@ def main() -> None:
             "_".join(str(value) for value in asdict(cell).values()).replace(" ", "") + ".jsonl"
         )
         rows = _rows(file, functools.partial(replicate, cell), options.replications, options.workers)
-        refuted = np.mean([row["weight"] < REFUTED for row in rows])
+        tested = rows[:HELD_OUT]
+        refuted = np.mean([row["weight"] < REFUTED or row["probability"] < SURPRISE for row in tested])
         down = np.mean([row["weight"] < 0.5 for row in rows])
         shares = [f"{_mean(rows, key):.3f}" for key in ("alpha", "E", "curve", "run")]
         width = float(np.median([row["width"] for row in rows]))
