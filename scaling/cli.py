@@ -10,12 +10,19 @@ from scaling import __version__, law_verbs, streams
 from scaling.errors import UserError
 from scaling.flag_types import amount, count, from_zero, path
 from scaling.law_verbs import Verb
-from scaling.overrides import FLAG
+from scaling.overrides import FLAG, OVERRIDES
 from scaling.processes import Stopped, stop_by_exception
 
-OVERRIDES = "--config.KEY=VALUE overrides any key of the config, e.g. --config.optimizer.learning_rate=3e-4"
-
-ANSWERS = ("models", "plan", "evaluate", "report", "law")  # verbs that print what they were asked for
+ANSWERS = (
+    "models",
+    "plan",
+    "evaluate",
+    "report",
+    "law",
+    "predict",
+    "advise",
+    "compare",
+)  # verbs that print what they were asked for
 
 FORMER_FLAGS = {  # former flag -> what it is now
     "--run": "the run's folder without a flag, after the verb",

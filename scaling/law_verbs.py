@@ -1,11 +1,12 @@
-"""The command line's verbs that ask laws: law."""
+"""The command line's verbs that ask laws: law, of any table; predict, advise and compare, of studies."""
 
 import argparse
 import json
 from collections.abc import Callable
 from typing import Any
 
-from scaling.flag_types import path, positive
+from scaling.flag_types import count, path, positive
+from scaling.overrides import OVERRIDES, parse_overrides
 
 Verb = Callable[[str, Any, str, str], argparse.ArgumentParser]  # adds a verb: name, function, help, example
 
@@ -38,6 +39,79 @@ def add(verb: Verb) -> None:
     )  # fmt: skip
     sub.add_argument("--cost", type=positive, default=6.0, help="cost per N and D (default: 6, FLOPs)")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
+    _study_verbs(verb)
+
+
+def _study_verbs(verb: Verb) -> None:
+    """Adds the verbs that ask a study's laws."""
+    sub = verb(
+        "predict", _predict, "Predict what a configuration of a study would reach, before it is trained.",
+        "scaling predict runs/mnist_dit --config.model.width=128 --seeds=3 --tolerance=10%\n\n"
+        "The configuration is the study's largest, with these overrides. The verdict says whether the\n"
+        "interval (90 %) is as narrow as asked, and whether anything speaks against the law.\n" + OVERRIDES,
+    )  # fmt: skip
+    sub.add_argument("workdir", metavar="WORKDIR", type=path, help="study folder")
+    sub.add_argument("--seeds", type=count, default=1, help="runs whose mean is predicted (default: 1)")
+    sub.add_argument("--tolerance", type=_share, help="how near it has to be, as 10%% (default: the study's)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    sub.set_defaults(config=None)
+
+    sub = verb(
+        "advise", _advise, "Name the next runs that narrow a prediction most, for the hours that there are.",
+        "scaling advise runs/mnist_dit --hours=2 --config.model.width=128\n\n"
+        "Without overrides, the prediction is that of four times the largest gmacs.\n" + OVERRIDES,
+    )  # fmt: skip
+    sub.add_argument("workdir", metavar="WORKDIR", type=path, help="study folder")
+    sub.add_argument("--hours", required=True, type=positive, help="hours of the runs, one after the other")
+    sub.add_argument("--seeds", type=count, default=1, help="runs whose mean is predicted (default: 1)")
+    sub.add_argument(
+        "--candidates", metavar="STUDY", type=path,
+        help="study file with the configurations to choose from (default: the study's values, combined)",
+    )  # fmt: skip
+    sub.add_argument("--json", action="store_true", help="print a JSON list of objects")
+    sub.set_defaults(config=None)
+
+    sub = verb(
+        "compare", _compare, "Compare studies, or the families of one, at equal compute.",
+        "scaling compare runs/a runs/b",
+    )  # fmt: skip
+    sub.add_argument("workdirs", metavar="WORKDIR", type=path, nargs="+", help="study folders")
+    sub.add_argument(
+        "--axis", choices=("gmacs", "train_flops"), default="gmacs",
+        help="compute of a forward pass, or of the whole training (default: gmacs)",
+    )  # fmt: skip
+    sub.add_argument("--json", action="store_true", help="print a JSON list of objects")
+
+
+def _share(text: str) -> float:
+    percent = text.endswith("%")
+    share = positive(text.removesuffix("%")) / (100 if percent else 1)
+    if share >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be below 100 %, as 10% or 0.1")
+    return share
+
+
+def _predict(options: argparse.Namespace, overrides: list[str]) -> None:
+    from scaling.study import predict
+
+    asked = parse_overrides(overrides)
+    answer = predict.predict(options.workdir, asked, options.seeds, options.tolerance)
+    print(json.dumps(answer, indent=1) if options.json else predict.text(answer))
+
+
+def _advise(options: argparse.Namespace, overrides: list[str]) -> None:
+    from scaling.study import advise
+
+    asked = parse_overrides(overrides)
+    advice = advise.advise(options.workdir, options.hours, asked, options.seeds, options.candidates)
+    print(json.dumps(advice, indent=1) if options.json else advise.text(advice))
+
+
+def _compare(options: argparse.Namespace, overrides: list[str]) -> None:
+    from scaling.study import compare
+
+    pairs = compare.compare(options.workdirs, options.axis)
+    print(json.dumps(pairs, indent=1) if options.json else compare.text(pairs))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from typing import Any
 from scaling.errors import UserError
 
 FLAG = "--config."
+# For the help of verbs that take overrides.
+OVERRIDES = f"{FLAG}KEY=VALUE overrides any key of the config, e.g. {FLAG}optimizer.learning_rate=3e-4"
 
 
 def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Beliefs about values that were not measured: rival forms, weighted by their evidence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,16 +9,16 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 
 from scaling.errors import UserError
-from scaling.laws.forms import FORMS, LOG_ZERO, Form, Range
+from scaling.laws.forms import FORMS, LOG_ZERO, NO_LAW, Form, Range
 from scaling.laws.noise import wildness
 from scaling.laws.posterior import PARTICLES, Posterior, fit
 from scaling.laws.values import Values
 
 Array = NDArray[np.float64]
 
-RIVALS = {"power": ("broken", "saturating")}  # forms that compete with others
+# Weights beforehand of forms that compete with others, of which each has that of 0.5.
+RIVALS = {"power": {"broken": 0.2, "saturating": 0.2, "constant": 0.1}}
 INTERVAL = 0.9  # probability of every interval that is shown
-FORM_WEIGHT = 0.5  # of the form in question beforehand; its rivals share the rest
 REFUTED = 0.05  # weight below which the values refute a form
 
 
@@ -33,6 +34,11 @@ class Belief:
     weights: Array
     seed: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def log_evidence(self) -> float:
+        """The log of the evidence for the form and its rivals together."""
+        return float(np.logaddexp.reduce(_logs(self.posteriors)))
 
     @property
     def form(self) -> Form:
@@ -117,14 +123,21 @@ def believe(
         notes.append(f"the floor is {floor:.4g}, and {values.y.min():.4g} was measured: it is no lower end")
         floor = None
     span, levels, count = Range.of(values.x, values.y, chance, floor), values.levels, _configurations(values)
-    rivals = [FORMS[name] for name in RIVALS.get(form, ()) if FORMS[name].fewest <= count]
+    known = {**FORMS, NO_LAW.name: NO_LAW}
+    rivals = [known[name] for name in RIVALS.get(form, {}) if known[name].fewest <= count]
     posteriors = tuple(
         fit(each, values.x, values.y, levels, span, seed, particles) for each in (asked, *rivals)
     )
-    priors = [FORM_WEIGHT, *((1 - FORM_WEIGHT) / len(rivals) for _ in rivals)]
-    logs = np.log(priors) + [p.log_evidence for p in posteriors]
+    logs = _logs(posteriors)
     weights = np.exp(logs - logs.max())
     return Belief(values, posteriors, weights / weights.sum(), seed, tuple(notes))
+
+
+def _logs(posteriors: Sequence[Posterior]) -> Array:
+    """Returns the logs of the evidence for each form, the first in question, times its weight beforehand."""
+    first, *rivals = posteriors
+    weights = np.array([0.5, *(RIVALS[first.form.name][rival.form.name] for rival in rivals)])
+    return np.log(weights / weights.sum()) + [p.log_evidence for p in posteriors]
 
 
 def _exp(draws: Array) -> Array:

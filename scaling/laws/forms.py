@@ -109,6 +109,14 @@ def _log(share: Array) -> Array:
 # --- one quantity ---
 
 
+def _constant(z: Array, span: Range) -> Parameters:
+    return {"log_E": _level(z[:, 0], span)}
+
+
+def _constant_curve(p: Parameters, u: Array, span: Range) -> Array:
+    return np.repeat(p["log_E"][:, None], len(u), 1)
+
+
 def _power_curve(p: Parameters, u: Array, span: Range) -> Array:
     return p["log_A"][:, None] - p["alpha"][:, None] * u[:, 0]
 
@@ -224,6 +232,7 @@ def _surface_curve(p: Parameters, u: Array, span: Range) -> Array:
     return p["level"][:, None] - bilinear
 
 
+NO_LAW = Form("constant", "y = E", 1, 1, 2, _constant, _constant_curve)  # a rival, which nobody asks for
 FORMS = {
     form.name: form
     for form in (

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scaling.errors import UserError
 from scaling.laws.belief import INTERVAL, REFUTED, Belief, as_json, believe, correlations, interval, summary
+from scaling.laws.forms import NO_LAW
 from scaling.laws.held_out import SURPRISE, HeldOut, held_out
 from scaling.laws.optimal import optimal
 from scaling.study.evidence import Evidence, at_the_end, evidence
@@ -228,7 +229,10 @@ def describe(law: Mapping[str, Any]) -> str:
             span = f"{PERCENT}: {low:.2g} to {high:.2g}" if name == "alpha" else f"{low:.3g} to {high:.3g}"
             parts.append(f"{'exponent' if name == 'alpha' else f'{name} ='} {value:.3g} ({span})")
     text = ", ".join(sorted(parts, key=lambda part: part.startswith("E")))
-    return f"{text}; refuted: {law['refutation']}" if law["refutation"] else text
+    if law["refutation"]:
+        return f"{text}; refuted: {law['refutation']}"
+    weight = law["lack_of_fit"].get(NO_LAW.name, 0.0)
+    return f"{text}; or no law at all, with probability {weight:.2f}" if weight >= REFUTED else text
 
 
 def named(law: Mapping[str, Any]) -> str:

@@ -62,6 +62,16 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert np.mean([row["weight"] < REFUTED for row in rows]) <= 0.07
 
 
+def test_where_nothing_falls_no_law_is_likelier_than_beforehand() -> None:
+    rng = np.random.default_rng(0)
+    weights = [
+        believe(values_of(X, np.full(12, 3.0) * np.exp(0.1 * rng.normal(size=12)))).lack_of_fit["constant"]
+        for _ in range(6)
+    ]
+    assert np.mean(weights) > 0.25 and min(weights) > 0.05  # beforehand 0.1
+    assert believe(values_of(X, 20 + 8 * X**-0.4, noise=0.05)).lack_of_fit["constant"] < 1e-3
+
+
 @pytest.mark.parametrize("truth", ["flattens", "rises"])
 def test_a_law_that_flattens_is_noticed(truth: str) -> None:
     rows = [simulate.replicate(simulate.Cell(truth, 20, 5, 0.02), i) for i in range(5)]
