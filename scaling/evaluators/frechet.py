@@ -11,6 +11,7 @@ from scaling.evaluators.classifier_features import ClassifierFeatures, feature_w
 from scaling.evaluators.features import FeatureNetwork, reference_stats
 from scaling.evaluators.generate import diffusion_of, make_generator, sampler_of
 from scaling.metrics import frechet
+from scaling.metrics.kinds import FLOOR, STANDARD_ERROR
 from scaling.run.build import Run, described_run
 from scaling.sampling import Sampling
 
@@ -20,7 +21,8 @@ class Frechet(Evaluator):
     """Fréchet distance between generated and real images, on features of a classifier trained here.
 
     Named for the data (`fd_mnist`), beside the distance between two halves of the real split
-    (`fd_mnist_floor`). Classes are balanced: image i has label i modulo the number of classes.
+    (`fd_mnist_floor`), with its standard error over generated images (`fd_mnist_se`). Classes are balanced:
+    image i has label i modulo the number of classes.
     """
 
     classifier: str  # run folder of the classifier
@@ -66,10 +68,11 @@ class Frechet(Evaluator):
         return autoencoder.decoded_shape(run)
 
     def metrics(self, name: str, run: Run) -> tuple[str, ...]:
-        return f"fd_{run.info.name}", f"fd_{run.info.name}_floor"
+        metric = f"fd_{run.info.name}"
+        return metric, f"{metric}{STANDARD_ERROR}", f"{metric}{FLOOR}"
 
     def prepare(self, context: Context) -> Measure:
-        """Returns the measurement of {"fd_<data>": distance, "fd_<data>_floor": distance}."""
+        """Returns the measurement of the distance `fd_<data>`, its standard error, and the floor."""
         network: FeatureNetwork = ClassifierFeatures(self.classifier, context.run.mesh)
         generate = make_generator(context.run, self.sampling, self.batch_size, context.helpers.all())
         images = autoencoder.images(context.run)
@@ -77,11 +80,14 @@ class Frechet(Evaluator):
         metric = f"fd_{context.run.info.name}"
 
         def measure(weights: Weights, step: int) -> dict[str, float]:
-            generated = frechet.GaussianStatistics(network.dim)
+            groups, done = [frechet.GaussianStatistics(network.dim) for _ in range(frechet.GROUPS)], 0
             for batch in generate(weights, self.samples):
                 context.check_interrupt()
-                generated.update(network(batch.images).pooled[: self.samples - generated.count])
-            distance = frechet.frechet_distance(generated.mean, generated.covariance, real.mean, real.cov)
-            return {metric: distance, f"{metric}_floor": real.floor}
+                rows = network(batch.images).pooled[: self.samples - done]
+                for group, part in frechet.grouped(rows, done, self.samples):
+                    groups[group].update(part)
+                done += len(rows)
+            distance, error = frechet.distance_and_error(groups, real.mean, real.cov)
+            return {metric: distance, f"{metric}{STANDARD_ERROR}": error, f"{metric}{FLOOR}": real.floor}
 
         return measure

@@ -12,6 +12,7 @@ import numpy as np
 from scaling.data import Data, host_batches, info, open_source
 from scaling.errors import NotFinite, UserError
 from scaling.evaluators.base import CheckInterrupt, Context, Evaluator, Measure, Weights, data_of
+from scaling.metrics.kinds import with_error_names, with_errors
 from scaling.objectives.base import Extras, HasFeatures
 from scaling.parallel import tracing
 from scaling.run.build import Run, shared_by_runs
@@ -60,10 +61,10 @@ class Linear(Evaluator):
             )
 
     def metrics(self, name: str, run: Run) -> tuple[str, ...]:
-        return (f"{name}_top1",)
+        return with_error_names([f"{name}_top1"])
 
     def prepare(self, context: Context) -> Measure:
-        """Returns the measurement of {name_top1: accuracy}, such as `linear_top1`."""
+        """Returns the measurement of {name_top1: accuracy}, such as `linear_top1`, and its standard error."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -80,7 +81,8 @@ class Linear(Evaluator):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` may be the limit
                 model.fit(x - mean, labels)
-            return {f"{context.name}_top1": float(model.score(test_x - mean, test_labels))}
+            accuracy = float(model.score(test_x - mean, test_labels))
+            return with_errors({f"{context.name}_top1": accuracy}, len(test_labels))
 
         return measure
 

@@ -8,6 +8,7 @@ import jax
 
 from scaling.errors import NotFinite
 from scaling.evaluators.base import Context, Weights
+from scaling.metrics.kinds import with_error_names, with_errors
 from scaling.objectives.base import Extras
 from scaling.parallel import tracing
 from scaling.randomness import derive_key
@@ -16,6 +17,8 @@ from scaling.run.build import Run, shared_by_runs
 
 def mean_metrics(context: Context) -> Callable[[Weights, Iterable[Any]], dict[str, float]]:
     """Returns a function (weights, batches) -> mean of each of the objective's metrics over real examples.
+
+    Shares come with their standard errors.
 
     Raises:
         NotFinite: from the returned function, if no example counts for a metric.
@@ -36,13 +39,16 @@ def mean_metrics(context: Context) -> Callable[[Weights, Iterable[Any]], dict[st
         for metric, count in counts.items():
             if count == 0.0:
                 raise NotFinite(f"{metric}: there is nothing to measure it by")
-        return {metric: sums[metric] / counts[metric] for metric in sums}
+        return with_errors({metric: sums[metric] / counts[metric] for metric in sums}, counts)
 
     return _mean
 
 
 def metric_names(run: Run, batch: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
-    """Returns the names of the objective's metrics on such a batch, for which the loss is traced once."""
+    """Returns the names of the objective's metrics and of their standard errors on such a batch.
+
+    The loss is traced once for them.
+    """
     variables = dict(run.variable_shapes)
     params = variables.pop("params")
     size = next(iter(batch.values())).shape[0]
@@ -52,7 +58,7 @@ def metric_names(run: Run, batch: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[s
         return run.objective.loss(params, extras, batch, jax.random.key(0), train=False).sums
 
     extras = Extras(collections=variables, helpers=run.helper_shapes)
-    return tuple(jax.eval_shape(tracing.trace_on_mesh(run.mesh, sums), params, extras, masked))
+    return with_error_names(jax.eval_shape(tracing.trace_on_mesh(run.mesh, sums), params, extras, masked))
 
 
 @shared_by_runs

@@ -16,15 +16,17 @@ from scaling.evaluators.base import CheckInterrupt, Context, Evaluator, Measure,
 from scaling.evaluators.captions import Captions, captions_of, placed
 from scaling.evaluators.pair_scoring import make_pair_scores
 from scaling.metrics.accuracy import topk_hits
+from scaling.metrics.kinds import with_error_names, with_errors
 from scaling.metrics.retrieval import RECALLS, clip_score, places, recalls
-from scaling.models.clip import unit
+from scaling.models.clip import Embeddings, unit
 from scaling.objectives.base import Extras
-from scaling.objectives.contrastive import Contrastive
+from scaling.objectives.contrastive import Contrastive, compare
 from scaling.objectives.vision_language import VisionLanguage
 from scaling.parallel import tracing
 from scaling.run.build import Run, shared_by_runs
 
 QUERIES_PER_CALL = 1024  # number of queries compared with all candidates at a time
+CHUNK = 256  # images that are compared with all texts at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,15 @@ class Retrieval(Evaluator):
     def metrics(self, name: str, run: Run) -> tuple[str, ...]:
         both = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in RECALLS]
         towers = not isinstance(run.objective, VisionLanguage)
-        return tuple(f"{name}_{metric}" for metric in (*both, *(["clip_score"] if towers else [])))
+        return with_error_names(
+            f"{name}_{metric}" for metric in (*(["clip_score", "loss"] if towers else []), *both)
+        )
 
     def prepare(self, context: Context) -> Measure:
-        """Returns the measurement of {name_i2t_r1, ..., name_t2i_r10, name_clip_score}.
+        """Returns the measurement of {name_clip_score, name_loss, name_i2t_r1, ..., name_t2i_r10}.
 
-        Directions are image to text and text to image.
+        Directions are image to text and text to image; recalls have their standard errors. The loss is that
+        of training, over all images with their first captions at once.
         """
         captions = captions_of(context.run.config.data, self.split).of(self.pairs)
         pairs = isinstance(context.run.objective, VisionLanguage)
@@ -80,13 +85,16 @@ class Retrieval(Evaluator):
 
     def _by_embeddings(self, context: Context, captions: Captions) -> Callable[[Weights], dict[str, float]]:
         embed, owner = self._make_embed(context, captions), captions.image
-        images = np.arange(owner[-1] + 1)
+        images, losses = np.arange(owner[-1] + 1), _make_losses(context.run)
+        first = np.unique(owner, return_index=True)[1]  # the first caption of each image
 
         def measure(weights: Weights) -> dict[str, float]:
             image, text = embed(weights)  # [N, E], [M, E]
             i2t = _all_places(image, images, owner, context.check_interrupt, text.T)
             t2i = _all_places(text, owner, images, context.check_interrupt, image.T)
-            return {"clip_score": float(clip_score(image[owner], text).mean()), **_recalls(i2t, t2i)}
+            score = float(clip_score(image[owner], text).mean())
+            loss = float(losses(weights, image, text[first]).mean())
+            return {"clip_score": score, "loss": loss, **_recalls(i2t, t2i)}
 
         return measure
 
@@ -158,10 +166,10 @@ class ZeroShot(Evaluator):
         return data_of(run, self.data, f"evaluators.{name}.data")
 
     def metrics(self, name: str, run: Run) -> tuple[str, ...]:
-        return f"{name}_top1", f"{name}_top5"
+        return with_error_names([f"{name}_top1", f"{name}_top5"])
 
     def prepare(self, context: Context) -> Measure:
-        """Returns the measurement of {name_top1, name_top5}."""
+        """Returns the measurement of {name_top1, name_top5}, with their standard errors."""
         name, run = context.name, context.run
         tokenizer, embed_texts = data.tokenizer_of(run.config.data), _make_embed_texts(run)
         texts = [
@@ -179,14 +187,18 @@ class ZeroShot(Evaluator):
             for batch in self.batches(context, self.split, images):
                 *batch_hits, examples = jax.device_get(count_hits(*variables, batch, class_embeddings))
                 hits, count = hits + np.array(batch_hits, np.float64), count + float(examples)
-            return {f"{name}_top1": float(hits[0] / count), f"{name}_top5": float(hits[1] / count)}
+            shares = {f"{name}_top{k}": float(hit / count) for k, hit in zip((1, 5), hits, strict=True)}
+            return with_errors(shares, count)
 
         return measure
 
 
 def _recalls(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
-    """Returns the recalls of both directions, from the places of their queries."""
-    return {f"{way}_{k}": v for way, found in (("i2t", i2t), ("t2i", t2i)) for k, v in recalls(found).items()}
+    """Returns the recalls of both directions, and their standard errors, from the places of the queries."""
+    both: dict[str, float] = {}
+    for way, found in (("i2t", i2t), ("t2i", t2i)):
+        both |= with_errors({f"{way}_{k}": v for k, v in recalls(found).items()}, len(found))
+    return both
 
 
 def _contrastive(name: str, run: Run) -> Contrastive:
@@ -238,6 +250,22 @@ def _make_embed_texts(run: Run) -> Callable[..., Any]:
         return unit(objective.embed_texts(params, Extras(collections=collections), text))
 
     return tracing.jit_replicated(run.mesh, step)
+
+
+@shared_by_runs
+def _make_losses(run: Run) -> Callable[..., Any]:
+    """Returns a function (weights, images [N, E], texts [N, E]) -> losses [N] of pairs among all others."""
+    objective = _contrastive("", run)
+
+    @jax.jit
+    def losses(params: Any, image: jax.Array, text: jax.Array) -> jax.Array:
+        count, rest = len(image), -len(image) % CHUNK  # zeros fill the last chunk
+        image, text = (jnp.pad(each, ((0, rest), (0, 0))) for each in (image, text))
+        pairs = Embeddings(image, text, jnp.exp(params["logit_scale"]), params.get("logit_bias"))
+        real = jnp.arange(len(image)) < count
+        return compare(pairs, real, objective.form, CHUNK)["loss"][:count]
+
+    return lambda weights, image, text: losses(weights["params"], image, text)
 
 
 @shared_by_runs

@@ -12,6 +12,7 @@ from scaling import data
 from scaling.errors import UserError
 from scaling.evaluators.base import Context, Evaluator, Measure, Weights
 from scaling.metrics.accuracy import topk_hits
+from scaling.metrics.kinds import with_error_names, with_errors
 from scaling.objectives.base import Extras
 from scaling.objectives.classification import Classification
 from scaling.parallel import tracing
@@ -49,10 +50,13 @@ class Views(Evaluator):
         super().check(name, run, needed)
 
     def metrics(self, name: str, run: Run) -> tuple[str, ...]:
-        return tuple(f"{name}_{metric}" for metric in ("top1", "top5", *run.info.factors))
+        return with_error_names(f"{name}_{metric}" for metric in ("top1", "top5", *run.info.factors))
 
     def prepare(self, context: Context) -> Measure:
-        """Returns the measurement of {name_top1, name_top5, name_<factor> for each factor of the classes}."""
+        """Returns the measurement of {name_top1, name_top5, name_<factor> for each factor of the classes}.
+
+        Each has its standard error.
+        """
         from scipy.special import softmax  # half a second, which other runs need not wait
 
         run, compute_logits = context.run, _make_logits(context.run)
@@ -73,7 +77,8 @@ class Views(Evaluator):
             else:
                 mean = softmax(by_video, axis=-1).mean(axis=1)  # [N, K]
             scores = accuracies(mean, labels[real][::views], run.info.factors)
-            return {f"{context.name}_{metric}": value for metric, value in scores.items()}
+            named = {f"{context.name}_{metric}": value for metric, value in scores.items()}
+            return with_errors(named, len(mean))
 
         return measure
 

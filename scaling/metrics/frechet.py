@@ -4,9 +4,14 @@ A distance is named after the classifier and data that its features come from (`
 published Inception network is it called "FID".
 """
 
+import math
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from scaling.errors import NotFinite, UserError
+
+GROUPS = 10  # groups of samples, each of which is left out once for the standard error
 
 
 class GaussianStatistics:
@@ -30,10 +35,21 @@ class GaussianStatistics:
         if not len(rows):
             return
         mean = rows.mean(axis=0)
-        shift, total = mean - self.mean, self.count + len(rows)
-        self._scatter += (rows - mean).T @ (rows - mean)
-        self._scatter += np.outer(shift, shift) * (self.count * len(rows) / total)
-        self.mean = self.mean + shift * (len(rows) / total)
+        self._add(len(rows), mean, (rows - mean).T @ (rows - mean))
+
+    @classmethod
+    def of(cls, parts: "Sequence[GaussianStatistics]") -> "GaussianStatistics":
+        """Returns the statistics of all the rows of several."""
+        together = cls(len(parts[0].mean))
+        for part in parts:
+            if part.count:
+                together._add(part.count, part.mean, part._scatter)
+        return together
+
+    def _add(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        shift, total = mean - self.mean, self.count + count
+        self._scatter = self._scatter + scatter + np.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
         self.count = total
 
     @property
@@ -75,3 +91,30 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
     root_trace = np.linalg.svd(root_product, compute_uv=False).sum()
     shift = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
     return float(max(shift @ shift + np.trace(cov1) + np.trace(cov2) - 2.0 * root_trace, 0.0))
+
+
+def grouped(rows: np.ndarray, start: int, samples: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the groups of rows `start` and on of so many samples, and the rows [n, D] of each.
+
+    A group is a block of samples that follow each other, in which classes are as balanced as in all.
+    """
+    group = np.arange(start, start + len(rows)) * GROUPS // samples
+    for each in np.unique(group):
+        yield int(each), rows[group == each]
+
+
+def distance_and_error(
+    groups: Sequence[GaussianStatistics], mean: np.ndarray, cov: np.ndarray
+) -> tuple[float, float]:
+    """Returns the distance of all groups from a Gaussian, and its standard error.
+
+    The error is the jackknife's: from the distances without one group each (Efron and Stein 1981).
+    """
+    together = GaussianStatistics.of(groups)
+    distance = frechet_distance(together.mean, together.covariance, mean, cov)
+    without = []
+    for i in range(len(groups)):
+        rest = GaussianStatistics.of([group for j, group in enumerate(groups) if j != i])
+        without.append(frechet_distance(rest.mean, rest.covariance, mean, cov))
+    spread = np.square(np.array(without) - np.mean(without)).sum()
+    return distance, math.sqrt((len(groups) - 1) / len(groups) * spread)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from scaling.files import read_json, write_atomic, write_json
+from scaling.metrics.kinds import FLOOR, STANDARD_ERROR
 from scaling.overrides import override_flags
 from scaling.study import results
 from scaling.study.charts import build, draw, page_spec, specification
@@ -162,7 +163,7 @@ def _runs(folder: StudyFolder) -> list[str]:
     """Returns a table of every run, done or not; the caveats at the top say why not."""
     last = folder.table.groupby("run").last() if len(folder.table) else folder.table.set_index("run")
     first = [folder.metric.name] if folder.metric.name in folder.metrics else []
-    others = [m for m in folder.metrics if not m.endswith("_floor") and m not in first]
+    others = [m for m in folder.metrics if not m.endswith((STANDARD_ERROR, FLOOR)) and m not in first]
     columns = [*first, *(f for f in FACTS if f in last), "tokens", "params", "gmacs", "train_flops", *others]
     order = {name: i for i, name in enumerate(last.sort_values(["gmacs", "run"]).index)}
     rows = []

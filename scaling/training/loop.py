@@ -22,6 +22,7 @@ from scaling.data import fingerprints
 from scaling.errors import UserError
 from scaling.evaluators.base import Evaluator, Measure, require_images
 from scaling.files import write_json
+from scaling.metrics.kinds import STANDARD_ERROR
 from scaling.parallel import distributed, sharding
 from scaling.processes import Stopped, stop_signals
 from scaling.progress import Progress, say
@@ -362,7 +363,7 @@ class _Loop:
                 values = measure(state.eval_weights(current), step)
                 self.last |= values
                 self._event("evaluate", step, values, evaluator=name)
-                text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+                text = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if not k.endswith(STANDARD_ERROR))
                 self.progress.say(f"step {step}: {text or name}")
 
     def _save(self, current: state.State, step: int) -> None:

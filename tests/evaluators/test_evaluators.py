@@ -56,7 +56,8 @@ def test_the_classifier_is_trained_once_and_the_distance_bears_the_datas_name(
     events = [e for e in loop.read_events(run) if e["event"] == "evaluate" and e["evaluator"] == "fd"]
     assert [e["step"] for e in events] == [6, 12]
     for event in events:
-        assert event["values"].keys() == {"fd_digits", "fd_digits_floor"}
+        assert event["values"].keys() == {"fd_digits", "fd_digits_se", "fd_digits_floor"}
+        assert 0 < event["values"]["fd_digits_se"] < event["values"]["fd_digits"]
         assert event["values"]["fd_digits"] > event["values"]["fd_digits_floor"] > 0
 
 

@@ -23,7 +23,7 @@ Tiny = dict[str, str]
 
 def measured(evaluator: Linear, run: build.Run, weights: Any = None) -> float:
     values = measuring.measured(evaluator, "linear", run, weights or {})
-    assert values.keys() == {"linear_top1"}
+    assert values.keys() == {"linear_top1", "linear_top1_se"}
     return values["linear_top1"]
 
 
@@ -74,7 +74,8 @@ def test_a_run_measures_it_at_its_end(tiny: Tiny, tmp_path: Path) -> None:
     )
     cfg = config.load(str(source))
     last = loop.train(cfg, tmp_path / "run")
-    assert last.keys() == {"val_loss", "val_top1", "val_top5", "linear_top1"}
+    shares = {"val_top1", "val_top5", "linear_top1"}
+    assert last.keys() == {"val_loss", *shares, *(f"{share}_se" for share in shares)}
     events = [e for e in loop.read_events(tmp_path / "run") if e.get("evaluator") == "linear"]
     assert [e["step"] for e in events] == [8]
     assert EVALUATORS["linear"] is Linear

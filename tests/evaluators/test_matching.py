@@ -116,7 +116,7 @@ def test_every_pair_is_scored_and_the_right_one_ranked(run: build.Run, weights: 
         before = (rows > own[:, None]).sum(axis=1)
         for k in (1, 5, 10):
             assert found[f"pairs_{way}_r{k}"] == pytest.approx((before < k).mean(), abs=1e-6)
-    assert len(found) == 6
+    assert len(found) == 12 and len([name for name in found if name.endswith("_se")]) == 6
 
 
 def test_what_does_not_fit_is_said_before_training(run: build.Run) -> None:

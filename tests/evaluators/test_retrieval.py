@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import logsumexp
 
 from scaling import data
 from scaling.errors import UserError
@@ -63,6 +64,11 @@ def test_recall_among_all_pairs_of_the_split(run: build.Run, weights: Any) -> No
     assert 0.0 < found["val_i2t_r10"] < 0.5
     cosine = np.maximum(100 * (image * text).sum(axis=1), 0)
     assert found["val_clip_score"] == pytest.approx(cosine.mean(), rel=1e-4)
+    logits = np.exp(float(weights["params"]["logit_scale"])) * image @ text.T  # of all 500 pairs at once
+    losses = [logsumexp(logits, axis=axis) - np.diag(logits) for axis in (0, 1)]
+    assert found["val_loss"] == pytest.approx(np.mean(losses), rel=1e-3)
+    share = found["val_t2i_r10"]
+    assert found["val_t2i_r10_se"] == pytest.approx(np.sqrt(share * (1 - share) / 500))
     again = measured(Retrieval(batch_size=256), "val", run, weights)
     assert again == pytest.approx(found, rel=1e-4, abs=0.0021)
 
@@ -116,7 +122,9 @@ def test_zero_shot_takes_the_nearest_mean_of_templates(run: build.Run, weights: 
     )
     assert found["tones_top5"] == 1.0  # of five classes
     plain = measured(ZeroShot(data={"name": "openmoji_tones"}, classes=TONES), "t", run, weights)
-    assert set(plain) == {"t_top1", "t_top5"}
+    assert set(plain) == {"t_top1", "t_top1_se", "t_top5", "t_top5_se"}
+    share = plain["t_top1"]
+    assert plain["t_top1_se"] == pytest.approx(np.sqrt(share * (1 - share) / len(source)))
 
 
 def test_what_cannot_be_measured_is_named(run: build.Run, tmp_path: Path) -> None:

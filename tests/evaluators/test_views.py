@@ -64,7 +64,9 @@ def test_views_are_averaged_by_example(devices: int, average: str, tmp_path: Pat
     seen = np.asarray(jax.nn.softmax(logits)) if average == "probabilities" else logits
     mean = seen.reshape(5, 6, 3).mean(axis=1)  # 5 videos, 6 views, 3 classes
     hits = mean.argmax(axis=1) == np.arange(5) % 3
-    assert found == {"val_top1": pytest.approx(hits.mean()), "val_top5": 1.0}
+    error = float(np.sqrt(hits.mean() * (1 - hits.mean()) / 5))
+    expected = {"val_top1": hits.mean(), "val_top1_se": error, "val_top5": 1.0, "val_top5_se": 0.0}
+    assert found == pytest.approx(expected)
 
 
 def test_moving_digits_are_scored_by_item_and_motion(tmp_path: Path) -> None:
@@ -72,8 +74,11 @@ def test_moving_digits_are_scored_by_item_and_motion(tmp_path: Path) -> None:
     found = measured(  # 1,000 clips: the last batch is padded
         Views(num_clips=1, num_crops=1, batch_size=96), "val", run, weights_of(run)
     )
-    assert set(found) == {"val_top1", "val_top5", "val_item", "val_motion"}
-    assert all(round(1000 * value, 6) % 1 == 0 for value in found.values())  # thousandths: each clip once
+    shares = {name: value for name, value in found.items() if not name.endswith("_se")}
+    assert set(shares) == {"val_top1", "val_top5", "val_item", "val_motion"}
+    assert all(round(1000 * value, 6) % 1 == 0 for value in shares.values())  # thousandths: each clip once
+    for name, share in shares.items():
+        assert found[f"{name}_se"] == pytest.approx(np.sqrt(share * (1 - share) / 1000))
     assert found["val_top1"] <= min(found["val_item"], found["val_motion"]) + 0.05
 
 

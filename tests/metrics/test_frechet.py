@@ -3,7 +3,14 @@ import pytest
 import scipy.linalg
 
 from scaling.errors import UserError
-from scaling.metrics.frechet import GaussianStatistics, frechet_distance, require_samples
+from scaling.metrics.frechet import (
+    GROUPS,
+    GaussianStatistics,
+    distance_and_error,
+    frechet_distance,
+    grouped,
+    require_samples,
+)
 
 
 def _by_sqrtm(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
@@ -77,3 +84,36 @@ def test_bad_input_is_named() -> None:
     require_samples(1920, 192)
     with pytest.raises(UserError, match=r"^samples=1919: .*192 features needs at least 1920"):
         require_samples(1919, 192)
+
+
+def sampled(rows: np.ndarray, batch: int) -> list[GaussianStatistics]:
+    groups = [GaussianStatistics(rows.shape[1]) for _ in range(GROUPS)]
+    for start in range(0, len(rows), batch):
+        for group, part in grouped(rows[start : start + batch], start, len(rows)):
+            groups[group].update(part)
+    return groups
+
+
+def test_groups_are_equal_blocks_whatever_the_batches() -> None:
+    rows = np.random.default_rng(0).normal(size=(205, 3))
+    groups = sampled(rows, 7)
+    assert sorted({group.count for group in groups}) == [20, 21] and sum(g.count for g in groups) == 205
+    for one, other in zip(groups, sampled(rows, 100), strict=True):
+        np.testing.assert_allclose(one.mean, other.mean)
+    whole = GaussianStatistics(3)
+    whole.update(rows)
+    together = GaussianStatistics.of(groups)
+    np.testing.assert_allclose(together.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(together.covariance, whole.covariance, rtol=1e-12)
+    distance, _ = distance_and_error(groups, np.zeros(3), np.eye(3))
+    assert distance == pytest.approx(frechet_distance(whole.mean, whole.covariance, np.zeros(3), np.eye(3)))
+
+
+def test_the_standard_error_is_how_distances_of_other_samples_scatter() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        distance_and_error(sampled(1 + rng.normal(size=(400, 8)), 400), np.zeros(8), np.eye(8))
+        for _ in range(60)
+    ]
+    distances, errors = np.array(found).T
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(distances.std(ddof=1), rel=0.25)
