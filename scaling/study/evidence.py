@@ -12,7 +12,7 @@ from scaling.study.metric import Metric
 from scaling.study.results import StudyFolder
 from scaling.study.sweep import MODEL_NAME
 
-DURATION = "train.duration"
+DURATION, OPTIMIZER = "train.duration", "optimizer."
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Evidence:
 def with_y(folder: StudyFolder) -> pd.DataFrame:
     """Returns the rows with `y` and its known standard `error`, where y can be drawn.
 
-    It is positive then, and of a run whose cost is known.
+    It is positive then, and of a run whose cost is known, with the best learning rate of those swept.
     """
     metric, table = folder.metric, folder.table
     if metric.name not in table:
@@ -55,7 +55,9 @@ def with_y(folder: StudyFolder) -> pd.DataFrame:
     value = table[metric.name].astype(float)
     table = table.assign(y=metric.y(value), error=_error(table, metric))
     table = table[np.isfinite(table["y"]) & (table["y"] > 0) & table["gmacs"].notna()]
-    return table.astype({"params": np.int64})
+    steps = {run.name: run.steps for run in folder.runs}
+    best, _ = _best_of_tuned(folder, table.assign(last=table["step"] == table["run"].map(steps)))
+    return best.drop(columns="last").astype({"params": np.int64})
 
 
 def evidence(folder: StudyFolder) -> Evidence:
@@ -80,8 +82,11 @@ def evidence(folder: StudyFolder) -> Evidence:
         if why:
             reasons[run.name] = why
     counted = pd.concat(kept) if kept else table.assign(last=False)
+    described = _described(folder, counted, metric)
+    described, worse = _best_of_tuned(folder, described)
+    reasons |= worse
     left_out = tuple(f"{name}: {why}" for name, why in reasons.items())
-    return Evidence(metric, _described(folder, counted, metric), left_out, measured_floor(folder))
+    return Evidence(metric, described, left_out, measured_floor(folder))
 
 
 def measured_floor(folder: StudyFolder) -> float | None:
@@ -121,13 +126,47 @@ def _described(folder: StudyFolder, rows: pd.DataFrame, metric: Metric) -> pd.Da
     group = rows[MODEL_NAME].astype(str) if rows.get(MODEL_NAME, pd.Series(dtype=str)).nunique() > 1 else ""
     return pd.DataFrame({
         "run": rows["run"], "step": rows["step"],
-        "point": rows["run"].map(folder.labels()), "size": rows["run"].map(folder.labels(DURATION)),
+        "point": rows["run"].map(configurations(folder)),
+        "size": rows["run"].map(configurations(folder, DURATION)),
         "group": group, "last": rows["last"],
         **{name: rows[name].astype(float) for name in ("gmacs", "params", "tokens", "train_flops")},
         "gmacs_per_token": rows["gmacs"].astype(float) / rows["tokens"].astype(float),
         "examples": rows["examples"].astype(float) if "examples" in rows else np.nan,
         "y": metric.y(value), "error": _error(rows, metric),
     }).reset_index(drop=True)  # fmt: skip
+
+
+def configurations(folder: StudyFolder, *but: str) -> dict[str, str]:
+    """Returns the configuration of each run by its name, without seeds, `but` and what was tuned."""
+    return folder.labels(*but, *(key for key in folder.swept if key.startswith(OPTIMIZER)))
+
+
+def _best_of_tuned(folder: StudyFolder, rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Returns the rows of each configuration with its best values of the optimiser, or those carried on.
+
+    A swept rate is no configuration of a law.
+
+    Returns:
+        The rows, and why the runs of others do not count.
+    """
+    setting = rows["run"].map(folder.labels(*(k for k in folder.swept if not k.startswith(OPTIMIZER))))
+    if setting.nunique() < 2:
+        return rows, {}
+    rows = rows.assign(setting=setting, configuration=rows["run"].map(configurations(folder)))
+    carried = None
+    if folder.study["tune"]:
+        carried = rows.groupby("setting")["configuration"].nunique().idxmax()
+    worse: dict[str, str] = {}
+    kept = []
+    for _, mine in rows.groupby("configuration", sort=False):
+        ends = mine[mine["last"]] if mine["last"].any() else mine
+        best = str(np.log(ends["y"]).groupby(ends["setting"]).mean().idxmin())
+        if carried in set(mine["setting"]):
+            best = str(carried)
+        kept.append(mine[mine["setting"] == best])
+        why = f"tuning: {best} was {'carried on' if best == carried else 'better'}"
+        worse |= {str(name): why for name in mine.loc[mine["setting"] != best, "run"].unique()}
+    return pd.concat(kept).drop(columns=["setting", "configuration"]), worse
 
 
 def _error(rows: pd.DataFrame, metric: Metric) -> pd.Series:

@@ -1,24 +1,23 @@
 """`scaling sweep STUDY --workdir W`: starts a study's runs, and keeps those that are done."""
 
-import contextlib
 import functools
 import json
 import os
 import shlex
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
-from scaling.files import open_locked, write_json
 from scaling.former_names import renamed
-from scaling.overrides import FLAG, flat, override_flags, parse_overrides
-from scaling.run.folder import MAY_DIFFER, RunFolder, read_description
+from scaling.overrides import FLAG, override_flags, parse_overrides
 from scaling.study import pool
+from scaling.study.claim import Bases, claim, locked, refuse_other_configs
 from scaling.study.jobs import Job
 from scaling.study.launchers import LAUNCHERS
-from scaling.study.sweep import Overrides, Study, load, stored
+from scaling.study.sweep import Overrides, Study, is_seed, load, run_names, stored
 
 
 def sweep(
@@ -53,28 +52,73 @@ def sweep(
     study, root = load(study_path), Path(workdir).absolute()
     extra = parse_overrides(extra_overrides)
     bases = {source: load_config(source, extra) for source in map(study.config_of, study.sweep)}
-    classifiers = _classifiers(study, root, extra, bases)
+    start = functools.partial(LAUNCHERS[launcher], _environment(root))
+    plan = _Plan(
+        study, str(study_path), root, extra, bases, _classifiers(study, root, extra, bases), workers, start
+    )
     runs = _named_as_stored(study, root)
-    jobs, features = _jobs(study, runs, root, extra, classifiers, bases), _feature_jobs(classifiers)
-    for name, overrides in runs.items():
-        _validate(study, name, {**extra, **overrides})
-    _validate_evaluators(study, jobs, runs)
-    with _locked(root):
-        _refuse_other_configs(jobs, runs, extra)
-        _claim(study, runs, str(study_path), root, extra, bases)
-        start = functools.partial(LAUNCHERS[launcher], _environment(root))
-        stopped, failed = (
-            pool.run(features, workers, start, "feature classifiers") if features else (None, {})
-        )
-        if stopped is None and not failed:
-            stopped, failed = pool.run(jobs, workers, start, study.name)
-        elif failed:
-            print(f"{study.name}: no run was started, since every run is measured by a feature classifier")
+    features, first = plan.check(runs), _tuning_runs(study, runs, extra)
+    with locked(root):
+        stopped, failed = plan.train(runs, first, features)
         if stopped is None:
             write_report(root)
     return _exit_code(
         stopped, failed, shlex.join(_command(str(study_path), workdir, workers, extra_overrides))
     )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that a sweep was asked for, and how its jobs are started."""
+
+    study: Study
+    path: str
+    root: Path
+    extra: Overrides
+    bases: Bases
+    classifiers: "Classifiers"
+    workers: int
+    start: Callable[[int], Any]
+
+    def jobs(self, runs: Mapping[str, Overrides]) -> list[Job]:
+        """Returns the jobs of runs."""
+        return _jobs(self.study, runs, self.root, self.extra, self.classifiers, self.bases)
+
+    def check(self, runs: Mapping[str, Overrides]) -> list[Job]:
+        """Checks the runs and what measures them; returns the jobs of the feature classifiers."""
+        jobs, features = self.jobs(runs), _feature_jobs(self.classifiers)
+        for name, overrides in runs.items():
+            _validate(self.study, name, {**self.extra, **overrides})
+        _validate_evaluators(self.study, jobs, runs)
+        return features
+
+    def train(
+        self, runs: Mapping[str, Overrides], first: Mapping[str, Overrides], features: Sequence[Job]
+    ) -> tuple[int | None, dict[str, str]]:
+        """Trains the classifiers, then the runs that tune, then the others with what these chose.
+
+        Returns:
+            The signal that stopped it (or None), and the reason of each job that failed.
+        """
+        self._claim(first or runs, first or runs)
+        if features:
+            stopped, failed = pool.run(features, self.workers, self.start, "feature classifiers")
+            if failed:
+                print(f"{self.study.name}: no run was started, since a feature classifier measures each")
+            if stopped is not None or failed:
+                return stopped, failed
+        if first:
+            stopped, _ = pool.run(self.jobs(first), self.workers, self.start, f"{self.study.name}: tuning")
+            if stopped is not None:
+                return stopped, {}
+            runs = _tuned(self.study, runs, first, self.root)
+            self._claim(runs, {**first, **runs})
+        return pool.run(self.jobs(runs), self.workers, self.start, self.study.name)
+
+    def _claim(self, begun: Mapping[str, Overrides], runs: Mapping[str, Overrides]) -> None:
+        """Writes study.json with the runs, if the folders of those that begin now hold no others."""
+        refuse_other_configs(self.jobs(begun), begun, self.extra)
+        claim(self.study, runs, self.path, self.root, self.extra, self.bases)
 
 
 def load_config(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +127,52 @@ def load_config(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     from scaling.training.config import load_dict
 
     return load_dict(source, overrides)
+
+
+def count_gmacs(source: str, overrides: Mapping[str, Any]) -> float:
+    """Returns the gmacs of a config, for which its model is traced."""
+    from scaling.training.count import count
+
+    return float(count(source, overrides)["gmacs"])
+
+
+# --- tuning --------------------------------------------------------------------------------------
+
+
+def _tuning_runs(study: Study, runs: Mapping[str, Overrides], extra: Overrides) -> dict[str, Overrides]:
+    """Returns the runs that tune, by name; none where the study tunes nothing."""
+    if study.tune is None:
+        return {}
+    costs = [(o, count_gmacs(study.config_of(o), {**extra, **o})) for o in _first_seeds(runs)]
+    first = study.tune.runs(costs)
+    return dict(zip(run_names(first), first, strict=True))
+
+
+def _first_seeds(runs: Mapping[str, Overrides]) -> list[Overrides]:
+    """Returns one run of each configuration."""
+    of_point: dict[str, Overrides] = {}
+    for overrides in runs.values():
+        bare = {key: value for key, value in overrides.items() if not is_seed(key)}
+        of_point.setdefault(json.dumps(bare, sort_keys=True), overrides)
+    return list(of_point.values())
+
+
+def _tuned(
+    study: Study, runs: Mapping[str, Overrides], first: Mapping[str, Overrides], root: Path
+) -> dict[str, Overrides]:
+    """Returns the study's runs with the value that tuning chose; those that tuning made already are left out.
+
+    Raises:
+        UserError: if no value was measured in every configuration.
+    """
+    from scaling.study.results import last_values
+
+    tune = study.tune
+    assert tune is not None
+    value = tune.chosen(last_values(study, first, root), first)
+    print(f"{study.name}: {tune.key}={value!r}, the best of {', '.join(map(repr, tune.values))} ({tune.at})")
+    carried = {name: {**overrides, tune.key: value} for name, overrides in runs.items()}
+    return {name: overrides for name, overrides in carried.items() if overrides not in first.values()}
 
 
 # --- what is to be run ---------------------------------------------------------------------------
@@ -138,7 +228,6 @@ def check_evaluators(source: str, flags: Sequence[str]) -> tuple[str, ...]:
 
 # Sections on which it depends whether a run can be measured, and what the metrics are called.
 NAMING = ("data.", "evaluators.", "model.name", "objective.")
-Bases = Mapping[str, Mapping[str, Any]]  # source of a base config -> the whole config
 # (source of a base config, evaluator) -> (config, folder) of its feature classifier
 Classifiers = dict[tuple[str, str], tuple[str, Path]]
 
@@ -222,92 +311,6 @@ def _environment(root: Path) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return {**cache, **os.environ}
-
-
-# --- whose folder it is --------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Holds the folder's lock, which allows one sweep at a time and ends with its process."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = open_locked(root / "lock")
-    except BlockingIOError:
-        holder = (root / "lock").read_text().strip()
-        raise UserError(
-            f"workdir={root}: another sweep (process {holder}) writes here; wait or stop it"
-        ) from None
-    except OSError as e:
-        raise UserError(f"workdir={root}: cannot be written ({e.strerror}); choose another folder") from e
-    with lock:
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
-def _claim(
-    study: Study,
-    runs: Mapping[str, Overrides],
-    path: str,
-    root: Path,
-    extra: Mapping[str, Any],
-    bases: Bases,
-) -> None:
-    """Writes study.json, unless the folder belongs to another study, of which a run has begun.
-
-    Another sweep is the same study, and so are other evaluators or another mesh.
-    """
-    base = flat(bases[study.config] if isinstance(study.config, str) else bases)
-    old = stored(root)
-    if old is not None and any(RunFolder(root / "runs" / name).saved() is not None for name in old["runs"]):
-        old = {"metric": old["metric"]["name"], "base": _in_current_names(old["base"], bases)}
-        if differs := _difference(old, {"metric": study.measure.name, "base": base}, bases):
-            raise UserError(f"workdir={root}: holds another study ({differs}); choose another folder")
-    write_json(root / "study.json", {**study.as_json(path, dict(extra), base), "runs": dict(runs)})
-
-
-def _in_current_names(base: Mapping[str, Any], sources: Iterable[str]) -> dict[str, Any]:
-    """Returns a stored base with today's dotted keys; those of several configs begin with their sources."""
-    current: dict[str, Any] = {}
-    for key, value in base.items():
-        source = next((f"{source}." for source in sources if key.startswith(f"{source}.")), "")
-        values = renamed({key.removeprefix(source): value})
-        current |= {f"{source}{name}": new for name, new in values.items()}
-    return current
-
-
-def _refuse_other_configs(
-    jobs: Sequence[Job], runs: Mapping[str, Overrides], extra: Mapping[str, Any]
-) -> None:
-    """Checks that no job's folder holds a run of other overrides, which would pass for the job's own.
-
-    Raises:
-        UserError: naming the first folder that does, and the value.
-    """
-    for job, overrides in zip(jobs, runs.values(), strict=True):
-        if RunFolder(job.folder).saved() is None:
-            continue  # has not begun
-        config = flat(renamed((read_description(job.folder) or {}).get("config", {})))
-        for key, value in flat({**extra, **overrides}).items():
-            if not key.startswith(MAY_DIFFER) and config.get(key, value) != value:
-                raise UserError(
-                    f"{job.folder}: was run with {key}={config[key]!r}, not {value!r}; move it away"
-                )
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any], sources: Iterable[str]) -> str | None:
-    """Returns the first value of `new` that `old` does not have, in words.
-
-    A value that may differ when a run is resumed may differ here, too.
-    """
-    before, after = flat(old), flat(new)
-    free = tuple(f"base.{source}{key}" for source in ("", *(f"{s}." for s in sources)) for key in MAY_DIFFER)
-    for key in [*after, *(k for k in before if k.startswith("base."))]:
-        if before.get(key) != after.get(key) and not key.startswith(free):
-            return f"{key.removeprefix('base.')}={before.get(key)!r}, not {after.get(key)!r}"
-    return None
 
 
 # --- how it ended --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scaling.study.evidence import measured_floor, with_y
+from scaling.study.evidence import configurations, measured_floor, with_y
 from scaling.study.results import FACTS, StudyFolder
 from scaling.study.sweep import MODEL_NAME
 
@@ -55,7 +55,7 @@ def view(folder: StudyFolder) -> View:
     for fact in FACTS:
         if fact not in data:
             data = data.assign(**{fact: None})
-    data = data.assign(point=data["run"].map(folder.labels()), patch=[_text(p) for p in data["patch"]])
+    data = data.assign(point=data["run"].map(configurations(folder)), patch=[_text(p) for p in data["patch"]])
     models = data.get(MODEL_NAME)
     data = data.assign(size=[_size(row) for _, row in data.iterrows()])
     data = data.assign(mark=_patch_marks(data) if models is None else models)

@@ -132,6 +132,20 @@ def read_runs(study: Study, workdir: Path | str) -> StudyFolder:
     return _read_runs(Path(workdir), study.as_json(str(workdir)))
 
 
+def last_values(study: Study, runs: Mapping[str, Overrides], workdir: Path) -> dict[str, float]:
+    """Returns the y of each run that is done, at its last step, by its name."""
+    folder = _read_runs(workdir, {**study.as_json(str(workdir)), "runs": dict(runs)})
+    table, metric = folder.table, folder.metric
+    found = {}
+    for run in folder.runs:
+        last = table[(table["run"] == run.name) & (table["step"] == run.steps)]
+        if run.status == "done" and metric.name in last and len(last):
+            y = metric.y(float(last[metric.name].iloc[-1]))
+            if y > 0:  # also false for NaN
+                found[run.name] = y
+    return found
+
+
 def _read_runs(path: Path, study: Mapping[str, Any]) -> StudyFolder:
     records = [_read_run(path / "runs" / name, overrides) for name, overrides in study["runs"].items()]
     return StudyFolder(path, study, records, _table(records))

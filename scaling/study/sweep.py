@@ -21,6 +21,7 @@ from scaling.files import read_json
 from scaling.former_names import require_current
 from scaling.python_files import load_module
 from scaling.study.metric import Metric, metric_of
+from scaling.study.tuning import Tune
 from scaling.validation import check_stored
 
 Overrides = dict[str, Any]  # dotted config name -> value, of one run
@@ -29,7 +30,8 @@ Part = Mapping[str, Sequence[Any]] | Sequence[Overrides]  # axes, or a sweep
 MODEL_NAME = "model.name"
 STORED: dict[str, Any] = {  # types of the values in study.json
     "name": str, "title": str, "question": str, "metric": dict[str, Any], "study": str, "config": str,
-    "overrides": dict[str, Any], "base": dict[str, Any], "runs": dict[str, dict[str, Any]],
+    "tolerance": float, "tune": dict[str, Any] | None, "overrides": dict[str, Any], "base": dict[str, Any],
+    "runs": dict[str, dict[str, Any]],
 }  # fmt: skip
 TOLERANCE = 0.1
 LONGEST_NAME = 120  # characters; file systems allow 255 bytes, and files inside need some of the path
@@ -168,6 +170,7 @@ class Study:
         metric: a name among the evaluation's values, such as `fd_mnist`; or a `Metric`, which says more.
         title, question: text at the top of the report.
         tolerance: how near the truth a prediction has to be, as a share of it.
+        tune: a key whose value is chosen on the smallest configurations first, and set in every run.
 
     Raises:
         UserError: naming the field that is wrong.
@@ -180,6 +183,7 @@ class Study:
     title: str = ""
     question: str = ""
     tolerance: float = TOLERANCE
+    tune: Tune | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
@@ -198,6 +202,8 @@ class Study:
             raise UserError(
                 f"study {self.name}: sweep is empty; give at least one run ([{{}}] is the base config)"
             )
+        if self.tune is not None:
+            _check_tune(self.name, self.tune, self.sweep)
         for run in self.sweep:
             require_current(run)
             for key, value in run.items():
@@ -236,9 +242,20 @@ class Study:
         return {
             "name": self.name, "title": self.title, "question": self.question,
             "metric": self.measure.as_json(), "tolerance": self.tolerance, "study": path,
+            "tune": self.tune and self.tune.as_json(),
             "config": ", ".join(dict.fromkeys(map(self.config_of, self.sweep))),
             "overrides": overrides or {}, "base": base or {}, "runs": self.runs(),
         }  # fmt: skip
+
+
+def _check_tune(name: str, tune: Tune, sweep: Sequence[Overrides]) -> None:
+    if not isinstance(tune, Tune):
+        raise UserError(f"study {name}: tune={tune!r}: must be Tune(key, values)")
+    if any(tune.key in run for run in sweep):
+        raise UserError(f"study {name}: tune {tune.key}: is swept as well; leave it out of the sweep")
+    require_current([tune.key])
+    for value in tune.values:
+        _check_override(tune.key, value)
 
 
 def _check_override(key: str, value: Any) -> None:
@@ -261,7 +278,7 @@ def stored(root: Path) -> dict[str, Any] | None:
         return None
     study = {
         "title": "", "question": "", "study": "", "config": "", "overrides": {}, "base": {},
-        "tolerance": TOLERANCE, **study,
+        "tolerance": TOLERANCE, "tune": None, **study,
     }  # fmt: skip
     lower = study.pop("lower_is_better", None)
     if isinstance(study.get("metric"), str) and lower in (None, True, False):  # of an older study

@@ -26,7 +26,7 @@ def test_a_metric_that_nothing_measures_is_found_before_a_run_is_started(
 
 def test_the_metrics_of_a_run_are_those_of_its_evaluators() -> None:
     metrics = launch.check_evaluators(str(ROOT / "tests/support/tiny_vit.py"), [])
-    assert metrics == ("val_loss", "val_top1", "val_top5")
+    assert metrics == ("val_loss", "val_top1", "val_top1_se", "val_top5", "val_top5_se")
 
 
 def test_a_study_that_has_not_begun_may_be_mended(study: Callable[..., Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ BASE: dict[str, Any] = {
     "model": {"variant": "F/7"},
     "train": {"seed": 0, "duration": "4 steps"},
     "mesh": {"data": -1},
+    "optimizer": {"learning_rate": 0.01},
     "evaluators": {},
 }
 CLASSIFIED = {**BASE, "evaluators": {"fd": {"classifier": "runs/c", "classifier_config": "configs/c.py"}}}
