@@ -374,7 +374,10 @@ def stack(
 
     loop = nn.scan(
         layer(step, block, depth, REMAT.get(remat), unroll),
-        variable_axes={"params": 0},
+        variable_axes={
+            "params": 0,
+            "intermediates": 0,
+        },  # the latter as flax captures them, if it is asked to
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast,) * len(context)),
         check_constancy_invariants=False,  # the context is constant; checking it costs another trace

@@ -90,7 +90,12 @@ def _l2(options: Optimizer) -> optax.GradientTransformationExtraArgs:
 
 
 def make_update(
-    options: Optimizer, warmup: int, total: int, milestones: Sequence[int] = (), cooldown: int = 0
+    options: Optimizer,
+    warmup: int,
+    total: int,
+    milestones: Sequence[int] = (),
+    cooldown: int = 0,
+    rates: Callable[[Any], Any] | None = None,
 ) -> Update:
     """Returns `update(grads, opt_state, params, step, traced_hparams) -> (params, opt_state, norm, rate)`.
 
@@ -100,7 +105,8 @@ def make_update(
     the number of steps before its end. The rate and the decay are in `traced_hparams` ("learning_rate",
     "weight_decay"), so that runs that differ only in them share one compiled step. AdamW's decay is
     decoupled (Loshchilov & Hutter 2019): p <- p - rate * lr_scale * (direction + decay * p). Frozen
-    parameters do not count in the norm.
+    parameters do not count in the norm. `rates` maps the parameters to factors of their directions, which the
+    decay does without: what is decayed of a parameter then depends on no width.
     """
     tx = transform(options)
     warmup_schedule = optax.linear_schedule(0.0, 1.0, max(warmup, 1))
@@ -113,8 +119,11 @@ def make_update(
     def update(
         grads: Any, opt_state: Any, params: Any, step: jax.Array, traced_hparams: Mapping[str, jax.Array]
     ) -> tuple[Any, Any, jax.Array, jax.Array]:
-        def move(keys: tuple[Any, ...], param: jax.Array, direction: jax.Array, multiple: Any) -> jax.Array:
+        def move(
+            keys: tuple[Any, ...], param: jax.Array, direction: jax.Array, multiple: Any, factor: Any
+        ) -> jax.Array:
             rule = rule_of(path_of(keys), options)
+            direction = direction * factor
             if rule.frozen:
                 return param
             layer_rate = rate * multiple if layered else rate
@@ -136,7 +145,8 @@ def make_update(
             multiples = jax.tree.map(lambda _: 1.0, params)
             if layered:
                 multiples = layer_decay.multiples(params, options.layer_decay)
-            params = jax.tree_util.tree_map_with_path(move, params, directions, multiples)
+            of_width = jax.tree.map(lambda _: 1.0, params) if rates is None else rates(params)
+            params = jax.tree_util.tree_map_with_path(move, params, directions, multiples, of_width)
         return params, opt_state, norm, rate
 
     return update

@@ -67,6 +67,7 @@ class Optimizer:
     lr_milestones: tuple[str, ...] = ()  # durations after which the "step" schedule divides the rate by 10
     cooldown: str | None = None  # duration of the decay that ends the "wsd" schedule
     final_lr_ratio: float = 0.0  # final rate of "cosine" and "wsd", as a share of learning_rate
+    mup_base: str = ""  # base of the maximal update parametrisation, as "width=32,heads=4"
     layer_decay: float = 1.0  # factor of the rate per layer from the head down
     weight_decay: float = 0.0  # global coefficient, multiplied by the learning rate
     weight_decay_mode: Literal["decoupled", "l2"] = "decoupled"  # "l2": gradient term, before momentum
@@ -116,6 +117,9 @@ class Optimizer:
         )
         if self.cooldown is not None:
             parse_duration(self.cooldown, "cooldown")
+        if parse_mup_base(self.mup_base):
+            muon = any(rule.optimizer for rule in self.param_rules)
+            _require("name", self.name, self.name == "adamw" and not muon, "adamw for all, with mup_base")
         parse_duration(self.warmup, "warmup")
         for milestone in self.lr_milestones:
             parse_duration(milestone, "lr_milestones")
@@ -239,3 +243,17 @@ def duration(
     if steps > LARGEST_INT:
         raise UserError(f"{key}={text!r}: is {steps:.3g} steps; must be fewer than 2^31")
     return round(steps)
+
+
+def parse_mup_base(text: str) -> dict[str, Any]:
+    """Returns "width=32,heads=4x8" as {"width": 32, "heads": (4, 8)}.
+
+    Raises:
+        UserError: if it is of another form.
+    """
+    parts = [part.partition("=") for part in text.split(",")] if text else []
+    form = r"[1-9]\d*(x[1-9]\d*)*"
+    if not all(re.fullmatch(r"[a-z_]+", key) and re.fullmatch(form, value) for key, _, value in parts):
+        raise UserError(f"mup_base={text!r}: must be options of the model, as 'width=32,heads=4'")
+    values = {key: tuple(int(number) for number in value.split("x")) for key, _, value in parts}
+    return {key: value[0] if len(value) == 1 else value for key, value in values.items()}

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scaling.objectives.base import NO_HELPERS, Bounded, Extras, Helpers
 from scaling.parallel import sharding, tracing
 from scaling.randomness import derive_key
-from scaling.run import optimizer
+from scaling.run import mup, optimizer
 from scaling.run.build import Run, init_variables, shared_by_runs
 from scaling.run.checkpoint_reading import LEFT_OUT
 from scaling.run.options import Optimizer
@@ -56,7 +56,9 @@ def hparam_values(run: Run) -> dict[str, jax.Array]:
 
 
 def _init(run: Run, seed: jax.Array) -> State:
-    variables = unfreeze(init_variables(run, derive_key(jax.random.key(seed), "init")))
+    key = derive_key(jax.random.key(seed), "init")
+    variables = unfreeze(init_variables(run, key))
+    variables["params"] = mup.initialised(run, variables["params"], key)
     return _first_state(run.config.optimizer, variables)
 
 
@@ -172,7 +174,8 @@ def make_step(run: Run) -> Step:
     warmup = run.steps_of(options.warmup, "optimizer.warmup")
     milestones = [run.steps_of(milestone, "optimizer.lr_milestones") for milestone in options.lr_milestones]
     cooldown = run.steps_of(options.cooldown, "optimizer.cooldown") if options.cooldown else 0
-    update = optimizer.make_update(options, warmup, run.steps, milestones, cooldown)
+    rates = partial(mup.rates, run) if options.mup_base else None
+    update = optimizer.make_update(options, warmup, run.steps, milestones, cooldown, rates)
     decays = optimizer.ema_names(options)
 
     def step(
