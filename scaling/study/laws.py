@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 
 PERCENT = f"{INTERVAL:.0%}"
 BEYOND = 4.0  # how far curves are drawn, in units of the largest x
+PER_RUN = 8  # values of one run in the law of examples
 CURVE_POINTS = 60  # number of x at which laws.json has a curve
 
 # Each law of a study: its quantities and its form. Size and examples need runs of several durations.
@@ -146,7 +147,21 @@ def _tables(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     if last["tokens"].nunique() > 1 and last["gmacs_per_token"].nunique() > 1:
         yield "tokens", last
     if table["examples"].nunique() > 1:
-        yield "examples", table
+        yield "examples", _thinned(table)
+
+
+def _thinned(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns at most `PER_RUN` values of each run, at steps of about one ratio, its last among them.
+
+    Neighbours in a run say much the same, and a fit takes as long as there are values.
+    """
+    kept: list[int] = []
+    for _, rows in table.groupby("run", sort=False):
+        examples = rows["examples"].to_numpy(float)
+        wanted = np.geomspace(examples.min(), examples.max(), PER_RUN)
+        nearest = np.abs(np.log(examples[None] / wanted[:, None])).argmin(1)
+        kept += rows.index[np.unique(nearest)].tolist()
+    return table.loc[sorted(kept)]
 
 
 def fit_laws(folder: StudyFolder) -> dict[str, Any]:

@@ -99,6 +99,22 @@ def test_the_compute_optimal_frontier_is_that_of_the_law(
     np.testing.assert_allclose(product, best["train_flops"], rtol=0.02)
 
 
+def test_a_run_of_many_values_gives_eight_to_the_law_of_examples(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    root = make_study(tmp_path, schedule="constant", sizes="AF")
+    for file in root.glob("runs/*/metrics.jsonl"):
+        events = [json.loads(line) for line in file.read_text().splitlines()]
+        last = events[-1]
+        many = [{**last, "step": step, "values": {"fd_mnist": 100 / step + 5}} for step in range(8, 801, 8)]
+        file.write_text("".join(json.dumps(event) + "\n" for event in many))
+    laws = {law.name: law for law in laws_of(evidence(results.read(root)))}
+    for _, rows in laws["examples"].table.groupby("run"):
+        assert len(rows) == 8 and rows.examples.max() == 64 * 800 and rows.examples.min() == 64 * 8
+        ratios = np.diff(np.log(rows.examples))
+        assert ratios.max() < 1.5 * ratios.min()
+
+
 def test_a_law_that_breaks_is_refuted(make_study: MakeStudy, tmp_path: Path) -> None:
     root = make_study(tmp_path, noise=0.005, law=(1.0, A, ALPHA))
     for run in ("N-4", "N-7"):
