@@ -278,4 +278,4 @@ def test_a_recipe_trains_by_its_command(
     ]  # fmt: skip
     assert main(command) == 0
     (event,) = [e for e in loop.read_events(tmp_path / "run") if e["event"] == "evaluate"]
-    assert event["values"].keys() == {"val_loss", "val_top1", "val_top5"}
+    assert event["values"].keys() == {"val_loss", "val_top1", "val_top1_se", "val_top5", "val_top5_se"}

@@ -25,6 +25,7 @@ from scaling.run.options import Config
 from scaling.training import config, loop
 from tests.support.run_folders import status
 
+MEASURED = {"val_loss", "val_top1", "val_top1_se", "val_top5", "val_top5_se"}  # of a classifier
 Start = Callable[..., Any]
 Read = Callable[[Path, Config], Any]
 Tiny = dict[str, str]
@@ -71,7 +72,7 @@ def test_a_run_leaves_what_the_run_folder_promises(tmp_path: Path, tiny: Tiny) -
     assert ["examples_per_second" in e for e in trained] == [False] + [True] * 7  # the first step compiles
     assert [e["examples_per_second"] * e["in_steps"] for e in trained[1:]] == pytest.approx([16] * 7, rel=0.1)
     assert [e["step"] for e in events if e["event"] == "evaluate"] == [4, 8]
-    assert events[-1]["values"].keys() == {"val_loss", "val_top1", "val_top5"} == last.keys()
+    assert events[-1]["values"].keys() == MEASURED == last.keys()
     assert list((tmp_path / "run/tensorboard").glob("events.out.tfevents.*"))
     assert {int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()} == {4, 8}
 

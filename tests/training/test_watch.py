@@ -33,7 +33,12 @@ def run(tmp_path: Path, tiny: dict[str, str]) -> Path:
 
 def test_each_checkpoint_is_measured_once_and_joined_by_step(run: Path) -> None:
     assert {e.get("evaluator") for e in read_events(run)} == {None, "val"}  # training leaves it out
-    before = {"event": "evaluate", "step": 4, "evaluator": "beside", "values": {"beside_top1": 0.25}}
+    before = {
+        "event": "evaluate",
+        "step": 4,
+        "evaluator": "beside",
+        "values": {"beside_top1": 0.25, "beside_top1_se": 0.02},
+    }
     (run / EVALUATIONS).write_text(json.dumps(before) + '\n{"event": "ev')
     watch.watch(run, poll_seconds=0.1)
     lines = [json.loads(line) for line in (run / EVALUATIONS).read_text().splitlines()]
