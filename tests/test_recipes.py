@@ -35,7 +35,8 @@ from tests.support.videos import write_video
 ROOT = Path(__file__).parents[1]
 # The smallest variant of each recipe that has sizes; the others have one.
 SMALLEST = {
-    "cifar10_dit": "A/4", "cifar10_vit": "A/4", "clip": "ViT-F/16", "dit": "A/4", "imagenet_vae": "small",
+    "cifar10_dit": "A/4", "cifar10_vit": "A/4", "clip": "ViT-F/16", "digits_dit": "A/2", "dit": "A/4",
+    "imagenet_vae": "small",
     "mnist_dit": "A/14", "mnist_latent_dit": "A/7", "mnist_resnet": "A", "mnist_swin": "A",
     "mnist_vit": "A/14", "openmoji_clip": "ViT-F/16", "openmoji_vilt": "A/16", "resnet": "A", "swin": "A",
     "vilt": "A/16", "vit": "A/14", "vivit": "A/14x2",

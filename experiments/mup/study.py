@@ -6,7 +6,7 @@ RATES = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
 
 STUDY = Study(
     name="mup",
-    config="experiments/mup/config.py:F/2",
+    config="configs/digits_dit.py:F/2",
     sweep=product(
         zip_({"model.width": [32, 64, 128, 256], "model.heads": [4, 8, 16, 32]}),
         {"optimizer.mup_base": ["", "width=32,heads=4"], "optimizer.learning_rate": RATES},

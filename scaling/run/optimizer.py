@@ -142,10 +142,9 @@ def make_update(
             directions, opt_state = tx.update(
                 grads, opt_state, params, weight_decay=traced_hparams["weight_decay"]
             )
-            multiples = jax.tree.map(lambda _: 1.0, params)
-            if layered:
-                multiples = layer_decay.multiples(params, options.layer_decay)
-            of_width = jax.tree.map(lambda _: 1.0, params) if rates is None else rates(params)
+            ones = jax.tree.map(lambda _: 1.0, params)
+            multiples = layer_decay.multiples(params, options.layer_decay) if layered else ones
+            of_width = ones if rates is None else rates(params)
             params = jax.tree_util.tree_map_with_path(move, params, directions, multiples, of_width)
         return params, opt_state, norm, rate
 

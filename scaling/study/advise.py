@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 Hours = Callable[[float], float]  # FLOPs of training -> hours of a run
 
 SEED = "train.seed"
+COMBINATIONS = 50  # combinations of the study's values that are counted, a second or two for each
 LEAST = 0.002  # share by which a run has to narrow the interval to be worth mentioning
 
 
@@ -61,8 +62,8 @@ def advise(
         hours: what the runs may take, one after the other.
         overrides: the configuration in question (default: four times the largest's gmacs).
         seeds: number of runs whose mean is in question.
-        candidates: a study file whose sweep has the configurations to choose from; without, those of the
-            study, and combinations of its values that it does not have.
+        candidates: a study file whose sweep has the configurations to choose from beside those of the study;
+            without, other combinations of the study's values, if they are at most `COMBINATIONS`.
 
     Returns:
         A list of `overrides`, `hours` and `shrinkage`: the share by which the interval narrows, this run and
@@ -137,8 +138,10 @@ def _new(folder: StudyFolder, law: Law, rate: Hours, candidates: Path | None) ->
         bare = {key: value for key, value in overrides.items() if not is_seed(key)}
         if bare not in ran and bare not in new:
             new.append(bare)
+    if candidates is None and len(new) > COMBINATIONS:
+        return []
     found = []
-    for question in ask(folder, new) if new else []:
+    for question in ask(folder, new, strict=candidates is not None) if new else []:
         if _covers(law, question):
             hours = rate(question.facts["train_flops"])
             found.append(Candidate(question.overrides, (), question.x(law)[0], hours))

@@ -51,10 +51,11 @@ class Question:
         return np.array([[self.facts[name] for name in LAWS[law.name][0]]], float)
 
 
-def ask(folder: StudyFolder, asked: Sequence[Overrides]) -> list[Question]:
+def ask(folder: StudyFolder, asked: Sequence[Overrides], strict: bool = True) -> list[Question]:
     """Returns questions: the study's largest configuration with these overrides, each counted.
 
-    They are counted in another process, since that takes jax.
+    They are counted in another process, since that takes jax. If not `strict`, those with a wrong config are
+    left out.
 
     Raises:
         UserError: if an override is of a key that no law has as a quantity, or the config is wrong.
@@ -64,10 +65,13 @@ def ask(folder: StudyFolder, asked: Sequence[Overrides]) -> list[Question]:
     for overrides in asked:
         whole = {**base, **overrides}
         given.append(whole)
-        requests.append({"source": _source(folder, whole), "overrides": whole, "run": _trained(folder)})
+        source, trained = _source(folder, whole), _trained(folder)
+        requests.append({"source": source, "overrides": whole, "base": base, "run": trained})
     answers = _counted(requests)
     questions = []
     for overrides, whole, answer in zip(asked, given, answers, strict=True):
+        if "error" in answer and not strict:
+            continue
         if "error" in answer:
             raise UserError(answer["error"])
         _require_covered(folder, overrides, answer.pop("config"))
@@ -125,16 +129,14 @@ def _trained(folder: StudyFolder) -> str | None:
 
 
 def _require_covered(folder: StudyFolder, asked: Overrides, config: Mapping[str, Any]) -> None:
-    """Checks that what was asked differs from the runs in quantities of laws alone."""
-    known = flat(folder.study["base"])
+    """Checks that what was asked differs from the runs, of this config, in quantities of laws alone."""
+    known = flat(config)
     for key, value in asked.items():
-        if key.startswith(COVERED):
-            continue
-        ran = {str(run.overrides.get(key, known.get(key, flat(config).get(key)))) for run in folder.runs}
-        if ran != {str(value)}:
+        ran = {str(run.overrides.get(key, known.get(key))) for run in folder.runs}
+        if not key.startswith(COVERED) and ran != {str(value)}:
             raise UserError(
                 f"{key}={value!r}: no law has it as a quantity, and the runs have {', '.join(sorted(ran))}; "
-                f"ask for keys of model, or train.duration"
+                "ask for keys of model, or train.duration"
             )
 
 

@@ -1,7 +1,6 @@
 """`python -m scaling.training.count`: counts configs that were not trained, for rooms that are free of jax.
 
-It reads a JSON list of {"source", "overrides", "run"} and writes a list of costs, or {"error": text}. `run`
-is the folder of a trained run, whose data are taken where the config's are not on this machine.
+It reads a JSON list of the arguments of `count`, and writes a list of its answers, or {"error": text}.
 """
 
 import json
@@ -19,12 +18,20 @@ from scaling.run.options import Config
 from scaling.training import config
 
 
-def count(source: str, overrides: Mapping[str, Any], run: str | None = None) -> dict[str, Any]:
+def count(
+    source: str, overrides: Mapping[str, Any], base: Mapping[str, Any] | None = None, run: str | None = None
+) -> dict[str, Any]:
     """Counts one config.
+
+    Args:
+        source: the config file.
+        overrides: of its values.
+        base: the overrides with which the study's runs were made.
+        run: the folder of a trained run, whose data are taken where the config's are not on this machine.
 
     Returns:
         `params`, `gmacs`, `tokens`, `examples` and `train_flops` (of the whole training), and `config`, the
-        whole config as nested dicts.
+        config with the overrides of `base` as nested dicts.
 
     Raises:
         UserError: if the config is wrong, or nothing says what its data are.
@@ -36,7 +43,7 @@ def count(source: str, overrides: Mapping[str, Any], run: str | None = None) -> 
         **{name: cost[name] for name in ("params", "gmacs", "tokens")},
         "examples": steps * cfg.data.batch_size,
         "train_flops": (cost["train_flops_per_step"] or 0) * steps,
-        "config": dict(cfg.raw),
+        "config": dict(config.load(source, base or {}).raw),
     }
 
 

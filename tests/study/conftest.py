@@ -112,7 +112,7 @@ def write_study(
                 write_run(root / "runs" / name, overrides, model, values, samples=samples, schedule=schedule)
     study = {
         "name": "mnist_dit", "title": "DiT on MNIST", "question": "What buys more: patches or width?",
-        "metric": Metric(metric).as_json(), "tolerance": 0.1, "study": "experiments/mnist_dit",
+        "metric": Metric(metric).as_json(), "tolerance": 0.1, "tune": None, "study": "experiments/mnist_dit",
         "config": "configs/mnist_dit.py:F/7", "overrides": {}, "base": {}, "runs": runs,
     }  # fmt: skip
     (root / "study.json").write_text(json.dumps(study))

@@ -1,6 +1,7 @@
 """Questions to studies whose law is known: predictions, advice, comparisons."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,9 @@ def test_what_a_configuration_costs_is_counted_from_its_real_config(
     (tiny,) = question.ask(folder, [{"model.variant": "A/14"}])
     assert tiny.facts["tokens"] == 4 and tiny.facts["examples"] % 64 == 0
     assert tiny.facts["train_flops"] > 6e9 * 0.5 * tiny.facts["gmacs"] * tiny.facts["examples"]
+    assert question.ask(folder, [{"optimizer.learning_rate": 0.01}])  # as the runs have it
+    with pytest.raises(UserError, match=r"^optimizer\.learning_rate=0\.02: no law has it as a quantity"):
+        question.ask(folder, [{"optimizer.learning_rate": 0.02}])
     with pytest.raises(UserError, match=r"^model\.variannt: .*model\.variant"):
         question.ask(folder, [{"model.variannt": "A/14"}])
 
@@ -140,6 +144,22 @@ def test_advice_fits_the_hours_and_narrows_more_with_each_run(study: Path) -> No
     more = advise(study, 4 * hours, {"model.variant": "N/4"})
     assert more[: len(advice)] and more[-1]["shrinkage"] > shrinkage[-1]
     assert advise(study, 1e-9) == []
+
+
+def test_combinations_of_values_that_make_no_model_are_left_out(study: Path, tmp_path: Path) -> None:
+    root = tmp_path / "w"
+    shutil.copytree(study, root)
+    described = json.loads((root / "study.json").read_text())
+    for name, overrides in described["runs"].items():
+        size, patch = overrides["model.variant"].split("/")
+        overrides["model.width"] = {"A": 16, "F": 32, "P": 32}[size]
+        if name.startswith("variant=P-4"):
+            overrides["model.variant"] = f"{size}/{patch}"
+    described["runs"]["extra"] = {"model.variant": "P/5", "model.width": 8, "train.seed": 0}  # P/5 is none
+    (root / "study.json").write_text(json.dumps(described))
+    advice = advise(root, 1e9, {"model.width": 64})
+    names = {(run["overrides"]["model.variant"], run["overrides"]["model.width"]) for run in advice}
+    assert advice and all(not variant.endswith("/5") for variant, _ in names)
 
 
 def test_candidates_may_be_those_of_another_study_file(study: Path, tmp_path: Path) -> None:
