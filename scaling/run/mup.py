@@ -14,7 +14,6 @@ Logits of attention are divided by the width of a head in place of its root: the
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +27,7 @@ from scaling.run import config as run_config
 from scaling.run.build import Run, build, init_variables, shared_by_runs
 from scaling.run.options import parse_mup_base
 
-QUERY = re.compile(r"(^|/)query/(kernel|bias)$")
-QUERY_NORM = re.compile(r"(^|/)norm_query/(scale|bias)$")
+QUERY, QUERY_NORM = re.compile(r"\bquery/(kernel|bias)$"), "norm_query/scale"  # parameters of queries
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,22 @@ def factors(shapes: Any, base_shapes: Any) -> dict[str, Factors]:
         raise UserError(
             f"optimizer.mup_base: only one of the model and its base has {other}; change the width alone"
         )
-    heads = {path: base[path].shape[-1] / leaf.shape[-1] for path, leaf in mine.items() if QUERY.search(path)}
-    return {path: _factors(path, leaf.shape, base[path].shape, heads) for path, leaf in mine.items()}
+    queries = {}
+    for path in filter(QUERY.search, mine):  # LayerNorm undoes what the kernel carries: its scale carries it
+        norm = QUERY.sub(QUERY_NORM, path)
+        queries[norm if norm in mine else path] = math.sqrt(base[path].shape[-1] / mine[path].shape[-1])
+    return {
+        path: _factors(path, leaf.shape, base[path].shape, queries.get(path, 1.0))
+        for path, leaf in mine.items()
+    }
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _factors(path: str, shape: tuple[int, ...], base: tuple[int, ...], heads: Mapping[str, float]) -> Factors:
+def _factors(path: str, shape: tuple[int, ...], base: tuple[int, ...], query: float) -> Factors:
+    """Returns the factors of one parameter; `query` is 1, or what queries carry."""
     role = models.role_of(path)
     if len(shape) != len(base) or (role.stacked and shape[0] != base[0]):
         raise UserError(
@@ -70,20 +75,11 @@ def _factors(path: str, shape: tuple[int, ...], base: tuple[int, ...], heads: Ma
     inputs = slice(first, first + len(role.fan_in))
     into = math.prod(shape[inputs]) / math.prod(base[inputs])
     out = math.prod(shape[inputs.stop :]) / math.prod(base[inputs.stop :])
-    query = _query(path, heads)
     if role.kind in ("table", "positions"):
         return Factors(1.0, 1.0)
     if role.kind == "vector":
         return Factors(query if query != 1 else None, query)
     return Factors(query * (into**-0.5 if out != 1 else 1 / into), query / into)
-
-
-def _query(path: str, heads: Mapping[str, float]) -> float:
-    """Returns the factor of queries, whose product with keys is divided by the width of a head."""
-    if QUERY_NORM.search(path):  # it undoes what the kernel carries
-        return math.sqrt(heads[QUERY_NORM.sub(r"\\1query/kernel", path)])
-    normed = QUERY.sub(r"\\1norm_query/scale", path)
-    return math.sqrt(heads[path]) if path in heads and normed not in heads else 1.0
 
 
 @shared_by_runs
@@ -112,8 +108,6 @@ def _of_run(run: Run) -> dict[str, Factors]:
 
 def rates(run: Run, params: Any) -> Any:
     """Returns the factor of the learning rate of each parameter."""
-    if not run.config.optimizer.mup_base:
-        return jax.tree.map(lambda _: 1.0, params)
     of_path = _of_run(run)
     return jax.tree_util.tree_map_with_path(lambda keys, _: of_path[path_of(keys)].rate, params)
 

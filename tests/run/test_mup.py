@@ -159,6 +159,18 @@ def test_heads_that_widen_have_their_logits_divided_by_their_width() -> None:
     assert found["blocks/attention/query/bias"] == mup.Factors(0.5, 0.5)
 
 
+def test_where_queries_are_normalised_the_norms_scale_carries_it() -> None:
+    """LayerNorm would undo what the kernel carries."""
+    run = make("dit", {"width": 128, "heads": 4, "qk_norm": True}, "width=32,heads=4")
+    found = mup.factors(run.variable_shapes["params"], mup.base_of(run).variable_shapes["params"])
+    assert found["blocks/attention/norm_query/scale"] == mup.Factors(0.5, 0.5)
+    assert found["blocks/attention/norm_key/scale"] == mup.Factors(None, 1.0)
+    query, key = (found[f"blocks/attention/{name}/kernel"] for name in ("query", "key"))
+    assert query == key == mup.Factors(0.5, 0.25)
+    scale = state.init(run).params["blocks"]["attention"]["norm_query"]["scale"]
+    np.testing.assert_allclose(scale, 0.5, rtol=1e-6)
+
+
 def test_initial_spreads_are_the_bases_by_their_factors() -> None:
     run = make("clip", at_width("clip", 256), base("clip", 32))
     mine, other = (
