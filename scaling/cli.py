@@ -13,16 +13,8 @@ from scaling.law_verbs import Verb
 from scaling.overrides import FLAG, OVERRIDES
 from scaling.processes import Stopped, stop_by_exception
 
-ANSWERS = (
-    "models",
-    "plan",
-    "evaluate",
-    "report",
-    "law",
-    "predict",
-    "advise",
-    "compare",
-)  # verbs that print what they were asked for
+# Verbs that print what they were asked for.
+ANSWERS = ("models", "plan", "evaluate", "report", "law", "predict", "advise", "compare")
 
 FORMER_FLAGS = {  # former flag -> what it is now
     "--run": "the run's folder without a flag, after the verb",

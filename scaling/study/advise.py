@@ -5,6 +5,8 @@ a run at a candidate narrows the question's interval by a known amount whatever 
 chosen one by one, the one with the largest gain per hour first, until the hours are spent.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,9 @@ from scaling.errors import UserError
 from scaling.laws.belief import Belief
 from scaling.study.evidence import evidence
 from scaling.study.laws import BEYOND, LAWS, Law, laws_of
-from scaling.study.predict import default_question
-from scaling.study.question import Question, ask, choose, study_folder
+from scaling.study.question import ask, choose, covers, study_folder
 from scaling.study.results import StudyFolder
-from scaling.study.sweep import Overrides, is_seed, load, product
+from scaling.study.sweep import Overrides, load, product, without_seed
 
 Array = NDArray[np.float64]
 Hours = Callable[[float], float]  # FLOPs of training -> hours of a run
@@ -77,7 +78,7 @@ def advise(
     question = ask(folder, [overrides])[0] if overrides else None
     law = choose(laws, question) if question else _default_law(laws)
     assert law.belief is not None
-    at = question.x(law) if question else default_question(law, BEYOND)
+    at = question.x(law) if question else _larger(law)
     rate = _hours(folder)
     options = [*_again(folder, law, rate), *_new(folder, law, rate, candidates)]
     return _chosen(law.belief, at, options, hours, seeds)
@@ -88,6 +89,13 @@ def _default_law(laws: Sequence[Law]) -> Law:
         if law.belief is not None:
             return law
     raise UserError(f"no law: {laws[0].reason if laws else 'no value counts'}")
+
+
+def _larger(law: Law) -> Array:
+    """Returns quantities [1, K] of four times the largest configuration's gmacs, and else like it."""
+    assert law.belief is not None
+    largest = law.belief.values.x[np.log(law.belief.values.x).sum(1).argmax()]
+    return (largest * [BEYOND if name.startswith("gmacs") else 1.0 for name in LAWS[law.name][0]])[None]
 
 
 def _hours(folder: StudyFolder) -> Hours:
@@ -114,7 +122,7 @@ def _again(folder: StudyFolder, law: Law, rate: Hours) -> list[Candidate]:
     found = []
     for _, rows in law.table.groupby("point", sort=False):
         of_point = [runs[name] for name in dict.fromkeys(rows["run"])]
-        overrides = {k: v for k, v in of_point[0].overrides.items() if not is_seed(k)}
+        overrides = without_seed(of_point[0].overrides)
         seeds = tuple(int(run.overrides.get(SEED, 0)) for run in of_point)
         last = rows.sort_values("step").iloc[-1]
         x = np.array([float(last[name]) for name in LAWS[law.name][0]])
@@ -124,36 +132,27 @@ def _again(folder: StudyFolder, law: Law, rate: Hours) -> list[Candidate]:
 
 def _new(folder: StudyFolder, law: Law, rate: Hours, candidates: Path | None) -> list[Candidate]:
     """Returns configurations that the study does not have, counted."""
-    ran = [{k: v for k, v in run.overrides.items() if not is_seed(k)} for run in folder.runs]
+    ran = [without_seed(run.overrides) for run in folder.runs]
     if candidates is not None:
         sweep = load(candidates).sweep
     else:
         axes: dict[str, list[Any]] = {}
-        for overrides in ran:
-            for key, value in overrides.items():
-                axes.setdefault(key, []).extend([value] if value not in axes.get(key, []) else [])
-        sweep = product(axes) if len(axes) > 1 else []
+        for key, value in (item for overrides in ran for item in overrides.items()):
+            if value not in axes.setdefault(key, []):
+                axes[key].append(value)
+        sweep = product(axes)
     new: list[Overrides] = []
-    for overrides in sweep:
-        bare = {key: value for key, value in overrides.items() if not is_seed(key)}
+    for bare in map(without_seed, sweep):
         if bare not in ran and bare not in new:
             new.append(bare)
     if candidates is None and len(new) > COMBINATIONS:
         return []
     found = []
     for question in ask(folder, new, strict=candidates is not None) if new else []:
-        if _covers(law, question):
+        if covers(law, question):
             hours = rate(question.facts["train_flops"])
             found.append(Candidate(question.overrides, (), question.x(law)[0], hours))
     return found
-
-
-def _covers(law: Law, question: Question) -> bool:
-    try:
-        chosen = choose([law], question) if law.name == "gmacs" else law
-    except UserError:
-        return False
-    return chosen.group == question.group and question.has(law.name)
 
 
 # --- the choice ---
@@ -168,29 +167,23 @@ def _chosen(
     of_point, of_seed = _variances(belief)
     noise = of_point + of_seed / seeds
     start = covariance[0, 0] + noise
-    counts = [len(option.seeds) for option in options]
+    options = list(options)
     advice: list[dict[str, Any]] = []
     while True:
         gains = []
-        for i, option in enumerate(options):
-            gained = _information(counts[i], of_point, of_seed)
-            shared = covariance[0, i + 1] ** 2 / (covariance[i + 1, i + 1] + 1 / gained)
-            gains.append(
-                np.log((covariance[0, 0] + noise) / (covariance[0, 0] - shared + noise)) / option.hours
-            )
+        for i, option in enumerate(options, 1):
+            unknown = covariance[i, i] + 1 / _information(len(option.seeds), of_point, of_seed)
+            left = covariance[0, 0] - covariance[0, i] ** 2 / unknown
+            gains.append(np.log((covariance[0, 0] + noise) / (left + noise)) / option.hours)
         affordable = [i for i, option in enumerate(options) if option.hours <= hours]
         best = max(affordable, key=lambda i: gains[i], default=None)
         if best is None or gains[best] * options[best].hours < 2 * LEAST:
             return advice
         option, row = options[best], covariance[best + 1]
-        gained = _information(counts[best], of_point, of_seed)
-        covariance = covariance - np.outer(row, row) / (row[best + 1] + 1 / gained)
-        seed = next(n for n in range(counts[best] + len(option.seeds) + 1) if n not in option.seeds)
-        options = [
-            Candidate(o.overrides, (*o.seeds, seed), o.x, o.hours) if i == best else o
-            for i, o in enumerate(options)
-        ]
-        counts[best] += 1
+        information = _information(len(option.seeds), of_point, of_seed)
+        covariance = covariance - np.outer(row, row) / (row[best + 1] + 1 / information)
+        seed = next(n for n in itertools.count() if n not in option.seeds)
+        options[best] = dataclasses.replace(option, seeds=(*option.seeds, seed))
         hours -= option.hours
         advice.append({
             "overrides": {**option.overrides, SEED: seed}, "hours": option.hours,

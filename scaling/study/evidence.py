@@ -68,11 +68,11 @@ def evidence(folder: StudyFolder) -> Evidence:
     metric, table = folder.metric, folder.table
     if metric.name not in table:
         table = table.assign(**{metric.name: np.nan}).iloc[:0]
-    states = {run.name: run for run in folder.runs}
+    states, measured = {run.name: run for run in folder.runs}, set(table["run"])
     reasons: dict[str, str] = {
         run.name: f"{run.status}{f', {run.reason}' if run.reason else ''}"
         for run in folder.runs
-        if run.status == "failed" or run.name not in set(table["run"])
+        if run.status == "failed" or run.name not in measured
     }
     kept = []
     for name, rows in table.groupby("run", sort=False):

@@ -17,7 +17,7 @@ from scaling.study import pool
 from scaling.study.claim import Bases, claim, locked, refuse_other_configs
 from scaling.study.jobs import Job
 from scaling.study.launchers import LAUNCHERS
-from scaling.study.sweep import Overrides, Study, is_seed, load, run_names, stored
+from scaling.study.sweep import Overrides, Study, load, run_names, stored, without_seed
 
 
 def sweep(
@@ -58,6 +58,7 @@ def sweep(
     )
     runs = _named_as_stored(study, root)
     features, first = plan.check(runs), _tuning_runs(study, runs, extra)
+    plan.check(first)
     with locked(root):
         stopped, failed = plan.train(runs, first, features)
         if stopped is None:
@@ -152,8 +153,7 @@ def _first_seeds(runs: Mapping[str, Overrides]) -> list[Overrides]:
     """Returns one run of each configuration."""
     of_point: dict[str, Overrides] = {}
     for overrides in runs.values():
-        bare = {key: value for key, value in overrides.items() if not is_seed(key)}
-        of_point.setdefault(json.dumps(bare, sort_keys=True), overrides)
+        of_point.setdefault(json.dumps(without_seed(overrides), sort_keys=True), overrides)
     return list(of_point.values())
 
 

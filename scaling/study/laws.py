@@ -112,15 +112,14 @@ class Law:
         """FLOPs of training per gmac and example."""
         return float((self.table["train_flops"] / (self.table["gmacs"] * self.table["examples"])).median())
 
-    def frontier(self, budgets: Array | None = None) -> dict[str, Any]:
+    def frontier(self) -> dict[str, Any]:
         """Returns the best size, examples and y for each budget of training compute, in FLOPs.
 
-        Without budgets, these go from the smallest run's to four times the largest's.
+        Budgets go from the smallest run's to four times the largest's.
         """
         assert self.belief is not None
         compute = self.table["train_flops"]
-        if budgets is None:
-            budgets = np.geomspace(compute.min(), BEYOND * compute.max(), CURVE_POINTS)
+        budgets = np.geomspace(compute.min(), BEYOND * compute.max(), CURVE_POINTS)
         best = optimal(self.belief, budgets, self.cost)
         curves = {"gmacs": best.size, "examples": best.data, "y": best.y}
         return {

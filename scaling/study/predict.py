@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from scaling.laws.belief import INTERVAL, summary
 from scaling.study.evidence import evidence
 from scaling.study.laws import LAWS, Law, laws_of, named
@@ -88,11 +86,3 @@ def text(prediction: Mapping[str, Any]) -> str:
         f"configuration: {asked}",
         f"cost: {', '.join(costs)}",
     ])  # fmt: skip
-
-
-def default_question(law: Law, times: float) -> np.ndarray:
-    """Returns quantities [1, K] as many times the largest configuration's gmacs, and else like it."""
-    assert law.belief is not None
-    largest = law.belief.values.x[np.log(law.belief.values.x).sum(1).argmax()]
-    scale = np.array([times if name.startswith("gmacs") else 1.0 for name in LAWS[law.name][0]])
-    return (largest * scale)[None]

@@ -16,13 +16,13 @@ from scaling.overrides import flat
 from scaling.study.evidence import DURATION, require_metric
 from scaling.study.laws import LAWS, Law
 from scaling.study.results import StudyFolder, read
-from scaling.study.sweep import MODEL_NAME, Overrides, is_seed, load
+from scaling.study.sweep import MODEL_NAME, Overrides, load, without_seed
 
 Array = NDArray[np.float64]
 
 COUNT = (sys.executable, "-m", "scaling.training.count")
 LENGTH = (DURATION, "data.batch_size")
-COVERED = ("model.", "train.seed", "mesh.", "execution.", *LENGTH)
+COVERED = ("model.", "train.seed", "mesh.", *LENGTH)
 SAME = 0.005  # relative difference of examples up to which durations are the same
 
 
@@ -60,14 +60,14 @@ def ask(folder: StudyFolder, asked: Sequence[Overrides], strict: bool = True) ->
     Raises:
         UserError: if an override is of a key that no law has as a quantity, or the config is wrong.
     """
-    base = _base(folder)
-    requests, given = [], []
-    for overrides in asked:
-        whole = {**base, **overrides}
-        given.append(whole)
-        source, trained = _source(folder, whole), _trained(folder)
-        requests.append({"source": source, "overrides": whole, "base": base, "run": trained})
-    answers = _counted(requests)
+    base, trained = _base(folder), _trained(folder)
+    given = [{**base, **overrides} for overrides in asked]
+    sources = _sources(folder, given)
+    answers = _counted([
+        {"source": source, "overrides": whole, "base": base, "run": trained}
+        for source, whole in zip(sources, given, strict=True)
+    ])  # fmt: skip
+    several = len({run.overrides.get(MODEL_NAME) for run in folder.runs}) > 1
     questions = []
     for overrides, whole, answer in zip(asked, given, answers, strict=True):
         if "error" in answer and not strict:
@@ -80,7 +80,7 @@ def ask(folder: StudyFolder, asked: Sequence[Overrides], strict: bool = True) ->
         facts = {key: float(value) for key, value in answer.items() if value is not None}
         if "tokens" in facts:
             facts["gmacs_per_token"] = facts["gmacs"] / facts["tokens"]
-        group = str(whole[MODEL_NAME]) if MODEL_NAME in _varied(folder) else ""
+        group = str(whole[MODEL_NAME]) if several else ""
         of_length = any(key in LENGTH for key in overrides)
         questions.append(Question(whole, group, facts, of_length))
     return questions
@@ -95,15 +95,6 @@ def _counted(requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return answers
 
 
-def _varied(folder: StudyFolder) -> dict[str, set[str]]:
-    """Returns the values of each swept key that takes several."""
-    values: dict[str, set[str]] = {}
-    for run in folder.runs:
-        for key, value in run.overrides.items():
-            values.setdefault(key, set()).add(str(value))
-    return {key: several for key, several in values.items() if len(several) > 1}
-
-
 def _base(folder: StudyFolder) -> Overrides:
     """Returns the overrides of the study's largest configuration, without its seed."""
     table = folder.table[folder.table["gmacs"].notna()].sort_values("train_flops")
@@ -111,16 +102,15 @@ def _base(folder: StudyFolder) -> Overrides:
         raise UserError(f"{folder.path}: no run has been measured yet, so there is no law to ask")
     largest = table["run"].iloc[-1]
     run = next(run for run in folder.runs if run.name == largest)
-    swept = {key: value for key, value in run.overrides.items() if not is_seed(key)}
-    return {**folder.study["overrides"], **swept}
+    return {**folder.study["overrides"], **without_seed(run.overrides)}
 
 
-def _source(folder: StudyFolder, overrides: Mapping[str, Any]) -> str:
-    """Returns the config file of a run with these overrides."""
+def _sources(folder: StudyFolder, asked: Sequence[Overrides]) -> list[str]:
+    """Returns the config file of a run with each of these overrides."""
     source: str = folder.study["config"]
     if ", " not in source:
-        return source
-    return load(folder.study["study"]).config_of(overrides)  # of a config for each family
+        return [source] * len(asked)
+    return list(map(load(folder.study["study"]).config_of, asked))  # of a config for each family
 
 
 def _trained(folder: StudyFolder) -> str | None:
@@ -161,8 +151,9 @@ def choose(laws: Sequence[Law], question: Question) -> Law:
         )
     by_name = {law.name: law for law in mine}
     same = _same_length(by_name["gmacs"], question)
-    names = [name for name in (("gmacs", "tokens") if same else ("examples",)) if name in by_name]
-    fitted = [by_name[name] for name in names if by_name[name].belief and question.has(name)]
+    fitted = [
+        law for law in mine if law.belief and (law.name != "examples") == same and question.has(law.name)
+    ]
     if fitted:
         return max(fitted, key=lambda law: law.belief.log_evidence if law.belief else -np.inf)
     if same:
@@ -173,6 +164,12 @@ def choose(laws: Sequence[Law], question: Question) -> Law:
         f"{question.facts['examples']:,.0f} examples: every value of the study is of one other duration, "
         "which no law goes beyond; sweep train.duration, or keep a constant learning rate"
     )
+
+
+def covers(law: Law, question: Question) -> bool:
+    """Returns whether a configuration is of a law's family, quantities and, unless these say it, duration."""
+    of_length = law.name == "examples" or _same_length(law, question)
+    return law.group == question.group and of_length and question.has(law.name)
 
 
 def _same_length(law: Law, question: Question) -> bool:

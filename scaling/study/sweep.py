@@ -139,6 +139,11 @@ def is_seed(key: str) -> bool:
     return key.rsplit(".", 1)[-1] == "seed"
 
 
+def without_seed(overrides: Mapping[str, Any]) -> Overrides:
+    """Returns the overrides of a configuration, which runs of several seeds share."""
+    return {key: value for key, value in overrides.items() if not is_seed(key)}
+
+
 def _run_name(run: Overrides, dotted: bool) -> str:
     run = {key: run[key] for key in sorted(run, key=is_seed)}  # seeds last
     short = [key.rsplit(".", 1)[-1] for key in run]

@@ -1,6 +1,5 @@
 """Tuning of a study: a value is chosen on its smallest configurations, and carried on to the others."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -46,13 +45,9 @@ class Tune:
         return int(match[1])
 
     def runs(self, gmacs: Sequence[tuple[Overrides, float]]) -> list[Overrides]:
-        """Returns the runs that tune, of the sweep's configurations with their gmacs; one seed of each."""
-        first: dict[str, tuple[float, Overrides]] = {}
-        for overrides, cost in gmacs:
-            bare = {key: value for key, value in overrides.items() if key.rsplit(".", 1)[-1] != "seed"}
-            first.setdefault(json.dumps(bare, sort_keys=True), (cost, overrides))
-        smallest = sorted(first.values(), key=lambda each: each[0])[: self.count]
-        return [{**overrides, self.key: value} for _, overrides in smallest for value in self.values]
+        """Returns the runs that tune, of one run of each of the sweep's configurations, and its gmacs."""
+        smallest = sorted(gmacs, key=lambda each: each[1])[: self.count]
+        return [{**overrides, self.key: value} for overrides, _ in smallest for value in self.values]
 
     def chosen(self, y: Mapping[str, float], runs: Mapping[str, Overrides]) -> Any:
         """Returns the value of the lowest mean log y over the configurations, of those that each has.

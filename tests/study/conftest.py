@@ -119,6 +119,15 @@ def write_study(
     return root
 
 
+def split_in_families(root: Path, vit: str) -> Path:
+    """Makes the sizes of these letters ViTs, and the others Swins."""
+    study = json.loads((root / "study.json").read_text())
+    for overrides in study["runs"].values():
+        overrides["model.name"] = "vit" if overrides["model.variant"][0] in vit else "swin"
+    (root / "study.json").write_text(json.dumps(study))
+    return root
+
+
 @pytest.fixture(scope="session")
 def make_study() -> Callable[..., Path]:
     return write_study

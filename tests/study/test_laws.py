@@ -11,6 +11,7 @@ import pytest
 from scaling.study import results
 from scaling.study.evidence import evidence
 from scaling.study.laws import describe, fit_laws, law_in, laws_of, named
+from tests.study.conftest import split_in_families
 
 E, A, ALPHA = 20.0, 8.0, 0.4
 MakeStudy = Callable[..., Path]
@@ -140,10 +141,7 @@ def test_what_is_left_out_is_listed_with_its_reason(make_study: MakeStudy, tmp_p
 
 def test_families_have_laws_of_their_own(make_study: MakeStudy, tmp_path: Path) -> None:
     root = make_study(tmp_path, metric="val_top1", law=(0.1, 0.002, 0.5))
-    study = json.loads((root / "study.json").read_text())
-    for name, overrides in study["runs"].items():
-        overrides["model.name"] = "vit" if name[8] in "AF" else "swin"
-    (root / "study.json").write_text(json.dumps(study))
+    split_in_families(root, "AF")
     laws = law_in(fit_laws(results.read(root)), "gmacs")
     assert {law["group"]: law["values"] for law in laws} == {"vit": 6, "swin": 6}
     assert {named(law) for law in laws} == {"gmacs, vit", "gmacs, swin"}
